@@ -1,0 +1,38 @@
+# make demo: a network learns handwritten digits.   make test: the tests.   make test-all: the slow ones too.
+PYTHON ?= python3
+VENV ?= .venv
+REQUIREMENTS ?= requirements.txt
+RUN = $(VENV)/bin/python
+
+.PHONY: demo test test-all smoke test-lowest lint format
+
+demo: $(VENV)/installed
+	$(RUN) train.py --config=configs/lenet5_digits.py
+
+test: $(VENV)/installed
+	$(RUN) -m pytest
+
+test-all: $(VENV)/installed
+	$(RUN) -m pytest -m "slow or not slow"
+
+# What shows that another Python or other versions of the libraries will do.
+smoke: $(VENV)/installed
+	$(RUN) -m pytest -m smoke
+
+# The lower bounds of requirements.txt, each at its bound.
+test-lowest:
+	mkdir -p .venv-lowest && sed 's/>=/==/' requirements.txt > .venv-lowest/requirements.txt
+	$(MAKE) smoke VENV=.venv-lowest REQUIREMENTS=.venv-lowest/requirements.txt
+
+lint: $(VENV)/installed
+	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+
+format: $(VENV)/installed
+	$(RUN) -m ruff check --fix . && $(RUN) -m ruff format .
+
+$(VENV)/installed: requirements.txt
+	@$(PYTHON) -c "import sys; sys.exit(sys.version_info < (3, 11))" || \
+		{ echo "Python 3.11 or newer is needed, $(PYTHON) is $$($(PYTHON) --version); try make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --disable-pip-version-check -r $(REQUIREMENTS)
+	touch $@

@@ -1,0 +1,52 @@
+"""Evaluates a checkpoint exactly: python evaluate.py --workdir=DIR [--step=N|best] [--split=NAME] [--json=FILE].
+
+Every image of the split counts once. The newest checkpoint is taken, with its averaged weights where the run kept them.
+"""
+
+import json
+import pathlib
+
+from absl import flags
+
+import input_pipeline
+from training import command_line
+from training.evaluation import evaluate
+from training.metrics import write_atomically
+from training.platform import prepare_platform
+from training.state import make_mesh, make_model
+from training.step import make_eval_step
+from training.transfer import load_weights
+
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made.", required=True)
+_STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
+_SPLIT = flags.DEFINE_string("split", None, "train, eval or a name of the dataset's own; default: eval.")
+_JSON = flags.DEFINE_string("json", None, "A file for the result; - for standard output.")
+
+
+def main() -> None:
+    """Runs the program."""
+    with command_line.refusing_bad_input():
+        mesh = make_mesh()
+        config, params, batch_stats, step = load_weights(
+            pathlib.Path(_WORKDIR.value), mesh, command_line.step(_STEP.value)
+        )
+        dataset = input_pipeline.load_dataset(config, _SPLIT.value or "eval")
+        prepare_platform(config)
+        eval_step = make_eval_step(config, make_model(config, training=False), mesh)
+        batches = input_pipeline.eval_batches(dataset, config)
+        with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
+            metrics = evaluate(eval_step, params, batch_stats, batches)
+
+    result = {"model": config.model, "dataset": config.dataset, "split": dataset.split, "step": step}
+    result |= {"examples": len(dataset)} | metrics
+    if _JSON.value == "-":
+        return print(json.dumps(result, indent=2))
+    top1, top5 = (100 * metrics[name] for name in ("accuracy_top1", "accuracy_top5"))
+    print(f"{config.model}, step {step}, on {len(dataset):,} {dataset.split} images of {config.dataset}:", end=" ")
+    print(f"loss {metrics['loss']:.4f}, top-1 {top1:.2f} %, top-5 {top5:.2f} %")
+    if _JSON.value:
+        write_atomically(pathlib.Path(_JSON.value), json.dumps(result, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    command_line.run(main)

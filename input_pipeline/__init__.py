@@ -1,0 +1,7 @@
+"""From a dataset's name to uint8 batches on the mesh, and their normalisation inside the jitted step."""
+
+from input_pipeline.augmentation import normalize
+from input_pipeline.batches import eval_batches, to_device, train_batches
+from input_pipeline.datasets import DamagedImageError, Dataset, load_dataset
+
+__all__ = ["DamagedImageError", "Dataset", "eval_batches", "load_dataset", "normalize", "to_device", "train_batches"]

@@ -1,0 +1,272 @@
+"""Datasets by name: how many records, which classes, and each record's image as bytes or pixels."""
+
+import dataclasses
+import difflib
+import math
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+from ml_collections import ConfigDict
+
+TFDS_NAMES = (
+    "beans", "caltech101", "cats_vs_dogs", "cifar10", "cifar100", "fashion_mnist", "food101", "imagenet2012",
+    "imagenet_a", "imagenet_r", "imagenet_v2", "imagenette", "imagewang", "kmnist", "mnist", "oxford_flowers102",
+    "oxford_iiit_pet", "stanford_dogs", "svhn_cropped", "tf_flowers",
+)  # fmt: skip
+"""Image classification in TFDS, suggested for a misspelled name; any other of its datasets works as well."""
+
+HELD_OUT_SPLITS = {"train": "train", "eval": "validation", "validation": "validation"}
+EVAL_FOLDERS = ("val", "validation", "test")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+SYNTHETIC_IMAGES = 64
+
+
+class DamagedImageError(ValueError):
+    """An image cannot be decoded; the message names dataset, split, record and file."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """The records of one split, readable in any order and from any thread.
+
+    `len(dataset)` counts them; `dataset[i]` is (encoded bytes or uint8 (H, W, C), label).
+
+    Attributes:
+      name: as the config has it.
+      split: the split's own name.
+      class_names: for people; a label is a position in it.
+      size: number of records.
+      read: from a record's index to its image and label.
+      describe: from a record's index to its record or file, for error messages.
+    """
+
+    name: str
+    split: str
+    class_names: tuple[str, ...]
+    size: int
+    read: Callable[[int], tuple[bytes | np.ndarray, int]]
+    describe: Callable[[int], str]
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, record: int) -> tuple[bytes | np.ndarray, int]:
+        if not 0 <= record < self.size:
+            raise IndexError(f"record {record} of {self.size}")
+        return self.read(record)
+
+
+def load_dataset(config: ConfigDict, split: str) -> Dataset:
+    """Opens a split of the dataset that config.dataset names.
+
+    Names: 'digits' (scikit-learn's, in place), 'synthetic' (random pixels), 'image_folder:/path' (class folders of JPEG
+    and PNG files), and every dataset that TFDS has prepared as ArrayRecord in config.data_dir ('imagenet2012',
+    'imagenette/160px-v2', ...).
+
+    Args:
+      config: dataset, data_dir, train_split, eval_split, validation_share, split_seed, image_size, channels,
+        num_classes, synthetic_examples.
+      split: 'train' or 'eval' for config's choice, or a split's own name.
+
+    Returns:
+      The dataset, with at least one record.
+
+    Raises:
+      ValueError: the name or split is unknown, or the records are not labelled images.
+      FileNotFoundError: the dataset is known, but not there.
+    """
+    split = {"train": config.train_split, "eval": config.eval_split}.get(split) or split
+    if config.dataset == "digits":
+        return _digits(config, split)
+    if config.dataset == "synthetic":
+        return _synthetic(config, split)
+    if config.dataset.startswith("image_folder:"):
+        return _image_folder(config, split)
+    return _tfds(config, split)
+
+
+def _held_out_split(config: ConfigDict, split: str) -> str:
+    if split not in HELD_OUT_SPLITS:
+        raise ValueError(f"dataset {config.dataset!r} has no split {split!r}: use 'train' or 'validation'")
+    return HELD_OUT_SPLITS[split]
+
+
+def _held_out_records(config: ConfigDict, split: str, size: int) -> np.ndarray:
+    """Indices of the split's records among size, when a share of them is held out for validation."""
+    held_out = math.ceil(config.validation_share * size)
+    if not 0 < held_out < size:
+        raise ValueError(
+            f"validation_share={config.validation_share} holds out {held_out} of {size} records of "
+            f"{config.dataset!r}: leave at least one on both sides"
+        )
+    # RandomState, because NumPy has frozen its stream: a new version must not mix training and validation.
+    order = np.random.RandomState(config.split_seed).permutation(size)
+    return np.sort(order[:held_out] if split == "validation" else order[held_out:])
+
+
+def _digits(config: ConfigDict, split: str) -> Dataset:
+    from PIL import Image
+    from sklearn.datasets import load_digits
+
+    split = _held_out_split(config, split)
+    pixels, labels = load_digits(return_X_y=True)
+    records = _held_out_records(config, split, len(labels))
+    pixels = np.round(pixels[records].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
+    size = config.image_size, config.image_size
+    images = np.stack([np.asarray(Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)) for image in pixels])
+    images, labels = images[..., None], labels[records]
+    return Dataset(
+        name="digits",
+        split=split,
+        class_names=tuple("0123456789"),
+        size=len(labels),
+        read=lambda record: (images[record], int(labels[record])),
+        describe=lambda record: f"record {record}, load_digits()[{records[record]}]",
+    )
+
+
+def _synthetic(config: ConfigDict, split: str) -> Dataset:
+    """Random images, few and reused; up to SYNTHETIC_IMAGES classes each has its own, so that they can be learnt."""
+    num_classes = config.num_classes or 1000
+    shape = min(num_classes, SYNTHETIC_IMAGES), config.image_size, config.image_size, config.channels
+    images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    return Dataset(
+        name="synthetic",
+        split=_held_out_split(config, split),
+        class_names=tuple(str(label) for label in range(num_classes)),
+        size=config.synthetic_examples,
+        read=lambda record: (images[record % num_classes % len(images)], record % num_classes),
+        describe=lambda record: f"record {record}",
+    )
+
+
+def _image_folder(config: ConfigDict, split: str) -> Dataset:
+    name = config.dataset
+    root = Path(name.removeprefix("image_folder:")).expanduser()
+    if name == "image_folder:" or not root.is_dir():
+        raise FileNotFoundError(f"no folder {str(root)!r}: dataset=image_folder:/path needs a folder of class folders")
+    splits = {path.name: path for path in _subfolders(root) if path.name in ("train", *EVAL_FOLDERS)}
+    splits = {split: path for split, path in splits.items() if _subfolders(path)}  # a class may be called 'train'
+    eval_split = next((folder for folder in EVAL_FOLDERS if folder in splits), None)
+    if split == "eval" and eval_split:
+        split = eval_split
+
+    if split in splits and eval_split:
+        folder, held_out = splits[split], False
+    elif eval_split:
+        raise ValueError(f"{str(root)!r} has no folder {split}/ of class folders: there are {', '.join(splits)}")
+    else:
+        folder, held_out = splits.get("train", root), True
+        split = _held_out_split(config, split)
+
+    class_names = tuple(path.name for path in _subfolders(folder))
+    if not class_names:
+        raise ValueError(f"{str(folder)!r} has no class folders: put each class's images into a folder of its name")
+    for other in splits.values():
+        different = sorted(set(class_names) ^ {path.name for path in _subfolders(other)})
+        if different:
+            raise ValueError(
+                f"class folders of {str(folder)!r} and {str(other)!r} differ: {', '.join(different[:5])} "
+                f"({len(different)} in all) must be in both or in neither"
+            )
+    files, labels = [], []
+    for label, class_name in enumerate(class_names):
+        found = _image_files(folder / class_name)
+        if not found:
+            raise ValueError(f"no JPEG or PNG file in {str(folder / class_name)!r}: add images or remove the folder")
+        files += found
+        labels += [label] * len(found)
+    if held_out:
+        records = _held_out_records(config, split, len(files))
+        files, labels = [files[record] for record in records], [labels[record] for record in records]
+    return Dataset(
+        name=name,
+        split=split,
+        class_names=class_names,
+        size=len(files),
+        read=lambda record: (Path(files[record]).read_bytes(), labels[record]),
+        describe=lambda record: f"record {record}, file {files[record]}",
+    )
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
+
+
+def _image_files(folder: Path) -> list[str]:
+    return sorted(
+        os.path.join(parent, file)
+        for parent, _, files in os.walk(folder, followlinks=True)
+        for file in files
+        if file.lower().endswith(IMAGE_SUFFIXES) and not file.startswith(".")
+    )
+
+
+def _tfds(config: ConfigDict, split: str) -> Dataset:
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    name = config.dataset
+    data_dir = Path(config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    try:
+        # From the files, not from the dataset's code: any version that was prepared is good.
+        builder = read_only_builder.builder_from_files(name, data_dir=str(data_dir))
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        raise _not_found(name, data_dir, tfds.list_builders(with_community_datasets=False)) from None
+    features, splits = dict(builder.info.features), sorted(builder.info.splits)
+    if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(
+        features.get("label"), tfds.features.ClassLabel
+    ):
+        raise ValueError(f"dataset {name!r} has features {', '.join(features)}: 'image' and a class 'label' are needed")
+    if split == "eval":
+        split = "validation" if "validation" in splits else "test"
+    try:
+        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
+    except NotImplementedError:
+        raise ValueError(
+            f"dataset {name!r} in {str(data_dir)!r} is stored as {builder.info.file_format.value}: "
+            "prepare it with file_format='array_record'"
+        ) from None
+    except (ValueError, KeyError):
+        raise ValueError(
+            f"dataset {name!r} has no split {split!r} but {', '.join(splits)}: set train_split and eval_split "
+            "(for example 'train[:90%]' and 'train[90%:]')"
+        ) from None
+    class_names = tuple(features["label"].names)
+
+    def read(record: int) -> tuple[bytes, int]:
+        example = source[record]
+        return example["image"], int(example["label"])
+
+    def describe(record: int) -> str:
+        file = source[record].get("file_name", b"")
+        return f"record {record}" + (f", file {file.decode()}" if file else "")
+
+    if not len(source) or not 0 <= read(0)[1] < len(class_names):
+        raise ValueError(f"split {split!r} of dataset {name!r} has no labelled images: choose one of {splits}")
+    return Dataset(name, split, class_names, len(source), read, describe)
+
+
+def _not_found(name: str, data_dir: Path, tfds_names: list[str]) -> Exception:
+    infos = [*data_dir.glob("*/*/dataset_info.json"), *data_dir.glob("*/*/*/dataset_info.json")]
+    prepared = sorted({info.parent.parent.relative_to(data_dir).as_posix() for info in infos})
+    there = f"{str(data_dir)!r} (there: {', '.join(prepared) or 'none'})"
+    if name.split("/")[0].split(":")[0] not in tfds_names:
+        known = ["digits", "synthetic", "image_folder:/path", *prepared, *TFDS_NAMES]
+        nearest = [other for other in known if other.startswith(name)] or difflib.get_close_matches(name, known)
+        hint = f"did you mean {' or '.join(nearest[:3])}?" if nearest else f"use {', '.join(known[:3])} or one of TFDS."
+        return ValueError(f"unknown dataset {name!r}: {hint} TFDS datasets are read from {there}")
+    if name.startswith("imagenet2012"):
+        return FileNotFoundError(
+            f"dataset {name!r} is not prepared in {there}: get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar "
+            "from image-net.org and prepare them with TFDS as array_record, or use --config.dataset=image_folder:/path"
+        )
+    return FileNotFoundError(
+        f"dataset {name!r} is not prepared in {there}: prepare it with TFDS as array_record, or set data_dir"
+    )

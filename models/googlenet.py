@@ -1,0 +1,187 @@
+"""GoogLeNet: Szegedy et al. 2014, Going deeper with convolutions, Table 1.
+
+The paper gives neither initial values nor the constants of the normalisation: those here are BVLC's (Caffe's
+bvlc_googlenet). The variants with batch normalisation are initialised as torchvision's.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.layers import (
+    BatchNorm,
+    Classifier,
+    Constant,
+    ConvReLU,
+    Dense,
+    Dropout,
+    LocalResponseNorm,
+    Module,
+    Normal,
+    adaptive_average_pool,
+    average_pool,
+    global_average_pool,
+    lecun_uniform,
+    max_pool,
+)
+
+# Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
+INCEPTIONS = {
+    "inception3a": (64, 96, 128, 16, 32, 32),
+    "inception3b": (128, 128, 192, 32, 96, 64),
+    "inception4a": (192, 96, 208, 16, 48, 64),
+    "inception4b": (160, 112, 224, 24, 64, 64),
+    "inception4c": (128, 128, 256, 24, 64, 64),
+    "inception4d": (112, 144, 288, 32, 64, 64),
+    "inception4e": (256, 160, 320, 32, 128, 128),
+    "inception5a": (256, 160, 320, 32, 128, 128),
+    "inception5b": (384, 192, 384, 48, 128, 128),
+}
+AUX_HEADS = ("inception4a", "inception4d")
+AUX_DROPOUT_RATE = 0.7
+
+# BVLC's: Caffe's xavier, and biases that keep the ReLUs open, without which 22 layers do not start to learn.
+PAPER_CONV = partial(ConvReLU, kernel_initializer=lecun_uniform, bias_initializer=Constant(0.2))
+PAPER_HIDDEN = partial(Dense, kernel_initializer=lecun_uniform, bias_initializer=Constant(0.2))
+PAPER_OUTPUT = partial(Classifier, kernel_initializer=lecun_uniform, bias_initializer=Constant(0))
+BATCH_NORM_CONV = partial(
+    ConvReLU, bias=False, batch_norm=partial(BatchNorm, epsilon=1e-3), kernel_initializer=Normal(0.01)
+)
+BATCH_NORM_HIDDEN = partial(Dense, kernel_initializer=Normal(0.01))
+BATCH_NORM_OUTPUT = partial(Classifier, kernel_initializer=Normal(0.01))
+
+
+class Inception(Module):
+    """An Inception module with dimension reductions: Fig. 2(b)."""
+
+    def __init__(self, in_features: int, widths: tuple[int, ...], conv: Callable[..., Module], last_kernel: int):
+        """Builds the four branches; the third's last kernel is 5x5 in the paper, 3x3 in torchvision."""
+        width1, reduce2, width2, reduce3, width3, width4 = widths
+        self.branch1 = conv(in_features, width1, kernel=1)
+        self.branch2_reduce = conv(in_features, reduce2, kernel=1)
+        self.branch2 = conv(reduce2, width2, kernel=3, padding=1)
+        self.branch3_reduce = conv(in_features, reduce3, kernel=1)
+        self.branch3 = conv(reduce3, width3, kernel=last_kernel, padding=last_kernel // 2)
+        self.branch4 = conv(in_features, width4, kernel=1)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to (N, H, W, sum of the branches' widths)."""
+        branches = (
+            self.branch1(x),
+            self.branch2(self.branch2_reduce(x)),
+            self.branch3(self.branch3_reduce(x)),
+            self.branch4(max_pool(x, 3, 1, padding=1)),
+        )
+        return jnp.concatenate(branches, axis=-1)
+
+
+class AuxiliaryHead(Module):
+    """An auxiliary classifier on an Inception module's output: section 5."""
+
+    def __init__(
+        self,
+        in_features: int,
+        num_classes: int,
+        dropout_rate: float,
+        conv: Callable[..., Module],
+        hidden: Callable[..., Module],
+        output: Callable[..., Module],
+        adaptive: bool,
+    ):
+        """Builds the layers; adaptive is torchvision's pooling, at every image size."""
+        self.conv = conv(in_features, 128, kernel=1)
+        self.dense = hidden((4, 4, 128), 1024)
+        self.dropout = Dropout(dropout_rate)
+        self.output = output(1024, num_classes)
+        self.adaptive = adaptive
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to logits (N, num_classes)."""
+        if self.adaptive or x.shape[1:3] != (14, 14):
+            x = adaptive_average_pool(x, (4, 4))
+        else:
+            x = average_pool(x, 5, 3)
+        x = nnx.relu(self.dense(self.conv(x)))
+        return self.output(self.dropout(x))
+
+
+class GoogLeNet(Module):
+    """The network of Table 1; batch normalisation, if asked for, replaces biases and local response normalisation."""
+
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        dropout_rate: float,
+        aux_heads: tuple[str, ...],
+        batch_norm: bool = False,
+        torchvision: bool = False,
+    ):
+        """Builds the layers.
+
+        Args:
+          num_classes: how many classes.
+          channels: of the images.
+          dropout_rate: that of the main classifier; the auxiliary ones have 0.7, or with a rate of 0 none.
+          aux_heads: the Inception modules with an auxiliary classifier behind them.
+          batch_norm: whether every convolution has batch normalisation.
+          torchvision: whether to differ from the paper where torchvision does: 3x3 kernels for 5x5 ones, a last
+            pooling of 2x2, and adaptive pooling in the auxiliary classifiers.
+        """
+        conv, hidden, output = PAPER_CONV, PAPER_HIDDEN, PAPER_OUTPUT
+        if batch_norm:
+            conv, hidden, output = BATCH_NORM_CONV, BATCH_NORM_HIDDEN, BATCH_NORM_OUTPUT
+        # alpha 1e-4 in Caffe, which divides it by the size.
+        self.norm1 = None if batch_norm else LocalResponseNorm(alpha=1e-4 / 5, k=1.0)
+        self.norm2 = None if batch_norm else LocalResponseNorm(alpha=1e-4 / 5, k=1.0)
+        self.last_window = 2 if torchvision else 3
+        self.conv1 = conv(channels, 64, kernel=7, stride=2, padding=3)
+        self.conv2_reduce = conv(64, 64, kernel=1)
+        self.conv2 = conv(64, 192, kernel=3, padding=1)
+        features, aux_dropout_rate = 192, AUX_DROPOUT_RATE if dropout_rate else 0.0
+        for name, widths in INCEPTIONS.items():
+            setattr(self, name, Inception(features, widths, conv, last_kernel=3 if torchvision else 5))
+            features = widths[0] + widths[2] + widths[4] + widths[5]
+            if name in aux_heads:
+                head = AuxiliaryHead(features, num_classes, aux_dropout_rate, conv, hidden, output, torchvision)
+                setattr(self, f"{name}_head", head)
+        self.dropout = Dropout(dropout_rate)
+        self.head = output(1024, num_classes)
+        self.aux_heads = aux_heads
+
+    def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, list[jax.Array]]:
+        """Maps (N, H, W, C) to logits (N, num_classes), with auxiliary heads to (logits, [their logits by depth])."""
+        x = max_pool(self.conv1(x), 3, 2, ceil=True)
+        x = self.norm1(x) if self.norm1 else x
+        x = self.conv2(self.conv2_reduce(x))
+        x = self.norm2(x) if self.norm2 else x
+        x = max_pool(x, 3, 2, ceil=True)
+        aux_logits = []
+        for name in INCEPTIONS:
+            x = getattr(self, name)(x)
+            if name in self.aux_heads:
+                aux_logits.append(getattr(self, f"{name}_head")(x))
+            if name == "inception3b":
+                x = max_pool(x, 3, 2, ceil=True)
+            elif name == "inception4e":
+                x = max_pool(x, self.last_window, 2, ceil=True)
+        logits = self.head(self.dropout(global_average_pool(x)))
+        return (logits, aux_logits) if self.aux_heads else logits
+
+
+TORCH_NAMES = (  # torchvision's googlenet
+    (r"^inception4a_head", "aux1"),
+    (r"^inception4d_head", "aux2"),
+    (r"^(aux\d)\.dense", r"\1.fc1"),
+    (r"^(aux\d)\.output", r"\1.fc2"),
+    (r"^conv2\.", "conv3."),
+    (r"^conv2_reduce", "conv2"),
+    (r"\.branch([23])_reduce", r".branch\1.0"),
+    (r"\.branch([23])\.(conv|batch_norm)", r".branch\1.1.\2"),
+    (r"\.branch4", ".branch4.1"),
+    (r"\.batch_norm", ".bn"),
+    (r"^head", "fc"),
+)

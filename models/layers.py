@@ -1,0 +1,454 @@
+"""The layers that the networks share: their structure, their initial values and their arithmetic.
+
+A layer is built abstract: its variables hold a `jax.ShapeDtypeStruct` and, as metadata, the `initializer` that draws
+their values. Building a network so costs milliseconds, and `initial_values` draws them on the host without compiling.
+
+Images and maps are (N, H, W, C). Padding is PyTorch's: explicit, the same on both sides.
+"""
+
+import functools
+import math
+import os
+import zlib
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
+
+
+# Initial values
+
+
+@dataclass(frozen=True)
+class Constant:
+    """The same value everywhere."""
+
+    value: float
+
+    def __call__(self, random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns a float32 array of that shape."""
+        return np.full(shape, self.value, np.float32)
+
+
+@dataclass(frozen=True)
+class Normal:
+    """A normal distribution around 0 with a standard deviation."""
+
+    deviation: float
+
+    def __call__(self, random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns a float32 array of that shape."""
+        values = random.standard_normal(shape, np.float32)
+        values *= self.deviation
+        return values
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A uniform distribution between -bound and bound."""
+
+    bound: float
+
+    def __call__(self, random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+        """Returns a float32 array of that shape."""
+        values = random.random(shape, np.float32)
+        values -= 0.5
+        values *= 2 * self.bound
+        return values
+
+
+def kaiming_normal(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A normal distribution of variance 2 / fan out, for a convolution (H, W, I, O): He et al. 2015 (PReLU), eq. 14."""
+    return Normal(math.sqrt(2 / (shape[0] * shape[1] * shape[3])))(random, shape)
+
+
+def fan_in_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A uniform distribution of variance 1 / (3 fan in): PyTorch's default for convolutions and dense layers."""
+    return Uniform(1 / math.sqrt(math.prod(shape[:-1])))(random, shape)
+
+
+def lecun_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A uniform distribution of variance 1 / fan in: what Caffe calls xavier."""
+    return Uniform(math.sqrt(3 / math.prod(shape[:-1])))(random, shape)
+
+
+def initial_values(model: nnx.Module, seed: int) -> dict[str, Any]:
+    """Draws the initial values of a network on the host.
+
+    A value is a function of the seed and of its own path alone: other parameters may come and go.
+
+    Args:
+      model: a network, abstract or not.
+      seed: of the initial values, at least 0.
+
+    Returns:
+      A nested dict of NumPy arrays, of all parameters and running statistics.
+    """
+    state = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
+
+    def draw(path: tuple, variable: nnx.Variable) -> np.ndarray:
+        random = np.random.default_rng([seed, _path_hash(path)])
+        value = variable.get_value()
+        return variable.get_metadata("initializer")(random, value.shape).astype(value.dtype, copy=False)
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # NumPy draws without the GIL
+        values = list(pool.map(draw, state.paths, state.leaves))
+    return nnx.traversals.unflatten_mapping(dict(zip(state.paths, values, strict=True)))
+
+
+def _path_hash(path: tuple) -> int:
+    return zlib.crc32(".".join(map(str, path)).encode())
+
+
+# Layers
+
+
+class Module(nnx.Module):
+    """A module that knows its name in its parent, and runs under it: the name stack reads `stages.0.1/conv2`."""
+
+    name = ""
+
+    def __init_subclass__(cls, **arguments):
+        """Wraps the class's own `__call__`."""
+        super().__init_subclass__(**arguments)
+        if "__call__" not in vars(cls):
+            return
+        call = cls.__call__
+
+        @functools.wraps(call)
+        def named_call(self, *inputs):
+            # A root has no name, and a class's call inside its subclass's stands under it already.
+            if not self.name or type(self).__call__ is not named_call:
+                return call(self, *inputs)
+            with jax.named_scope(self.name):
+                return call(self, *inputs)
+
+        cls.__call__ = named_call
+
+    def __setattr__(self, attribute: str, value: Any) -> None:
+        """Sets an attribute; a module, or those in an nnx.List, get its name."""
+        super().__setattr__(attribute, value)
+        _set_name(value, attribute)
+
+
+def _set_name(value: Any, name: str) -> None:
+    if isinstance(value, Module):
+        value.name = name
+    elif isinstance(value, nnx.List):
+        for index, item in enumerate(value):
+            _set_name(item, f"{name}.{index}")
+
+
+class Conv(Module):
+    """A convolution: kernel (H, W, I / groups, O), and a bias (O,)."""
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kernel: int | tuple[int, int],
+        stride: int = 1,
+        padding: int | tuple[int, int] = 0,
+        groups: int = 1,
+        bias: bool = True,
+        kernel_initializer: Initializer = fan_in_uniform,
+        bias_initializer: Initializer | None = None,
+    ):
+        """Builds the layer; bias_initializer None is PyTorch's: uniform, within 1 / sqrt(fan in)."""
+        self.kernel_size, self.padding = _pair(kernel), _pair(padding)
+        self.stride, self.groups, self.dtype = stride, groups, jnp.float32
+        shape = (*self.kernel_size, in_features // groups, out_features)
+        self.kernel = _parameter(shape, kernel_initializer)
+        self.bias = _bias(shape, bias_initializer) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to (N, H', W', O) with H' = floor((H + 2 padding - kernel) / stride) + 1.
+
+        Raises:
+          ValueError: if the map is too small for the kernel.
+        """
+        _check_window(x, self.kernel_size, self.padding)
+        y = lax.conv_general_dilated(
+            x.astype(self.dtype),
+            self.kernel.get_value().astype(self.dtype),
+            window_strides=(self.stride, self.stride),
+            padding=[(size, size) for size in self.padding],
+            dimension_numbers=("NHWC", "HWIO", "NHWC"),
+            feature_group_count=self.groups,
+        )
+        return y if self.bias is None else y + self.bias.get_value().astype(self.dtype)
+
+
+class Dense(Module):
+    """A fully connected layer: kernel (I, O), or (H, W, C, O) on a whole map, and a bias (O,)."""
+
+    def __init__(
+        self,
+        in_features: int | tuple[int, int, int],
+        out_features: int,
+        kernel_initializer: Initializer = fan_in_uniform,
+        bias_initializer: Initializer | None = None,
+    ):
+        """Builds the layer; bias_initializer None is PyTorch's: uniform, within 1 / sqrt(fan in)."""
+        shape = (*np.atleast_1d(in_features).tolist(), out_features)
+        self.kernel = _parameter(shape, kernel_initializer)
+        self.bias = _bias(shape, bias_initializer)
+        self.dtype = jnp.float32
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, I), or (N, H, W, C), to (N, O)."""
+        kernel = self.kernel.get_value().astype(self.dtype)
+        return jnp.tensordot(x.astype(self.dtype), kernel, kernel.ndim - 1) + self.bias.get_value().astype(self.dtype)
+
+
+class Classifier(Dense):
+    """The last layer, whose logits are at least float32 whatever the compute type."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, I) to logits (N, O)."""
+        return super().__call__(x).astype(jnp.promote_types(self.dtype, jnp.float32))
+
+
+class BatchNorm(Module):
+    """Batch normalisation over groups of images: Ioffe and Szegedy 2015, algorithms 1 and 2.
+
+    In training the statistics are those of each `virtual_batch_size` consecutive images, or with 0 of the whole batch.
+    The running values become `momentum * running + (1 - momentum) * new`, where new is the mean over the groups of the
+    mean and of the unbiased variance, as in PyTorch. Statistics are at least float32, whatever the compute type.
+    """
+
+    def __init__(self, features: int, epsilon: float = 1e-5, momentum: float = 0.9):
+        """Builds the layer."""
+        self.scale, self.bias = _parameter((features,), Constant(1)), _parameter((features,), Constant(0))
+        self.mean, self.var = _statistic((features,), Constant(0)), _statistic((features,), Constant(1))
+        self.epsilon, self.momentum = epsilon, momentum
+        self.virtual_batch_size, self.dtype, self.use_running_average = 0, jnp.float32, True
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, C) or (N, H, W, C) to the same shape.
+
+        Raises:
+          ValueError: if N is no multiple of virtual_batch_size, or a group holds one value a channel.
+        """
+        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        if self.use_running_average:
+            return self._normalize(x, self.mean.get_value(), self.var.get_value()).astype(self.dtype)
+        images = x.shape[0]
+        size = self.virtual_batch_size or images
+        if images % size:
+            raise ValueError(
+                f"{images} images do not divide into groups of bn_virtual_batch_size={size}; choose a divisor"
+            )
+        groups = x.reshape(images // size, size, *x.shape[1:])
+        axes = tuple(range(1, groups.ndim - 1))
+        count = math.prod(groups.shape[1:-1])
+        if count < 2:
+            raise ValueError(
+                "batch normalisation in training needs more than one value a channel; use more images a group"
+            )
+        mean = groups.mean(axes, keepdims=True)
+        # Two passes: E[x^2] - E[x]^2 loses all digits where the mean is large.
+        var = jnp.square(groups - mean).mean(axes, keepdims=True)
+        self._update(self.mean, mean)
+        self._update(self.var, var * (count / (count - 1)))
+        return self._normalize(groups, mean, var).reshape(x.shape).astype(self.dtype)
+
+    def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
+        return (x - mean) * (lax.rsqrt(var + self.epsilon) * self.scale.get_value()) + self.bias.get_value()
+
+    def _update(self, running: nnx.BatchStat, new: jax.Array) -> None:
+        # set_value, as `running[...] = x` costs time quadratic in the size of the trace (JAX 0.10).
+        new = new.reshape(-1, new.shape[-1]).mean(0)
+        running.set_value(self.momentum * running.get_value() + (1 - self.momentum) * new)
+
+
+class DropoutKey(nnx.Variable):
+    """The random key of a Dropout layer in training; a step supplies it, nothing random is stored."""
+
+
+class Dropout(Module):
+    """Dropout with the kept values scaled by 1 / (1 - rate): Hinton et al. 2012, in its inverted form.
+
+    Its `key` exists in training mode only, and only with a rate above 0: for evaluation a network needs no keys.
+    """
+
+    def __init__(self, rate: float):
+        """Builds the layer; rate is the share that is dropped, 0 <= rate < 1."""
+        if not 0 <= rate < 1:
+            raise ValueError(f"dropout_rate={rate} is no share; choose 0 <= rate < 1")
+        self.rate = rate
+        self.key = None
+
+    @property
+    def deterministic(self) -> bool:
+        """Whether nothing is dropped; nnx's train() and eval() set it."""
+        return self.key is None
+
+    @deterministic.setter
+    def deterministic(self, value: bool) -> None:
+        self.key = nnx.static(None) if value or not self.rate else nnx.data(DropoutKey(None))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps x to the same shape.
+
+        Raises:
+          ValueError: in training mode without a key.
+        """
+        if self.deterministic:
+            return x
+        if self.key.get_value() is None:
+            raise ValueError("dropout in training mode needs a key; merge the network with dropout_keys(model, key)")
+        keep = jax.random.bernoulli(self.key.get_value(), 1 - self.rate, x.shape)
+        return jnp.where(keep, x / (1 - self.rate), 0)
+
+
+def dropout_keys(model: nnx.Module, key: jax.Array) -> dict[str, Any]:
+    """Returns the nested dict of a key for each Dropout layer of a network in training mode.
+
+    Merge it with the other variables: `nnx.merge(graph, params, batch_stats, dropout_keys(model, key))`, where graph
+    comes from `nnx.split(model, nnx.Param, nnx.BatchStat, DropoutKey)`.
+
+    Args:
+      model: a network, abstract or not.
+      key: the step's key, from jax.random.key.
+    """
+    paths = nnx.to_flat_state(nnx.state(model, DropoutKey)).paths
+    return nnx.traversals.unflatten_mapping({path: jax.random.fold_in(key, _path_hash(path)) for path in paths})
+
+
+class LocalResponseNorm(Module):
+    """Local response normalisation across channels: Krizhevsky et al. 2012, section 3.3.
+
+    x / (k + alpha * sum of x^2 over `size` neighbouring channels) ^ beta. Here alpha multiplies the sum, as in the
+    paper; Caffe and PyTorch multiply by alpha / size and default to k = 1.
+    """
+
+    def __init__(self, size: int = 5, alpha: float = 1e-4, beta: float = 0.75, k: float = 2.0):
+        """Builds the layer; size is odd."""
+        self.size, self.alpha, self.beta, self.k = size, alpha, beta, k
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to the same shape."""
+        squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+        side, channels = self.size // 2, x.shape[-1]
+        # A few shifted additions, which XLA fuses, are faster than a window over channels.
+        padded = jnp.pad(squares, ((0, 0), (0, 0), (0, 0), (side, side)))
+        total = sum(padded[..., shift : shift + channels] for shift in range(self.size))
+        return (x * (self.k + self.alpha * total) ** -self.beta).astype(x.dtype)
+
+
+class ConvReLU(Module):
+    """A convolution, batch normalisation if asked for, and ReLU."""
+
+    def __init__(self, *arguments: Any, batch_norm: Callable[[int], BatchNorm] | None = None, **options: Any):
+        """Builds the layers: arguments and options are Conv's; batch_norm makes a BatchNorm of so many features."""
+        self.conv = Conv(*arguments, **options)
+        self.batch_norm = batch_norm(self.conv.kernel.shape[-1]) if batch_norm else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to (N, H', W', O)."""
+        x = self.conv(x)
+        return nnx.relu(self.batch_norm(x) if self.batch_norm else x)
+
+
+def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else size
+
+
+def _parameter(shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:
+    return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), initializer=initializer)
+
+
+def _statistic(shape: tuple[int, ...], initializer: Initializer) -> nnx.BatchStat:
+    return nnx.BatchStat(jax.ShapeDtypeStruct(shape, jnp.float32), initializer=initializer)
+
+
+def _bias(kernel_shape: tuple[int, ...], initializer: Initializer | None) -> nnx.Param:
+    return _parameter(kernel_shape[-1:], initializer or Uniform(1 / math.sqrt(math.prod(kernel_shape[:-1]))))
+
+
+# Pooling
+
+
+def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0, ceil: bool = False) -> jax.Array:
+    """Takes the maximum over square windows, as PyTorch's max_pool2d.
+
+    Args:
+      x: maps, (N, H, W, C).
+      window: its side, pixels.
+      stride: pixels.
+      padding: pixels on each side, which never win.
+      ceil: whether a last window may reach over the right edge; it must start in the map or its left padding.
+
+    Raises:
+      ValueError: if the map is too small for the window.
+    """
+    _check_window(x, (window, window), (padding, padding), overhang=stride - 1 if ceil else 0)
+
+    def sides(size: int) -> tuple[int, int]:
+        steps = (size + 2 * padding - window) / stride
+        count = math.ceil(steps) if ceil else math.floor(steps)
+        if count * stride >= size + padding:
+            count -= 1
+        return padding, max(padding, count * stride + window - size - padding)
+
+    edges = ((0, 0), sides(x.shape[1]), sides(x.shape[2]), (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), edges)
+
+
+def average_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
+    """Takes the mean over square windows, the zeros of the padding included, as PyTorch's avg_pool2d.
+
+    Args:
+      x: maps, (N, H, W, C).
+      window: its side, pixels.
+      stride: pixels.
+      padding: pixels on each side.
+
+    Raises:
+      ValueError: if the map is too small for the window.
+    """
+    _check_window(x, (window, window), (padding, padding))
+    edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+    total = lax.reduce_window(x, 0.0, lax.add, (1, window, window, 1), (1, stride, stride, 1), edges)
+    return total / window**2
+
+
+def adaptive_average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
+    """Takes means over windows so that a map of any size becomes one of `size`, as PyTorch's adaptive_avg_pool2d.
+
+    Window i of n over H pixels is [floor(i H / n), ceil((i + 1) H / n)): the identity where H = n.
+
+    Args:
+      x: maps, (N, H, W, C).
+      size: (height, width) of the result.
+    """
+    for axis, count in enumerate(size, start=1):
+        pixels = x.shape[axis]
+        if pixels != count:
+            windows = [(i * pixels // count, -(-(i + 1) * pixels // count)) for i in range(count)]
+            means = [lax.slice_in_dim(x, *window, axis=axis).mean(axis, keepdims=True) for window in windows]
+            x = jnp.concatenate(means, axis)
+    return x
+
+
+def global_average_pool(x: jax.Array) -> jax.Array:
+    """Takes the mean over each map: (N, H, W, C) to (N, C)."""
+    return x.mean((1, 2))
+
+
+def _check_window(x: jax.Array, window: tuple[int, int], padding: tuple[int, int], overhang: int = 0) -> None:
+    height, width = (size + 2 * pad for size, pad in zip(x.shape[1:3], padding, strict=True))
+    if height + overhang < window[0] or width + overhang < window[1]:
+        raise ValueError(
+            f"image too small: a {window[0]}x{window[1]} window does not fit a padded map of {height}x{width};"
+            " use a larger image_size"
+        )

@@ -1,0 +1,45 @@
+"""LeNet-5: LeCun, Bottou, Bengio, Haffner 1998, Gradient-based learning applied to document recognition, II.B."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from models.layers import Classifier, Conv, Dense, Dropout, Module, Uniform, adaptive_average_pool, average_pool
+
+
+class LeNet5(Module):
+    """LeNet-5 as it is usually built: average pooling without coefficients, C3 fully connected, a dense output.
+
+    The paper has a trainable coefficient and bias a subsampling map, a sparse table of connections in C3 (Table I) and
+    radial basis functions in the output.
+    """
+
+    def __init__(self, num_classes: int, channels: int, dropout_rate: float):
+        """Builds the layers; dropout_rate is that before the output."""
+        self.conv1 = Conv(channels, 6, 5, **_initializers(25 * channels))
+        self.conv3 = Conv(6, 16, 5, **_initializers(25 * 6))
+        self.conv5 = Conv(16, 120, 5, **_initializers(25 * 16))
+        self.dense6 = Dense(120, 84, **_initializers(120))
+        self.dropout = Dropout(dropout_rate)
+        self.head = Classifier(84, num_classes, **_initializers(84))
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, C) to logits (N, num_classes)."""
+        x = _squash(self.conv1(x))
+        x = average_pool(x, 2, 2)
+        x = _squash(self.conv3(x))
+        x = average_pool(x, 2, 2)
+        x = _squash(self.conv5(adaptive_average_pool(x, (5, 5))))
+        x = _squash(self.dense6(x[:, 0, 0]))
+        return self.head(self.dropout(x))
+
+
+def _squash(x: jax.Array) -> jax.Array:
+    """The scaled hyperbolic tangent, with f(1) = 1 and f(-1) = -1: appendix A."""
+    return 1.7159 * jnp.tanh(2 / 3 * x)
+
+
+def _initializers(fan_in: int) -> dict[str, Any]:
+    """Weights and biases are uniform within 2.4 / fan in: appendix A."""
+    return {"kernel_initializer": Uniform(2.4 / fan_in), "bias_initializer": Uniform(2.4 / fan_in)}

@@ -1,0 +1,89 @@
+"""Weights from and to PyTorch: our variables' paths as PyTorch's names, our layouts as PyTorch's.
+
+A convolution, PyTorch's (O, I, H, W), is ours (H, W, I, O); a dense layer, (O, I), ours (I, O), and where it sees a
+map, (O, C * H * W), ours (H, W, C, O).
+"""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+from flax import nnx
+
+from models import Entry
+from models.layers import Dense
+
+LEAVES = ((r"\b(kernel|scale)$", "weight"), (r"\b(mean|var)$", r"running_\1"))
+# Where the axes of our array go in PyTorch's, and the other way round, by their number.
+TO_TORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
+FROM_TORCH = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+
+
+def torch_shapes(entry: Entry, model: nnx.Module) -> dict[str, tuple[int, ...]]:
+    """Returns the names and shapes of PyTorch's state dict for a network, without its num_batches_tracked."""
+    return {name: shape for _, _, name, shape in _tensors(entry, model)}
+
+
+def from_torch(entry: Entry, model: nnx.Module, state_dict: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Returns a network's variables, a nested dict of arrays, from PyTorch's state dict.
+
+    Args:
+      entry: the network's, of the registry.
+      model: the network, abstract or not.
+      state_dict: PyTorch's arrays by name; num_batches_tracked and auxiliary heads that model lacks are left out.
+
+    Raises:
+      ValueError: if an array is missing, surplus or of another shape.
+    """
+    values, surplus = {}, set(state_dict)
+    for path, variable, name, shape in _tensors(entry, model):
+        if name not in state_dict:
+            raise ValueError(f"the weights lack {name!r}, {shape}; they are not those of {entry.name}")
+        array = state_dict[name]
+        if array.shape != shape:
+            raise ValueError(
+                f"{name!r} has shape {array.shape}, {entry.name} needs {shape}; check the number of classes"
+            )
+        axes = TO_TORCH[variable.ndim]
+        array = array.reshape([variable.shape[axis] for axis in axes]).transpose(FROM_TORCH[variable.ndim])
+        values[path] = np.ascontiguousarray(array, variable.dtype)
+        surplus.remove(name)
+    heads = tuple(_torch_name(entry, f"{head}_head.") for head in entry.aux_heads)
+    surplus = sorted(
+        name for name in surplus if not name.endswith("num_batches_tracked") and not name.startswith(heads)
+    )
+    if surplus:
+        raise ValueError(
+            f"the weights hold {surplus[0]!r}, which {entry.name} lacks; they are those of another network"
+        )
+    return nnx.traversals.unflatten_mapping(values)
+
+
+def to_torch(entry: Entry, model: nnx.Module, values: dict[str, Any]) -> dict[str, np.ndarray]:
+    """Returns PyTorch's state dict, without num_batches_tracked, of a network's variables: from_torch's inverse."""
+    values = nnx.traversals.flatten_mapping(values)
+    return {
+        name: np.asarray(values[path]).transpose(TO_TORCH[variable.ndim]).reshape(shape)
+        for path, variable, name, shape in _tensors(entry, model)
+    }
+
+
+def _tensors(entry: Entry, model: nnx.Module) -> Iterator[tuple[tuple, Any, str, tuple[int, ...]]]:
+    """Yields path, value, PyTorch's name and PyTorch's shape of each variable."""
+    if not entry.torch_names:
+        raise ValueError(f"{entry.name} has no counterpart in PyTorch; convert another network")
+    dense = {path for path, module in nnx.iter_modules(model) if isinstance(module, Dense)}
+    for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
+        value = variable.get_value()
+        shape = tuple(value.shape[axis] for axis in TO_TORCH[value.ndim])
+        if path[:-1] in dense:
+            shape = (shape[0], *(math.prod(shape[1:]),) * (len(shape) > 1))
+        yield path, value, _torch_name(entry, ".".join(map(str, path))), shape
+
+
+def _torch_name(entry: Entry, path: str) -> str:
+    for pattern, replacement in (*entry.torch_names, *LEAVES):
+        path = re.sub(pattern, replacement, path)
+    return path

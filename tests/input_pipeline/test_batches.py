@@ -1,0 +1,208 @@
+import threading
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+from PIL import Image
+
+from input_pipeline import Dataset, eval_batches, load_dataset, to_device, train_batches
+
+
+@pytest.fixture
+def numbered():
+    """Makes a dataset whose record i has label i and an image of noise."""
+
+    def make(size):
+        pixels = np.random.default_rng(0).integers(0, 256, (size, 16, 12, 3), np.uint8)
+        return Dataset(
+            name="numbered",
+            split="train",
+            class_names=tuple(str(label) for label in range(size)),
+            size=size,
+            read=lambda record: (pixels[record], record),
+            describe=lambda record: f"record {record}",
+        )
+
+    return make
+
+
+def collect(batches):
+    """All of an iterator's batches, each array joined along its rows."""
+    with batches:
+        batches = list(batches)
+    return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
+
+
+def assert_same(batches, expected):
+    assert batches.keys() == expected.keys()
+    for name in batches:
+        np.testing.assert_array_equal(batches[name], expected[name])
+
+
+def test_every_image_comes_once_an_epoch_in_another_order(numbered, make_config):
+    labels = collect(train_batches(numbered(20), make_config(batch_size=8), num_steps=10))["label"]
+    epochs = labels.reshape(4, 20)  # 10 batches of 8 are 4 epochs of 20: two of their ends lie inside a batch
+    for epoch in epochs:
+        assert sorted(epoch) == list(range(20))
+    assert len({tuple(epoch) for epoch in epochs}) == 4
+
+
+def test_batches_have_the_shapes_and_types_promised(numbered, make_config):
+    with train_batches(numbered(20), make_config(batch_size=6, image_size=10)) as batches:
+        batch = next(batches)
+    assert {name: (array.shape, array.dtype) for name, array in batch.items()} == {
+        "image": ((6, 10, 10, 3), np.uint8),
+        "label": ((6,), np.int32),
+    }
+
+
+def test_seeds_differ_in_order_and_crops(numbered, make_config):
+    dataset = numbered(50)
+    runs = [collect(train_batches(dataset, make_config(seed=seed), num_steps=25)) for seed in range(3)]
+    orders = [tuple(epoch) for run in runs for epoch in run["label"].reshape(4, 50)]
+    assert len(set(orders)) == 12  # no seed repeats another's epoch either
+    first = [run["image"][run["label"] == 0][0] for run in runs]
+    assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[1], first[2])
+
+
+def test_an_image_is_cropped_anew_each_epoch(numbered, make_config):
+    run = collect(train_batches(numbered(8), make_config(), num_steps=4))
+    crops = run["image"][run["label"] == 3]
+    assert len({crop.tobytes() for crop in crops}) == 4
+
+
+@pytest.mark.parametrize("crop", ["random_resized", "scale_jitter", "pad"])
+@pytest.mark.parametrize("processes, threads", [(1, 1), (1, 4), (2, 2), (4, 1)])
+def test_same_global_batches_for_any_processes_and_threads(numbered, make_config, crop, processes, threads):
+    dataset = numbered(20)
+    config = make_config(batch_size=12, train_crop=crop, decode_threads=2)
+    expected = collect(train_batches(dataset, config, num_steps=3))
+    config.decode_threads = threads
+    parts = [
+        collect(train_batches(dataset, config, process_index=index, process_count=processes, num_steps=3))
+        for index in range(processes)
+    ]
+    for name in expected:
+        batches = [part[name].reshape(3, 12 // processes, *part[name].shape[1:]) for part in parts]
+        np.testing.assert_array_equal(np.concatenate(batches, axis=1).reshape(expected[name].shape), expected[name])
+
+
+@pytest.mark.parametrize("step", [1, 4, 7])
+def test_resume_gives_the_tail_of_the_whole_run(numbered, make_config, step):
+    dataset, config = numbered(20), make_config(batch_size=8)
+    whole = collect(train_batches(dataset, config, num_steps=8))
+    tail = collect(train_batches(dataset, config, start_step=step, num_steps=8))
+    assert_same(tail, {name: array[8 * step :] for name, array in whole.items()})
+
+
+def test_crops_do_not_depend_on_the_batch_size(numbered, make_config):
+    dataset = numbered(20)
+    runs = [
+        collect(train_batches(dataset, make_config(batch_size=batch_size), num_steps=60 // batch_size))
+        for batch_size in (5, 12)
+    ]
+    assert_same(*runs)
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("batch_size", [2, 8, 10, 30])
+def test_evaluation_covers_every_record_once_in_order(numbered, make_config, batch_size, processes):
+    config = make_config(eval_batch_size=batch_size)
+    runs = []
+    for index in range(processes):
+        with eval_batches(numbered(13), config, process_index=index, process_count=processes) as batches:
+            runs.append(list(batches))
+    assert [len(run) for run in runs] == [-(-13 // batch_size)] * processes
+    labels, masks = (
+        np.concatenate([batch[name] for batches in zip(*runs, strict=True) for batch in batches])
+        for name in ("label", "mask")
+    )
+    assert labels[masks == 1].tolist() == list(range(13))
+    assert masks.sum() == 13 and masks.dtype == np.float32
+    for run in runs:
+        for batch in run:
+            assert batch["image"].shape == (batch_size // processes, 8, 8, 3)
+            assert not batch["image"][batch["mask"] == 0].any()
+
+
+def test_batch_size_must_divide_over_the_processes(numbered, make_config):
+    with pytest.raises(ValueError, match="batch_size=10 must be a positive multiple of the 4 processes"):
+        train_batches(numbered(20), make_config(batch_size=10), process_count=4)
+    with pytest.raises(ValueError, match="eval_batch_size=0 must be a positive multiple"):
+        eval_batches(numbered(20), make_config(eval_batch_size=0))
+
+
+def test_damaged_image_is_named(make_config, tmp_path):
+    for number in range(8):
+        path = tmp_path / "train" / "cat" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (12, 10)).save(path)
+    (tmp_path / "val").symlink_to(tmp_path / "train")
+    path.write_bytes(path.read_bytes()[:40])
+    config = make_config(dataset=f"image_folder:{tmp_path}", batch_size=4)
+    train, evaluation = load_dataset(config, "train"), load_dataset(config, "eval")
+    message = f"damaged image in dataset 'image_folder:{tmp_path}', split '{{}}', record 7, file {{}}: cannot decode"
+    # Through all the threads, to the consumer.
+    with to_device(train_batches(train, config), data_mesh(1)) as batches, pytest.raises(ValueError) as raised:
+        for _ in range(2):
+            next(batches)
+    assert message.format("train", path) in str(raised.value)
+    with eval_batches(evaluation, config) as batches, pytest.raises(ValueError) as raised:
+        list(batches)
+    assert message.format("val", Path(tmp_path, "val", "cat", "7.png")) in str(raised.value)
+
+
+@pytest.mark.parametrize("consumed", [0, 1, 3])
+def test_close_ends_the_threads(numbered, make_config, consumed):
+    before = set(threading.enumerate())
+    with to_device(train_batches(numbered(20), make_config()), data_mesh(1)) as batches:
+        for _ in range(consumed):
+            next(batches)
+        assert set(threading.enumerate()) - before
+    left = set(threading.enumerate()) - before
+    for thread in left:
+        thread.join(timeout=10)  # Grain's end by themselves
+    assert not any(thread.is_alive() for thread in left)
+
+
+@pytest.mark.parametrize("prefetch", [0, 1, 3])
+def test_prefetch_is_bounded_and_changes_nothing(numbered, make_config, prefetch):
+    reads = []
+    dataset = numbered(1000)
+    expected = collect(train_batches(dataset, make_config(batch_size=4), num_steps=6))
+    counted = Dataset(
+        "numbered", "train", dataset.class_names, 1000, lambda i: (reads.append(i), dataset.read(i))[1], str
+    )
+    host = train_batches(counted, make_config(batch_size=4, prefetch_batches=prefetch), num_steps=200)
+    with to_device(host, data_mesh(1), prefetch) as batches:
+        labels = np.concatenate([next(batches)["label"] for _ in range(6)])
+    np.testing.assert_array_equal(labels, expected["label"])
+    # Six consumed, and at most twice the prefetch and one in hand on either side.
+    assert len(reads) <= 4 * (6 + 2 * prefetch + 2)
+
+
+def data_mesh(devices):
+    return jax.make_mesh((devices,), ("data",), axis_types=(AxisType.Auto,), devices=jax.devices()[:devices])
+
+
+def test_to_device_splits_the_rows_over_the_mesh_without_hidden_transfers(numbered, make_config):
+    devices = min(4, len(jax.devices()))
+    dataset, config = numbered(20), make_config()
+    expected = collect(train_batches(dataset, config, num_steps=3))
+    mesh = data_mesh(devices)
+    jax.config.update("jax_transfer_guard", "disallow")
+    try:
+        with to_device(train_batches(dataset, config, num_steps=3), mesh) as batches:
+            arrived = list(batches)
+            wait_seconds = batches.wait_seconds
+    finally:
+        jax.config.update("jax_transfer_guard", "allow")
+    assert len(arrived) == 3 and wait_seconds > 0
+    for batch in arrived:
+        for array in batch.values():
+            assert array.sharding.spec == jax.sharding.PartitionSpec("data")
+            assert [shard.data.shape[0] for shard in array.addressable_shards] == [8 // devices] * devices
+    joined = {name: np.concatenate([batch[name] for batch in arrived]) for name in expected}
+    assert_same(joined, expected)

@@ -1,0 +1,184 @@
+import io
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from input_pipeline import images
+
+
+def smooth_image(height, width):
+    """Waves, different in each channel: JPEG keeps them within a few grey levels."""
+    y, x = np.mgrid[:height, :width]
+    waves = [np.sin(y / 9 + x / 7), np.cos(y / 11 - x / 13), np.sin(x / 5)]
+    return np.stack([127 + 100 * wave for wave in waves], axis=-1).astype(np.uint8)
+
+
+def encode(image, form, **options):
+    file = io.BytesIO()
+    (image if isinstance(image, Image.Image) else Image.fromarray(image)).save(file, form, **options)
+    return file.getvalue()
+
+
+def uniforms(count):
+    return np.random.default_rng(0).random((count, images.UNIFORMS))
+
+
+def test_png_decodes_to_its_pixels():
+    image = smooth_image(20, 30)
+    np.testing.assert_array_equal(images.decode(encode(image, "PNG"), 3), image)
+
+
+def test_jpeg_decodes_as_pillow_does():
+    encoded = encode(smooth_image(40, 56), "JPEG", quality=90)
+    expected = np.asarray(Image.open(io.BytesIO(encoded))).astype(int)
+    assert np.abs(images.decode(encoded, 3) - expected).max() <= 1
+
+
+def test_cmyk_jpeg_decodes_to_the_colours_it_was_made_from():
+    image = smooth_image(40, 56)
+    decoded = images.decode(encode(Image.fromarray(image).convert("CMYK"), "JPEG", quality=95), 3)
+    assert np.abs(decoded.astype(int) - image).mean() < 3
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_grey_and_colour_convert_to_the_channels_asked_for(form):
+    grey, colour = smooth_image(20, 30)[..., 0], smooth_image(20, 30)
+    as_colour = images.decode(encode(grey, form), 3)
+    assert as_colour.shape == (20, 30, 3)
+    np.testing.assert_array_equal(as_colour[..., 0], as_colour[..., 2])
+    as_grey = images.decode(encode(colour, form), 1)
+    luma = colour @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
+    assert as_grey.shape == (20, 30, 1)
+    assert np.abs(as_grey[..., 0] - luma).mean() < 2
+
+
+def test_transparency_is_dropped():
+    image = smooth_image(20, 30)
+    transparent = np.concatenate([image, np.full((20, 30, 1), 7, np.uint8)], axis=-1)
+    np.testing.assert_array_equal(images.decode(encode(transparent, "PNG"), 3), image)
+
+
+def test_orientation_is_ignored():
+    exif = Image.Exif()
+    exif[0x0112] = 6  # rotate by 90 degrees to show
+    assert images.decode(encode(smooth_image(20, 30), "JPEG", exif=exif), 3).shape == (20, 30, 3)
+
+
+@pytest.mark.parametrize("form", ["PNG", "JPEG"])
+def test_truncated_file_is_refused(form):
+    encoded = encode(smooth_image(40, 56), form)
+    with pytest.raises(ValueError, match="cannot decode"):
+        images.decode(encoded[: len(encoded) // 2], 3)
+
+
+@pytest.mark.parametrize("encoded", [b"", b"no image"])
+def test_other_bytes_are_refused(encoded):
+    with pytest.raises(ValueError, match=f"cannot decode its {len(encoded)} bytes"):
+        images.decode(encoded, 3)
+
+
+def test_random_resized_box_keeps_within_area_aspect_and_image():
+    boxes = [images.random_resized_box(300, 400, (0.08, 1.0), (3 / 4, 4 / 3), row) for row in uniforms(2000)]
+    top, left, height, width = np.array(boxes).T
+    share, aspect = height * width / (300 * 400), width / height
+    assert top.min() >= 0 and left.min() >= 0
+    assert (top + height).max() <= 300 and (left + width).max() <= 400
+    # Sides are rounded to whole pixels.
+    assert share.min() > 0.078 and share.max() <= 1
+    assert aspect.min() > 0.74 and aspect.max() < 1.35
+    # Area and logarithm of the aspect are uniform where both sides fit: sqrt(share * 300 * 400 * aspect) <= 400, ...
+    shares, aspects = np.meshgrid(np.linspace(0.08, 1, 1001), np.geomspace(3 / 4, 4 / 3, 1001))
+    fits = (shares * 300 * aspects <= 400) & (shares * 400 / aspects <= 300)
+    assert share.mean() == pytest.approx(shares[fits].mean(), abs=0.02)
+    assert np.log(aspect).mean() == pytest.approx(np.log(aspects[fits]).mean(), abs=0.02)
+    assert share.min() < 0.1 and share.max() > 0.8
+
+
+def test_random_resized_box_falls_back_to_the_centre():
+    box = images.random_resized_box(8, 5000, (0.9, 1.0), (3 / 4, 4 / 3), uniforms(1)[0])
+    assert box == (0, (5000 - 11) // 2, 8, 11)  # round(8 * 4 / 3) = 11 pixels wide
+
+
+def test_random_resized_places_are_uniform():
+    boxes = [images.random_resized_box(100, 100, (0.25, 0.25), (1, 1), row) for row in uniforms(2000)]
+    top, left, height, width = np.array(boxes).T
+    assert set(height) == set(width) == {50}
+    assert set(top) == set(left) == set(range(51))
+
+
+def test_scale_jitter_box_has_the_sides_of_the_drawn_scales():
+    boxes = [images.scale_jitter_box(300, 400, 224, (256, 480), row) for row in uniforms(2000)]
+    top, left, height, width = np.array(boxes).T
+    np.testing.assert_array_equal(height, width)
+    assert height.min() == 140 and height.max() == 262  # 300 * 224 / 480 and 300 * 224 / 256
+    assert len(set(height)) == 262 - 140 + 1
+    assert top.min() == 0 and (top + height).max() <= 300
+    assert left.min() == 0 and (left + width).max() <= 400
+
+
+def test_pad_and_crop_gives_every_shift_of_the_padded_image():
+    image = np.random.default_rng(0).integers(1, 256, (6, 6, 1), np.uint8)
+    padded = np.zeros((8, 8, 1), np.uint8)
+    padded[1:7, 1:7] = image
+    shifts = {padded[top : top + 6, left : left + 6].tobytes() for top in range(3) for left in range(3)}
+    assert {images.pad_and_crop(image, 1, row).tobytes() for row in uniforms(200)} == shifts
+
+
+@pytest.mark.parametrize("height, width", [(256, 300), (300, 256), (256, 256)])
+def test_centre_crop_is_a_slice_where_nothing_is_resized(height, width):
+    image = smooth_image(height, width)
+    top, left = (height - 224) // 2, (width - 224) // 2
+    expected = image[top : top + 224, left : left + 224]
+    np.testing.assert_array_equal(images.resize_and_centre_crop(image, 224, 256), expected)
+
+
+def test_evaluation_agrees_with_pillow():
+    """Pillow's box filter is the area average, too."""
+    image = smooth_image(160, 240)
+    expected = Image.fromarray(image).resize((120, 80), Image.Resampling.BOX).crop((28, 8, 92, 72))
+    result = images.resize_and_centre_crop(image, 64, 80)
+    assert np.abs(result - np.asarray(expected).astype(int)).max() <= 1
+
+
+@pytest.mark.parametrize("height, width", [(8, 5000), (5000, 8), (1, 1), (7, 9), (900, 600)])
+def test_every_size_comes_out_right(make_config, height, width):
+    image = smooth_image(height, width)
+    config = make_config(image_size=32, eval_resize=36, train_resize=(36, 60))
+    assert images.evaluation_transform(config)(image).shape == (32, 32, 3)
+    for config.train_crop in images.TRAIN_CROPS:
+        assert images.training_transform(config)(image, uniforms(1)[0]).shape == (32, 32, 3)
+
+
+def test_panorama_keeps_its_centre():
+    image = np.zeros((8, 4000, 3), np.uint8)
+    image[:, 1996:2004] = 255
+    assert images.resize_and_centre_crop(image, 8, 8).min() == 255
+
+
+def test_half_of_the_images_are_flipped(make_config):
+    image = smooth_image(8, 8)
+    transform = images.training_transform(make_config(train_crop="none", eval_resize=None))
+    results = [transform(image, row) for row in uniforms(1000)]
+    flipped = [np.array_equal(result, image[:, ::-1]) for result in results]
+    assert all(flip or np.array_equal(result, image) for flip, result in zip(flipped, results, strict=True))
+    assert np.mean(flipped) == pytest.approx(0.5, abs=0.05)
+
+
+def test_random_flip_off(make_config):
+    image = smooth_image(8, 8)
+    transform = images.training_transform(make_config(train_crop="none", eval_resize=None, random_flip=False))
+    assert all(np.array_equal(transform(image, row), image) for row in uniforms(20))
+
+
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"train_crop": "center"}, "train_crop='center' is unknown: use random_resized"),
+        ({"train_crop": "scale_jitter", "train_resize": (4, 12)}, "starts below image_size=8"),
+        ({"train_crop": "none", "eval_resize": 4}, "eval_resize=4 is smaller than image_size=8"),
+    ],
+)
+def test_wrong_options(make_config, options, message):
+    with pytest.raises(ValueError, match=message):
+        images.training_transform(make_config(**options))

@@ -1,0 +1,1 @@
+"""Training: the state, the loss, the optimizer, the compiled step, evaluation, checkpoints and metrics."""

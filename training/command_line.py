@@ -1,0 +1,84 @@
+"""What the programs share on the command line: flags, one-line errors, exit codes."""
+
+import contextlib
+import pathlib
+import sys
+from collections.abc import Callable, Iterator
+from typing import NoReturn
+
+from absl import app, flags, logging
+
+from configs import base
+from training.configuration import nearest_name
+
+
+def run(main: Callable[[], int | None]) -> None:
+    """Parses the flags, calls main and exits with what it returns; bad flags are one line and exit code 2."""
+    logging.set_verbosity(logging.ERROR)  # Orbax and JAX tell every step they take
+    app.run(lambda _: sys.exit(main()), flags_parser=_parse)
+
+
+@contextlib.contextmanager
+def refusing_bad_input() -> Iterator[None]:
+    """Turns an error of the user's config or data into one line on standard error and exit code 2."""
+    try:
+        yield
+    except (ValueError, OSError) as error:
+        refuse(str(error))
+
+
+def refuse(message: str) -> NoReturn:
+    """Ends the program with one line and exit code 2: the user's flags, config or data will not do."""
+    _end(message, 2)
+
+
+def fail(message: str) -> NoReturn:
+    """Ends the program with one line and exit code 3: training failed."""
+    _end(message, 3)
+
+
+def step(value: str | None) -> int | str | None:
+    """Returns the value of a --step flag: a number, "best", or None for the newest.
+
+    Raises:
+      ValueError: if it is none of these.
+    """
+    if value in (None, "best"):
+        return value
+    if not value.isdecimal():
+        raise ValueError(f"--step={value} is no checkpoint; give a number, or best")
+    return int(value)
+
+
+def _end(message: str, exit_code: int) -> NoReturn:
+    print(f"{pathlib.Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    sys.exit(exit_code)
+
+
+def _parse(argv: list[str]) -> list[str]:
+    """Parses the flags as absl does, but says what is wrong in one line, with the nearest name."""
+    words = [word.lstrip("-") for word in argv if word.startswith("-")]
+    for word in words:
+        if word.startswith("config=") and not pathlib.Path(word.removeprefix("config=")).is_file():
+            _refuse_config_file(pathlib.Path(word.removeprefix("config=")))
+    try:
+        rest = flags.FLAGS(argv)
+    except flags.Error as error:
+        if not any(word.startswith("config=") for word in words) and "config" in str(error):
+            refuse("--config is missing; give a recipe before its options, as in --config=configs/lenet5_digits.py")
+        refuse(str(error))
+    except (AttributeError, KeyError):
+        known = list(base.get_config())
+        typed = [word.split("=")[0].removeprefix("config.") for word in words if word.startswith("config.")]
+        unknown = next((name for name in typed if name not in known), None)
+        if unknown is None:
+            raise
+        refuse(f"option --config.{unknown} does not exist{nearest_name(unknown, known) or '; see configs/base.py'}")
+    if len(rest) > 1:
+        refuse(f"{rest[1]!r} is no flag; every option begins with --")
+    return rest
+
+
+def _refuse_config_file(path: pathlib.Path) -> None:
+    recipes = [str(recipe) for recipe in pathlib.Path("configs").glob("*.py")]
+    refuse(f"config file {path} does not exist{nearest_name(f'configs/{path.stem}.py', recipes)}")

@@ -1,0 +1,36 @@
+"""Exact evaluation: every image counts once, whatever the batch size and the number of devices."""
+
+from collections.abc import Callable, Iterable
+
+import jax
+import numpy as np
+
+from training.interruption import Interruption
+from training.loss import means
+from training.step import Batch, Sums
+
+
+def evaluate(
+    eval_step: Callable[[dict, dict, Batch], Sums],
+    params: dict,
+    batch_stats: dict,
+    batches: Iterable[Batch],
+    interruption: Interruption | None = None,
+) -> dict[str, float] | None:
+    """Returns loss (nats), accuracy_top1 and accuracy_top5 (shares) over all batches, or None after an interruption.
+
+    Args:
+      eval_step: from training.step.
+      params: the network's parameters.
+      batch_stats: its running statistics.
+      batches: padded batches on the devices, with `mask`.
+      interruption: once it is true, there is no result.
+    """
+    sums = []
+    for batch in batches:
+        if interruption:
+            return None
+        sums.append(eval_step(params, batch_stats, batch))
+    # Added on the host in float64: the totals are exact for any number of images.
+    totals = jax.tree.map(lambda *parts: float(np.sum(parts, dtype=np.float64)), *jax.device_get(sums))
+    return means(totals)

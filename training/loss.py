@@ -1,0 +1,82 @@
+"""The training loss, and the sums from which every metric is computed."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+Outputs = jax.Array | tuple[jax.Array, list[jax.Array]]
+
+
+def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+    """Returns each image's cross-entropy in nats, shape (N,), from logits (N, classes) and labels (N,).
+
+    Label smoothing (Szegedy et al. 2015, section 7) spreads that share of the target evenly over all classes.
+    """
+    if not label_smoothing:
+        return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
+    return optax.softmax_cross_entropy(logits, targets)
+
+
+def weighted_loss(
+    outputs: Outputs, labels: jax.Array, aux_weights: tuple[float, ...] = (), label_smoothing: float = 0.0
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Returns the batch's mean loss and the sums that metrics are made of.
+
+    The loss is the main classifier's cross-entropy plus each auxiliary classifier's times its weight (Szegedy et al.
+    2014, section 5).
+
+    Args:
+      outputs: what a network returns: logits (N, classes), or (logits, [auxiliary logits in depth order]).
+      labels: (N,) integers in [0, classes).
+      aux_weights: one weight for each auxiliary classifier.
+      label_smoothing: share of the target spread over all classes, [0, 1).
+    """
+    logits, auxiliary_logits = outputs if isinstance(outputs, tuple) else (outputs, [])
+    main = cross_entropy(logits, labels, label_smoothing)
+    auxiliary = [cross_entropy(aux, labels, label_smoothing) for aux in auxiliary_logits]
+    losses = main + sum(weight * loss for weight, loss in zip(aux_weights, auxiliary, strict=True))
+    sums = classification_sums(logits, labels, losses, jnp.ones_like(losses))
+    if auxiliary:
+        sums["main_loss"] = jnp.sum(main)
+        sums |= {f"aux{index}_loss": jnp.sum(loss) for index, loss in enumerate(auxiliary, start=1)}
+    return jnp.mean(losses), sums
+
+
+def classification_sums(
+    logits: jax.Array, labels: jax.Array, losses: jax.Array, mask: jax.Array
+) -> dict[str, jax.Array]:
+    """Returns the sums over the images that mask keeps: loss, accuracy_top1, accuracy_top5 and the number of examples.
+
+    An image counts for top-k when fewer than k classes score above its own; among equal scores the lower class comes
+    first. With fewer than five classes everything is in the top five.
+
+    Args:
+      logits: (N, classes).
+      labels: (N,).
+      losses: (N,).
+      mask: (N,), 1 for an image that counts and 0 for padding.
+    """
+    own = jnp.take_along_axis(logits, labels[:, None], axis=-1)
+    before = jnp.arange(logits.shape[-1]) < labels[:, None]
+    rank = jnp.sum((logits > own) | ((logits == own) & before), axis=-1)
+    return {
+        "loss": jnp.sum(jnp.where(mask > 0, losses, 0)),
+        "accuracy_top1": jnp.sum(mask * (rank < 1)),
+        "accuracy_top5": jnp.sum(mask * (rank < 5)),
+        "examples": jnp.sum(mask),
+    }
+
+
+def means(sums: dict[str, float]) -> dict[str, float]:
+    """Returns the metrics that sums stand for: each sum over the number of examples, which is left out."""
+    return {name: float(total) / float(sums["examples"]) for name, total in sums.items() if name != "examples"}
+
+
+def zero_sums(num_aux_heads: int = 0) -> dict[str, np.ndarray]:
+    """Returns the sums over no image at all, float32, of a network with that many auxiliary classifiers."""
+    names = ["loss", "accuracy_top1", "accuracy_top5", "examples"]
+    if num_aux_heads:
+        names += ["main_loss", *(f"aux{index}_loss" for index in range(1, num_aux_heads + 1))]
+    return {name: np.zeros((), np.float32) for name in names}

@@ -1,0 +1,247 @@
+"""What a run tells: metrics.jsonl, TensorBoard, curves.png, summary.json, and the live line on a terminal."""
+
+import json
+import math
+import pathlib
+import resource
+import sys
+import time
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from training.loss import means
+
+Row = dict[str, Any]
+
+
+class RunLog:
+    """Turns sums into rows of metrics and shows them: on the terminal, in metrics.jsonl and to TensorBoard.
+
+    On a terminal one live line holds epoch, step, loss, accuracy, images/s and the time left; elsewhere each row is a
+    plain line. Used as a context, it leaves curves.png behind.
+    """
+
+    def __init__(self, workdir: pathlib.Path, config: ConfigDict, num_images: int, start_step: int):
+        """Opens the files; rows past start_step, which a resumed run will write again, are cut.
+
+        Args:
+          workdir: where the files lie.
+          config: resolved options.
+          num_images: images of an epoch.
+          start_step: the step of the checkpoint that the run goes on from, or 0.
+        """
+        from tensorboardX import SummaryWriter
+
+        self.workdir = workdir
+        self._num_steps, self._num_epochs = config.num_steps, config.num_epochs
+        self._batch_size, self._num_images = config.batch_size, num_images
+        self.rows = [row for row in read_rows(workdir) if row["step"] <= start_step]
+        write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
+        self._file = open(workdir / "metrics.jsonl", "a", buffering=1)
+        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
+        self._start, self._start_step = time.perf_counter(), start_step
+        self._console = Console(highlight=False, soft_wrap=True)
+        self._progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=16),
+            TextColumn("{task.fields[text]}"),
+            TimeRemainingColumn(),
+            console=self._console,
+            transient=True,
+            disable=not self._console.is_terminal,
+        )
+        self._task = self._progress.add_task("compiling", total=config.num_steps, completed=start_step, text="")
+        self.restart_clock(start_step, 0.0)
+
+    def __enter__(self) -> "RunLog":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._progress.stop()
+        self._file.close()
+        self._tensorboard.close()
+        plot_curves(self.workdir, self.rows)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of the whole run, those before a resume included."""
+        return self._seconds_before + time.perf_counter() - self._start
+
+    def restart_clock(self, step: int, wait_seconds: float) -> None:
+        """Begins a new stretch of measured steps: compiling, evaluating and saving do not count as training."""
+        self._clock, self._clock_step, self._clock_wait = time.perf_counter(), step, wait_seconds
+
+    def first_step(self, step: int) -> None:
+        """Says how long the way to the end of the first step was."""
+        self.say(f"first step after {time.perf_counter() - self._start:.1f} s, compilation included")
+        self.advance(step)
+
+    def say(self, text: str) -> None:
+        """Prints a line above the live one."""
+        self._console.print(text, markup=False)
+
+    def advance(self, step: int) -> None:
+        """Moves the live line's bar; asks nothing of the devices."""
+        self._progress.update(self._task, completed=step)
+
+    def training(self, step: int, sums: dict[str, Any], learning_rate: float, wait_seconds: float) -> None:
+        """Adds a row of training metrics.
+
+        Args:
+          step: the last step that the sums cover.
+          sums: from the training step, on the host.
+          learning_rate: that of the last step.
+          wait_seconds: spent waiting for input since the run began.
+
+        Raises:
+          FloatingPointError: if the loss is not finite.
+        """
+        elapsed = max(time.perf_counter() - self._clock, 1e-9)
+        row = means(sums) | {"learning_rate": float(learning_rate)}
+        self._check_finite(step, row)
+        if step > self._clock_step:
+            row["images_per_second"] = (step - self._clock_step) * self._batch_size / elapsed
+            row["input_wait_fraction"] = min((wait_seconds - self._clock_wait) / elapsed, 1.0)
+        self._add(step, "train", row)
+        where, text = self._describe(step, row)
+        if "images_per_second" in row:
+            text += f" {row['images_per_second']:,.0f} images/s"
+        self._progress.update(self._task, completed=step, description=where, text=text)
+        if not self._console.is_terminal:
+            pace = (time.perf_counter() - self._start) / max(step - self._start_step, 1)
+            self.say(f"{where} {text} {format_seconds(pace * (self._num_steps - step))} left")
+
+    def evaluation(self, step: int, split: str, metrics: dict[str, float]) -> None:
+        """Adds a row of evaluation metrics.
+
+        Raises:
+          FloatingPointError: if the loss is not finite.
+        """
+        self._check_finite(step, metrics)
+        self._add(step, split, metrics)
+        where, text = self._describe(step, metrics)
+        self.say(f"{where} {split}: {text} top-5 {100 * metrics['accuracy_top5']:.2f} %")
+
+    def evaluated(self, step: int) -> bool:
+        """Whether a row tells of an evaluation at that step."""
+        return any(row["step"] == step and row["split"] != "train" for row in self.rows)
+
+    def farewell(self) -> None:
+        """Says what the run reached, where everything lies and what to try next."""
+        last = [row for row in self.rows if row["split"] != "train"][-1]
+        self.say(
+            f"done: {100 * last['accuracy_top1']:.2f} % top-1 on the {last['split']} images after "
+            f"{last['epoch']:.4g} epochs and {format_seconds(self.seconds)}\n"
+            f"everything lies in {self.workdir}: curves.png, summary.json, metrics.jsonl, tensorboard/, checkpoints/\n"
+            f"try next: python evaluate.py --workdir={self.workdir} --step=best\n"
+            f"          python predict.py --workdir={self.workdir} --images=FILE"
+        )
+
+    def _add(self, step: int, split: str, values: dict[str, float]) -> None:
+        epoch = step * self._batch_size / self._num_images
+        row = {"step": step, "epoch": epoch, "split": split} | values | {"seconds": self.seconds}
+        self.rows.append(row)
+        self._file.write(json.dumps(row) + "\n")
+        for name, value in values.items():
+            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+
+    def _describe(self, step: int, row: dict[str, float]) -> tuple[str, str]:
+        epoch = step * self._batch_size / self._num_images
+        where = f"epoch {epoch:.2f}/{self._num_epochs:.4g} step {step}/{self._num_steps}"
+        return where, f"loss {row['loss']:.4f} top-1 {100 * row['accuracy_top1']:.2f} %"
+
+    def _check_finite(self, step: int, row: dict[str, float]) -> None:
+        if not math.isfinite(row["loss"]):
+            first = max((earlier["step"] for earlier in self.rows), default=0) + 1
+            raise FloatingPointError(f"the loss became {row['loss']} between steps {min(first, step)} and {step}")
+
+
+def read_rows(workdir: pathlib.Path) -> list[Row]:
+    """Returns the rows of a workdir's metrics.jsonl, without a last line that a kill cut short."""
+    path = pathlib.Path(workdir) / "metrics.jsonl"
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else []:
+        try:
+            rows.append(json.loads(line))
+        except json.JSONDecodeError:
+            break
+    return rows
+
+
+def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
+    """Draws loss, top-1 accuracy and learning rate over the epochs into curves.png."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(13, 4), layout="constrained")
+    panels = (
+        ("loss", "loss (nats)", 1),
+        ("accuracy_top1", "top-1 accuracy (%)", 100),
+        ("learning_rate", "learning rate", 1),
+    )
+    for axes, (name, label, scale) in zip(figure.subplots(1, 3), panels, strict=True):
+        for split in dict.fromkeys(row["split"] for row in rows):
+            points = [(row["epoch"], scale * row[name]) for row in rows if row["split"] == split and name in row]
+            if points:
+                marker = None if split == "train" and len(points) > 1 else "o"
+                axes.plot(*np.transpose(points), label=split, marker=marker, markersize=3)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    if rows:
+        figure.axes[0].legend()
+    figure.suptitle(workdir.name)
+    temporary = workdir / ".curves.png"
+    figure.savefig(temporary, dpi=110)
+    temporary.rename(workdir / "curves.png")
+
+
+def write_summary(workdir: pathlib.Path, config: ConfigDict, log: RunLog, parameters: int) -> dict[str, Any]:
+    """Writes summary.json, which marks a run as finished, and returns its content."""
+    evaluations = [row for row in log.rows if row["split"] != "train"]
+    speeds = [row["images_per_second"] for row in log.rows if "images_per_second" in row]
+    best = max(evaluations, key=lambda row: (row["accuracy_top1"], row["step"]))
+    last = evaluations[-1]
+    summary = {
+        "model": config.model,
+        "dataset": config.dataset,
+        "parameters": parameters,
+        "step": last["step"],
+        "epoch": last["epoch"],
+        "split": last["split"],
+        "loss": last["loss"],
+        "accuracy_top1": last["accuracy_top1"],
+        "accuracy_top5": last["accuracy_top5"],
+        "best": {"step": best["step"], "accuracy_top1": best["accuracy_top1"]},
+        "images_per_second_median": float(np.median(speeds)) if speeds else None,
+        "seconds": log.seconds,
+        "peak_host_memory_bytes": peak_host_memory(),
+    }
+    write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
+    return summary
+
+
+def peak_host_memory() -> int:
+    """Returns the most memory that this process has held so far, bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else 1024 * peak
+
+
+def write_atomically(path: pathlib.Path, text: str) -> None:
+    """Writes a text file so that a reader, or a kill, meets the old one or the new one whole."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_text(text)
+    temporary.rename(path)
+
+
+def format_seconds(seconds: float) -> str:
+    """Returns a duration as people read it: 12 s, 3:05 min or 2:10:00 h."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, seconds = divmod(math.ceil(seconds), 60)
+    return f"{minutes}:{seconds:02} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02}:{seconds:02} h"

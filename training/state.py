@@ -1,0 +1,86 @@
+"""The training state: nested dicts of arrays that cross jit, donated and replicated over the mesh."""
+
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+import models
+
+State = dict[str, Any]
+
+
+def make_mesh(num_devices: int | None = None) -> Mesh:
+    """Returns a mesh of that many devices, or of all, with one axis, `data`."""
+    devices = jax.devices()[:num_devices]
+    # Auto: under the default, Explicit, parts of optax's losses and code outside jit fail.
+    return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
+
+
+def make_model(config: ConfigDict, training: bool) -> nnx.Module:
+    """Returns the abstract network of a resolved config: for training with its auxiliary heads, else without."""
+    model = models.create_model(
+        config.model,
+        num_classes=config.num_classes,
+        image_size=config.image_size,
+        channels=config.channels,
+        dropout_rate=config.dropout_rate,
+        aux_heads=config.aux_heads if training else (),
+        dtype=np.dtype(config.dtype),
+        bn_virtual_batch_size=config.bn_virtual_batch_size,
+        abstract=True,
+    )
+    if training:
+        model.train()
+    return model
+
+
+def abstract_state(config: ConfigDict, model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
+    """Returns the shapes, types and shardings of the state, as a target to restore into.
+
+    Its entries are step (int32), params, batch_stats, opt_state and, with config.ema_decay, ema: the averaged params.
+    """
+    params, batch_stats = (nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat))
+    state = {
+        "step": jax.ShapeDtypeStruct((), np.int32),
+        "params": params,
+        "batch_stats": batch_stats,
+        "opt_state": jax.eval_shape(optimizer.init, params),
+    }
+    if config.ema_decay:
+        state["ema"] = params
+    replicated = NamedSharding(mesh, PartitionSpec())
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), state)
+
+
+def create_state(target: State, model: nnx.Module, seed: int) -> State:
+    """Returns the state before the first step, on every device of the target's mesh.
+
+    Args:
+      target: from abstract_state.
+      model: the abstract network, which says how each parameter starts.
+      seed: of the initial values.
+    """
+    values = models.initial_values(model, seed)
+    # The step and the momentum start at zero; made on the host they cost no compilation.
+    state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), target)
+    state["params"], state["batch_stats"] = (select(values, target[part]) for part in ("params", "batch_stats"))
+    if "ema" in target:
+        state["ema"] = state["params"]
+    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, target))
+
+
+def select(values: dict, wanted: dict) -> dict:
+    """Returns the entries of a nested dict that another one of the same kind names."""
+    return {
+        key: select(values[key], inner) if isinstance(inner, dict) else values[key] for key, inner in wanted.items()
+    }
+
+
+def count_parameters(params: dict) -> int:
+    """Returns how many numbers the parameters hold."""
+    return sum(leaf.size for leaf in jax.tree.leaves(params))

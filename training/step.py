@@ -1,0 +1,138 @@
+"""The jitted training and evaluation steps."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+import models
+from input_pipeline import normalize
+from training.loss import classification_sums, cross_entropy, weighted_loss
+from training.state import State
+
+Batch = dict[str, jax.Array]
+Sums = dict[str, jax.Array]
+
+
+def make_train_step(
+    config: ConfigDict,
+    model: nnx.Module,
+    optimizer: optax.GradientTransformation,
+    mesh: Mesh,
+) -> Callable[[State, Sums, Batch], tuple[State, Sums]]:
+    """Returns the compiled step: (state, sums, batch) -> (new state, sums with the batch's); the old state is given up.
+
+    The batch holds `image`, (N, H, W, C) uint8 (or floats that are normalised already), and `label`, (N,) int32, split
+    over the mesh's `data` axis. The sums
+    are those of training.loss and stay on the devices until somebody wants to read them.
+
+    Args:
+      config: resolved options.
+      model: the abstract network in training mode.
+      optimizer: what makes updates of gradients.
+      mesh: the devices.
+    """
+    graph, *_ = nnx.split(model, nnx.Param, nnx.BatchStat, models.DropoutKey)
+
+    def loss_and_sums(params, batch_stats, keys, images, labels):
+        network = nnx.merge(graph, params, batch_stats, keys)
+        outputs = network(_normalized(config, images))
+        loss, sums = weighted_loss(outputs, labels, config.aux_weight, config.label_smoothing)
+        return loss, (nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)), sums)
+
+    def gradients(params, batch_stats, key, images, labels):
+        keys = models.dropout_keys(model, key)
+        derivative = jax.grad(loss_and_sums, has_aux=True)
+        return derivative(params, batch_stats, keys, images, labels)
+
+    def accumulated_gradients(params, batch_stats, key, images, labels):
+        """The mean gradient over micro-batches of every accumulation_steps-th image: none leaves its device."""
+        count = config.accumulation_steps
+
+        def cut(array):
+            return jnp.swapaxes(array.reshape(-1, count, *array.shape[1:]), 0, 1)
+
+        def add_micro_batch(carry, micro_batch):
+            total, batch_stats = carry
+            index, images, labels = micro_batch
+            new, (batch_stats, sums) = gradients(params, batch_stats, jax.random.fold_in(key, index), images, labels)
+            return (jax.tree.map(jnp.add, total, new), batch_stats), sums
+
+        micro_batches = (jnp.arange(count), cut(images), cut(labels))
+        start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
+        (total, batch_stats), sums = jax.lax.scan(add_micro_batch, start, micro_batches)
+        total, sums = jax.tree.map(lambda leaf: leaf / count, total), jax.tree.map(lambda leaf: leaf.sum(0), sums)
+        return total, (batch_stats, sums)
+
+    def train_step(state, sums, batch):
+        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        compute = accumulated_gradients if config.accumulation_steps > 1 else gradients
+        gradient, (batch_stats, batch_sums) = compute(
+            state["params"], state["batch_stats"], key, batch["image"], batch["label"]
+        )
+        updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
+        params = optax.apply_updates(state["params"], updates)
+        new = {"step": state["step"] + 1, "params": params, "batch_stats": batch_stats, "opt_state": opt_state}
+        if "ema" in state:
+            new["ema"] = optax.incremental_update(params, state["ema"], 1 - config.ema_decay)
+        return new, jax.tree.map(lambda total, part: total + part.astype(total.dtype), sums, batch_sums)
+
+    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    return jax.jit(
+        train_step,
+        donate_argnums=0,
+        in_shardings=(replicated, replicated, split),
+        out_shardings=(replicated, replicated),
+        compiler_options=_compiler_options(config),
+    )
+
+
+def make_eval_step(config: ConfigDict, model: nnx.Module, mesh: Mesh) -> Callable[[dict, dict, Batch], Sums]:
+    """Returns the compiled evaluation: (params, batch_stats, batch) -> sums over the images that its mask keeps.
+
+    The batch holds `image`, (N, H, W, C) uint8, `label`, (N,) int32, and `mask`, (N,), 0 for padding.
+    """
+    apply = make_apply(config, model)
+
+    def eval_step(params, batch_stats, batch):
+        logits, labels = apply(params, batch_stats, batch["image"]), batch["label"]
+        return classification_sums(logits, labels, cross_entropy(logits, labels), batch["mask"])
+
+    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    return jax.jit(
+        eval_step,
+        in_shardings=(replicated, replicated, split),
+        out_shardings=replicated,
+        compiler_options=_compiler_options(config),
+    )
+
+
+def make_apply(config: ConfigDict, model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Array]:
+    """Returns the network as a function, for evaluation: (params, batch_stats, images) -> logits (N, classes).
+
+    Images are (N, H, W, C): uint8 ones are normalised first, floats are taken as they are.
+    """
+    graph, _, _ = nnx.split(model, nnx.Param, nnx.BatchStat)
+
+    def apply(params, batch_stats, images):
+        return nnx.merge(graph, params, batch_stats)(_normalized(config, images))
+
+    return apply
+
+
+def _normalized(config: ConfigDict, images: jax.Array) -> jax.Array:
+    if images.dtype != jnp.uint8:
+        return images
+    return normalize(images, config.mean, config.std, np.dtype(config.dtype))
+
+
+def _compiler_options(config: ConfigDict) -> dict[str, bool] | None:
+    """XLA's options for reproducible kernels; a CPU's and a TPU's always are."""
+    if config.deterministic and jax.default_backend() == "gpu":
+        return {"xla_gpu_deterministic_ops": True, "xla_gpu_exclude_nondeterministic_ops": True}
+    return None

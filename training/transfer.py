@@ -1,0 +1,79 @@
+"""Starting from the weights of another run: fine-tuning, and ablations from a common start."""
+
+import pathlib
+
+import jax
+from flax import nnx
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from training.checkpoints import Checkpoints
+from training.configuration import read_config
+from training.optimizer import make_optimizer
+from training.state import State, abstract_state, make_model
+
+
+def load_weights(
+    workdir: pathlib.Path, mesh: Mesh, step: int | str | None = None
+) -> tuple[ConfigDict, dict, dict, int]:
+    """Returns the config of a workdir and params, batch_stats and step of one of its checkpoints.
+
+    The params are the averaged ones where the run kept an average.
+
+    Args:
+      workdir: what train.py made.
+      mesh: the devices that the arrays go to.
+      step: a checkpoint's step, "best" for that of the best accuracy_top1, or None for the newest sound one.
+
+    Raises:
+      ValueError: if the step has no sound checkpoint.
+      FileNotFoundError: if the folder is no workdir or has no checkpoint.
+    """
+    config = read_config(workdir)
+    jax.config.update("jax_enable_x64", config.dtype == "float64")
+    if not (pathlib.Path(workdir) / "checkpoints").is_dir():
+        raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
+    checkpoints = Checkpoints(workdir, read_only=True)
+    if step == "best":
+        step = checkpoints.best_step()
+        if step is None:
+            raise ValueError(f"no checkpoint in {workdir} has been evaluated, so none is the best; leave --step out")
+    model = make_model(config, training=True)
+    optimizer = make_optimizer(config, lambda _: config.learning_rate)
+    state = checkpoints.restore(abstract_state(config, model, optimizer, mesh), step)
+    if state is None:
+        raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
+    checkpoints.close()
+    return config, state.get("ema", state["params"]), state["batch_stats"], int(state["step"])
+
+
+def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[State, list[str]]:
+    """Returns a fresh state with the weights of another run, and the names of those that stay new.
+
+    What stays new is what the other network lacks or has in another shape: the last layer, where the number of classes
+    differs.
+
+    Raises:
+      ValueError: if nothing fits: the other run trained another network.
+      FileNotFoundError: if the folder is no workdir or has no checkpoint.
+    """
+    _, params, batch_stats, _ = load_weights(workdir, mesh)
+    new = []
+
+    def choose(ours: dict, theirs: dict) -> dict:
+        found = dict(nnx.traversals.flatten_mapping(theirs))
+        chosen = {}
+        for path, value in nnx.traversals.flatten_mapping(ours).items():
+            fits = path in found and found[path].shape == value.shape
+            chosen[path] = found[path].astype(value.dtype) if fits else value
+            if not fits:
+                new.append(".".join(map(str, path)))
+        return nnx.traversals.unflatten_mapping(chosen)
+
+    total = len(jax.tree.leaves((state["params"], state["batch_stats"])))
+    state |= {"params": choose(state["params"], params), "batch_stats": choose(state["batch_stats"], batch_stats)}
+    if len(new) == total:
+        raise ValueError(f"init_from={workdir} holds another network: none of its weights fits")
+    if "ema" in state:
+        state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), state["params"])
+    return state, new
