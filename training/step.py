@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import models
 from input_pipeline import normalize
 from training.loss import classification_sums, cross_entropy, weighted_loss
-from training.state import State
+from training.state import State, select
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -115,11 +115,13 @@ def make_eval_step(config: ConfigDict, model: nnx.Module, mesh: Mesh) -> Callabl
 def make_apply(config: ConfigDict, model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Array]:
     """Returns the network as a function, for evaluation: (params, batch_stats, images) -> logits (N, classes).
 
-    Images are (N, H, W, C): uint8 ones are normalised first, floats are taken as they are.
+    The variables may be those of training, with auxiliary heads. Images are (N, H, W, C): uint8 ones are normalised first, floats are taken as they are.
     """
-    graph, _, _ = nnx.split(model, nnx.Param, nnx.BatchStat)
+    graph, *own = nnx.split(model, nnx.Param, nnx.BatchStat)
+    own_params, own_batch_stats = (nnx.to_pure_dict(part) for part in own)
 
     def apply(params, batch_stats, images):
+        params, batch_stats = select(params, own_params), select(batch_stats, own_batch_stats)
         return nnx.merge(graph, params, batch_stats)(_normalized(config, images))
 
     return apply

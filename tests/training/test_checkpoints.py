@@ -1,0 +1,116 @@
+"""Checkpoints: what is kept, what is found again, and that damage never goes unnoticed."""
+
+import jax
+import numpy as np
+import pytest
+
+from training.checkpoints import Checkpoints
+
+
+def make_state(step):
+    random = np.random.RandomState(step)
+    layers = {index: {"kernel": random.standard_normal((40, 50)).astype(np.float32)} for index in range(2)}
+    return {"step": np.int32(step), "params": {"layers": layers}, "opt_state": (np.zeros(3, np.float32), ())}
+
+
+@pytest.fixture
+def target():
+    sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), make_state(0))
+
+
+@pytest.fixture
+def workdir(tmp_path):
+    """Four checkpoints were saved; the second is the best, the last was not evaluated."""
+    with Checkpoints(tmp_path, keep=2) as checkpoints:
+        for step, accuracy in [(10, 0.1), (20, 0.9), (30, 0.5), (40, None)]:
+            checkpoints.save(make_state(step), None if accuracy is None else {"accuracy_top1": accuracy})
+    return tmp_path
+
+
+def assert_is(state, step):
+    assert jax.tree.all(jax.tree.map(np.array_equal, state, make_state(step)))
+
+
+def test_the_newest_and_the_best_are_kept(workdir, target):
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        assert checkpoints.steps() == [20, 30, 40]
+        assert checkpoints.best_step() == 20
+        assert_is(checkpoints.restore(target), 40)
+        assert_is(checkpoints.restore(target, step=20), 20)
+        # The best is still known after a restart: two more steps push out 30, not 20.
+        checkpoints.save(make_state(50), {"accuracy_top1": 0.4})
+        checkpoints.save(make_state(60), {"accuracy_top1": 0.3})
+    assert Checkpoints(workdir, read_only=True).steps() == [20, 50, 60]
+
+
+def test_keys_that_are_numbers_stay_numbers(workdir, target):
+    assert set(Checkpoints(workdir, read_only=True).restore(target)["params"]["layers"]) == {0, 1}
+
+
+def test_there_is_none_yet(tmp_path, target):
+    assert Checkpoints(tmp_path).restore(target) is None
+
+
+def test_an_unknown_step_is_named(workdir, target):
+    with pytest.raises(ValueError, match=r"no checkpoint of step 35 .* \[20, 30, 40\]"):
+        Checkpoints(workdir, read_only=True).restore(target, step=35)
+
+
+def test_what_is_not_finite_is_not_saved(workdir):
+    state = make_state(50)
+    state["params"]["layers"][1]["kernel"][3, 4] = np.nan
+    with Checkpoints(workdir, keep=2) as checkpoints, pytest.raises(FloatingPointError, match="after step 50"):
+        checkpoints.save(state)
+    assert Checkpoints(workdir, read_only=True).steps() == [20, 30, 40]
+
+
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize(
+    "damage", [flip_a_bit, truncate, lambda path: path.unlink()], ids=["bit", "truncated", "missing"]
+)
+@pytest.mark.parametrize(
+    "victim", ["the largest file", "state/manifest.ocdbt", "state/_METADATA", "checksums/metadata"]
+)
+def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(workdir, target, capfd, victim, damage):
+    newest = workdir / "checkpoints" / "40"
+    largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    damage(largest if victim == "the largest file" else newest / victim)
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        assert_is(checkpoints.restore(target), 30)
+        assert checkpoints.steps() == [20, 30]
+    assert "checkpoint 40" in capfd.readouterr().err
+    assert (workdir / "damaged" / "40").is_dir()
+
+
+def test_damaged_metrics_do_not_stop_the_run(workdir, target, capfd):
+    path = workdir / "checkpoints" / "30" / "metrics" / "metrics"
+    path.write_bytes(path.read_bytes()[:5])
+    assert Checkpoints(workdir, read_only=True).best_step() == 20
+    with Checkpoints(workdir, keep=2) as checkpoints:
+        assert_is(checkpoints.restore(target), 40)
+    assert "checkpoint 30" in capfd.readouterr().err
+
+
+def test_reading_changes_nothing(workdir, target):
+    flip_a_bit(workdir / "checkpoints" / "40" / "checksums" / "metadata")
+    before = sorted(workdir.rglob("*"))
+    assert_is(Checkpoints(workdir, read_only=True).restore(target), 30)
+    assert sorted(workdir.rglob("*")) == before
+
+
+def test_all_are_damaged(workdir, target):
+    for step in (20, 30, 40):
+        (workdir / "checkpoints" / str(step) / "checksums" / "metadata").unlink()
+    with Checkpoints(workdir) as checkpoints, pytest.raises(ValueError, match="no sound checkpoint is left"):
+        checkpoints.restore(target)
+    assert len(list((workdir / "damaged").iterdir())) == 3

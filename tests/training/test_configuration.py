@@ -1,0 +1,112 @@
+"""What is refused, in which words; natural values; workdirs and whom they belong to."""
+
+import json
+
+import pytest
+
+from configs import base, googlenet, resnet50
+from training import configuration
+from training.configuration import check_workdir, default_workdir, resolve_network, resolve_run, write_config
+
+
+def resolve(config=None, dataset_classes=10, num_images=1000, **options):
+    config = config or base.get_config()
+    config.update(options)
+    return resolve_run(resolve_network(config), dataset_classes, num_images)
+
+
+def test_natural_values():
+    config = resolve(googlenet.get_config(), dataset_classes=1000, num_images=1_281_167)
+    assert (config.image_size, config.channels, config.num_classes, config.dropout_rate) == (224, 3, 1000, 0.4)
+    assert config.aux_heads == ("inception4a", "inception4d") and config.aux_weight == (0.3, 0.3)
+    assert config.num_steps == -(-60 * 1_281_167 // 32) and config.eval_batch_size == 32
+
+
+def test_a_head_without_weight_does_not_exist():
+    assert resolve(googlenet.get_config(), aux_weight=(0.0,)).aux_heads == ()
+    config = resolve(googlenet.get_config(), aux_weight=(0.0, 0.4))
+    assert config.aux_heads == ("inception4d",) and config.aux_weight == (0.4,)
+
+
+def test_steps_override_epochs_and_epochs_may_be_fractions():
+    assert resolve(num_steps=7).num_epochs == pytest.approx(7 * 64 / 1000)
+    assert resolve(num_epochs=0.5).num_steps == 8
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"model": "resnet19"}, "unknown model 'resnet19'; did you mean 'resnet18'"),
+        ({"model": "vgg16", "image_size": 16}, "image_size=16 does not fit vgg16 .* use at least 32$"),
+        ({"model": "alexnet", "image_size": 40}, "image_size=40 does not fit alexnet .* use at least 67$"),
+        ({"image_size": -3}, "image_size=-3"),
+        ({"channels": 2}, "channels=2 is not supported"),
+        ({"dtype": "float16"}, "dtype='float16' is unknown; choose float32, bfloat16 or float64"),
+        ({"mean": (0.5, 0.5)}, "mean=.* has 2 values; give 1"),
+        ({"std": (0.0,)}, "std=.* out of range"),
+        ({"aux_weight": (0.3,)}, "lenet5 has no auxiliary heads"),
+        ({"model": "googlenet", "aux_weight": (1.0, 2.0, 3.0)}, "3 weights for 2 heads"),
+        ({"model": "googlenet", "aux_weight": ("x",)}, "aux_weight=.* is no weight"),
+        ({"model": "googlenet", "aux_weight": (-0.3,)}, "is no weight"),
+        ({"warmup_epochs": 40.0}, "warmup_epochs=40 is longer than the run of 30"),
+        ({"batch_size": 12}, "batch_size=12 cannot be shared by 8 devices; give a multiple of 8"),
+        ({"eval_batch_size": 12}, "eval_batch_size=12 cannot be shared by 8 devices"),
+        ({"batch_size": 24, "accumulation_steps": 2}, "8 devices times 2 micro-batches; give a multiple of 16"),
+        ({"batch_size": 64, "bn_virtual_batch_size": 3}, "does not divide the 8 images"),
+        ({"num_classes": 5}, "num_classes=5 is too few: digits has 10 classes"),
+        ({"schedule": "cosin"}, "did you mean cosine"),
+        ({"train_crop": "random"}, "train_crop='random' is unknown"),
+        ({"step_epochs": (1,), "step_steps": (1,)}, "give one of the two"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0 is out of range"),
+        ({"momentum": -0.1}, "momentum=-0.1 is out of range"),
+        ({"learning_rate": 0.0}, "learning_rate=0.0 is out of range"),
+        ({"num_steps": 0}, "num_steps=0 is too small"),
+        ({"num_epochs": 0.0}, "num_epochs=0 trains nothing"),
+        ({"batch_size": 0}, "batch_size=0 is too small"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints=0 is too small; give at least 1"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_line(options, message):
+    with pytest.raises(ValueError, match=message) as caught:
+        resolve(**options)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_smallest_image_that_is_named_fits():
+    assert resolve(model="alexnet", image_size=67).image_size == 67
+
+
+def test_the_workdir_names_what_changes_the_result():
+    overrides = {"model": "googlenet", "aux_weight": (0.3,), "data_dir": "/data", "log_every_steps": 5}
+    assert str(default_workdir("configs/resnet50.py", overrides)) == "runs/resnet50,model=googlenet,aux_weight=0.3"
+    assert str(default_workdir("configs/resnet50.py", {})) == "runs/resnet50"
+    folder = default_workdir("configs/resnet50.py", {"dataset": "image_folder:/data/birds"})
+    assert len(folder.parts) == 2
+
+
+def test_a_workdir_belongs_to_one_config(tmp_path):
+    write_config(tmp_path, resolve(), ("a", "b"))
+    check_workdir(tmp_path, resolve())
+    check_workdir(tmp_path, resolve(log_every_steps=7, prefetch_batches=5))
+    with pytest.raises(ValueError, match=r"belongs to a run with learning_rate=0.05, not 0.1"):
+        check_workdir(tmp_path, resolve(learning_rate=0.1))
+
+
+def test_the_config_comes_back_whole(tmp_path):
+    config = resolve(resnet50.get_config(), dataset_classes=1000, bn_virtual_batch_size=32)
+    write_config(tmp_path, config, ("a",) * 1000)
+    assert configuration.read_config(tmp_path).to_dict() == config.to_dict()
+    content = json.loads((tmp_path / "config.json").read_text())
+    assert content["versions"]["jax"] and content["hardware"]["platform"] == "cpu"
+
+
+def test_a_workdir_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match="cannot be written"):
+        check_workdir(tmp_path / "file" / "run", resolve())
+
+
+def test_the_recipe_of_ones_own():
+    assert configuration.own_recipe("googlenet", "configs/resnet50.py") == "configs/googlenet.py"
+    assert configuration.own_recipe("resnet50", "configs/resnet50.py") is None
+    assert configuration.own_recipe("lenet5", "configs/base.py") is None

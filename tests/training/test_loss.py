@@ -1,0 +1,64 @@
+"""The loss and the metrics' sums against plain NumPy."""
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from training.loss import classification_sums, cross_entropy, means, weighted_loss, zero_sums
+
+RANDOM = np.random.RandomState(0)
+LOGITS = RANDOM.standard_normal((6, 10)).astype(np.float32)
+LABELS = np.array([3, 0, 9, 9, 5, 1])
+
+
+def plain_cross_entropy(logits, labels, smoothing=0.0):
+    logits = logits.astype(np.float64)
+    log_probabilities = logits - np.log(np.exp(logits).sum(-1, keepdims=True))
+    targets = (1 - smoothing) * np.eye(logits.shape[-1])[labels] + smoothing / logits.shape[-1]
+    return -(targets * log_probabilities).sum(-1)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy(smoothing):
+    found = cross_entropy(jnp.asarray(LOGITS), jnp.asarray(LABELS), smoothing)
+    np.testing.assert_allclose(found, plain_cross_entropy(LOGITS, LABELS, smoothing), rtol=1e-5)
+
+
+def test_auxiliary_losses_are_weighted_one_by_one():
+    heads = [RANDOM.standard_normal((6, 10)).astype(np.float32) for _ in range(2)]
+    loss, sums = weighted_loss((jnp.asarray(LOGITS), [jnp.asarray(head) for head in heads]), LABELS, (0.3, 0.4))
+    parts = [plain_cross_entropy(logits, LABELS) for logits in (LOGITS, *heads)]
+    np.testing.assert_allclose(loss, np.mean(parts[0] + 0.3 * parts[1] + 0.4 * parts[2]), rtol=1e-5)
+    np.testing.assert_allclose(sums["main_loss"], parts[0].sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums["aux2_loss"], parts[2].sum(), rtol=1e-5)
+    assert sums.keys() == zero_sums(2).keys()
+
+
+def test_a_head_without_a_weight_is_an_error():
+    with pytest.raises(ValueError):
+        weighted_loss((LOGITS, [LOGITS]), LABELS, ())
+
+
+def test_ranks_padding_and_ties():
+    logits = jnp.asarray([[0.0, 1, 2, 3, 4, 5], [5, 5, 5, 5, 5, 5], [9, 0, 0, 0, 0, 0], [0, 9, 0, 0, 0, 0]])
+    labels, mask = jnp.asarray([1, 0, 0, 0]), jnp.asarray([1.0, 1, 1, 0])
+    sums = classification_sums(logits, labels, jnp.asarray([1.0, 2, 3, np.nan]), mask)
+    # Class 1 comes fifth; among equals the first class wins; the padded image counts for nothing, nor does its NaN.
+    assert {name: float(value) for name, value in sums.items()} == {
+        "loss": 6,
+        "accuracy_top1": 2,
+        "accuracy_top5": 3,
+        "examples": 3,
+    }
+    assert means(sums)["accuracy_top1"] == pytest.approx(2 / 3)
+
+
+def test_fewer_classes_than_five():
+    sums = classification_sums(jnp.asarray([[0.0, 1, 2]]), jnp.asarray([0]), jnp.zeros(1), jnp.ones(1))
+    assert float(sums["accuracy_top5"]) == 1 and float(sums["accuracy_top1"]) == 0
+
+
+def test_one_constant_logit_is_no_cheap_hit():
+    """A network that says the same of every class hits only the first one."""
+    sums = classification_sums(jnp.zeros((10, 10)), jnp.arange(10), jnp.zeros(10), jnp.ones(10))
+    assert float(sums["accuracy_top1"]) == 1 and float(sums["accuracy_top5"]) == 5

@@ -1,0 +1,110 @@
+"""The step's promises: the same numbers on any number of devices, no hidden copies, nothing compiled twice."""
+
+import jax
+import numpy as np
+import pytest
+from jax.sharding import NamedSharding, PartitionSpec
+
+from training.evaluation import evaluate
+from training.state import make_model
+from training.step import make_apply, make_eval_step
+
+RESNET = {"model": "resnet20", "channels": 3, "image_size": 16}
+
+
+def assert_close(tree, other, **tolerance):
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(jax.device_get(a), jax.device_get(b), **tolerance), tree, other
+    )
+
+
+@pytest.mark.parametrize("options", [{}, {"bn_virtual_batch_size": 2}], ids=["whole batch", "virtual batches"])
+def test_losses_do_not_depend_on_the_number_of_devices(make_trainer, make_batches, options):
+    batches = make_batches(3, image_size=16, channels=3)
+    one, two, eight = (make_trainer(devices, **RESNET, **options).run(batches) for devices in (1, 2, 8))
+    np.testing.assert_allclose(one, two, rtol=2e-4)
+    np.testing.assert_allclose(one, eight, rtol=2e-4)
+
+
+def test_dropout_does_not_depend_on_the_number_of_devices(make_trainer, make_batches):
+    batches = make_batches(2)
+    one, eight = (make_trainer(devices, dropout_rate=0.5).run(batches) for devices in (1, 8))
+    np.testing.assert_allclose(one, eight, rtol=1e-5)
+    assert make_trainer(dropout_rate=0.0).run(batches) != pytest.approx(one, rel=2e-5)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(make_trainer, make_batches):
+    whole, cut = make_trainer(), make_trainer(num_devices=2, accumulation_steps=4)
+    assert whole.run(make_batches(3)) == pytest.approx(cut.run(make_batches(3)), rel=1e-5)
+    assert_close(whole.state["params"], cut.state["params"], rtol=1e-4, atol=1e-6)
+
+
+def test_accumulation_and_virtual_batches_do_not_depend_on_the_number_of_devices(make_trainer, make_batches):
+    options = RESNET | {"accumulation_steps": 2, "bn_virtual_batch_size": 2}
+    batches = make_batches(2, image_size=16, channels=3)
+    one, four = make_trainer(1, **options), make_trainer(4, **options)
+    np.testing.assert_allclose(one.run(batches), four.run(batches), rtol=2e-4)
+    assert_close(one.state["batch_stats"], four.state["batch_stats"], rtol=1e-3, atol=1e-4)
+
+
+def test_the_average_of_the_weights(make_trainer, make_batches):
+    trainer = make_trainer(ema_decay=0.9)
+    expected = jax.device_get(trainer.state["ema"])
+    for batch in make_batches(3):
+        trainer.run([batch])
+        params = jax.device_get(trainer.state["params"])
+        expected = jax.tree.map(lambda average, new: 0.9 * average + 0.1 * new, expected, params)
+    assert_close(trainer.state["ema"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_a_step_learns_in_bfloat16_and_keeps_float32(make_trainer, make_batches):
+    trainer = make_trainer(dtype="bfloat16")
+    losses = trainer.run(make_batches(1) * 30)
+    assert losses[-1] < losses[0] - 0.1
+    assert {leaf.dtype for leaf in jax.tree.leaves(trainer.state["params"])} == {np.dtype(np.float32)}
+
+
+def test_nothing_is_compiled_twice(make_trainer, make_batches):
+    trainer = make_trainer(num_devices=8)
+    trainer.run(make_batches(4))
+    assert trainer.step._cache_size() == 1
+
+
+def test_the_old_state_is_given_up(make_trainer, make_batches):
+    trainer = make_trainer()
+    old = trainer.state
+    trainer.run(make_batches(1))
+    assert all(leaf.is_deleted() for leaf in jax.tree.leaves(old["params"]))
+
+
+@pytest.mark.parametrize("batch_size", [5, 8, 23, 32])
+@pytest.mark.parametrize("num_devices", [1, 8])
+def test_evaluation_counts_every_image_once(make_trainer, make_batches, batch_size, num_devices):
+    """Against a loop over single images."""
+    if batch_size % num_devices:
+        batch_size = -(-batch_size // num_devices) * num_devices
+    trainer, (data,) = make_trainer(num_devices), make_batches(1, batch_size=23)
+    model, variables = (
+        make_model(trainer.config, training=False),
+        (trainer.state["params"], trainer.state["batch_stats"]),
+    )
+
+    apply = jax.jit(make_apply(trainer.config, model))
+    logits = np.concatenate(
+        [jax.device_get(apply(*variables, data["image"][[row]])) for row in range(23)], dtype=np.float64
+    )
+    losses = [np.log(np.exp(row).sum()) - row[label] for row, label in zip(logits, data["label"], strict=True)]
+    ranks = [(row > row[label]).sum() for row, label in zip(logits, data["label"], strict=True)]
+
+    def batches():
+        for first in range(0, 23, batch_size):
+            rows = {name: array[first : first + batch_size] for name, array in data.items()}
+            missing = batch_size - len(rows["label"])
+            rows["mask"] = np.ones(len(rows["label"]), np.float32)
+            padded = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in rows.items()}
+            yield jax.device_put(padded, NamedSharding(trainer.mesh, PartitionSpec("data")))
+
+    found = evaluate(make_eval_step(trainer.config, model, trainer.mesh), *variables, batches())
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
+    assert found["accuracy_top1"] == pytest.approx(np.mean(np.array(ranks) < 1))
+    assert found["accuracy_top5"] == pytest.approx(np.mean(np.array(ranks) < 5))
