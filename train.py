@@ -109,7 +109,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
             in_flight.append(sums)
             if len(in_flight) > config.prefetch_batches or step == start + 1:
                 jax.block_until_ready(in_flight.popleft())
-            log.advance(step)
+            log.first_step(step) if step == start + 1 else log.advance(step)
 
             evaluation_due = step == config.num_steps or is_due(step, config.evaluate_every_epochs * steps_per_epoch)
             save_due = evaluation_due or is_due(step, config.checkpoint_every_steps) or interruption

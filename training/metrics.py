@@ -78,9 +78,9 @@ class RunLog:
         self._clock, self._clock_step, self._clock_wait = time.perf_counter(), step, wait_seconds
 
     def first_step(self, step: int) -> None:
-        """Says how long the way to the end of the first step was."""
+        """Says how long the way to the end of the first step was, and measures speed from there."""
         self.say(f"first step after {time.perf_counter() - self._start:.1f} s, compilation included")
-        self.advance(step)
+        self.restart_clock(step, 0.0)
 
     def say(self, text: str) -> None:
         """Prints a line above the live one."""

@@ -115,7 +115,8 @@ def make_eval_step(config: ConfigDict, model: nnx.Module, mesh: Mesh) -> Callabl
 def make_apply(config: ConfigDict, model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Array]:
     """Returns the network as a function, for evaluation: (params, batch_stats, images) -> logits (N, classes).
 
-    The variables may be those of training, with auxiliary heads. Images are (N, H, W, C): uint8 ones are normalised first, floats are taken as they are.
+    The variables may be those of training, auxiliary heads included. Images are (N, H, W, C): uint8 ones are normalised
+    first, floats are taken as they are.
     """
     graph, *own = nnx.split(model, nnx.Param, nnx.BatchStat)
     own_params, own_batch_stats = (nnx.to_pure_dict(part) for part in own)

@@ -54,7 +54,7 @@ def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[St
     differs.
 
     Raises:
-      ValueError: if nothing fits: the other run trained another network.
+      ValueError: if most of them do not fit: the other run trained another network.
       FileNotFoundError: if the folder is no workdir or has no checkpoint.
     """
     _, params, batch_stats, _ = load_weights(workdir, mesh)
@@ -72,8 +72,8 @@ def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[St
 
     total = len(jax.tree.leaves((state["params"], state["batch_stats"])))
     state |= {"params": choose(state["params"], params), "batch_stats": choose(state["batch_stats"], batch_stats)}
-    if len(new) == total:
-        raise ValueError(f"init_from={workdir} holds another network: none of its weights fits")
+    if 2 * len(new) > total:
+        raise ValueError(f"init_from={workdir} holds another network: {len(new)} of {total} arrays do not fit")
     if "ema" in state:
         state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), state["params"])
     return state, new

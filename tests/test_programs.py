@@ -1,0 +1,229 @@
+"""The programs as a user meets them: real processes, real signals, exit codes, one-line errors."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from flax import nnx
+from PIL import Image
+from sklearn.datasets import load_digits
+
+from training.state import make_mesh
+from training.transfer import load_weights
+
+ROOT = pathlib.Path(__file__).parent.parent
+SHORT = ("--config=configs/lenet5_digits.py", "--config.num_steps=60", "--config.log_every_steps=5")
+SHORT += ("--config.checkpoint_every_steps=10", "--config.evaluate_every_epochs=1", "--config.compilation_cache_dir=")
+
+# One device: what eight virtual ones compute is tested elsewhere, and a process of its own would start them each time.
+ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "120"}
+
+
+def start(program, *arguments):
+    command = [sys.executable, program, *map(str, arguments)]
+    return subprocess.Popen(
+        command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+
+
+def run(program, *arguments, exit_code=0):
+    process = start(program, *arguments)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == exit_code, output + errors
+    return output if exit_code == 0 else errors
+
+
+def stop_at(process, text, number):
+    """Sends a signal as soon as a line of the output holds the text; returns the exit code."""
+    for line in process.stdout:
+        if text in line:
+            process.send_signal(number)
+            break
+    process.communicate(timeout=300)
+    return process.returncode
+
+
+def read_json(path):
+    return json.loads(pathlib.Path(path).read_text())
+
+
+def checksums(workdir, step):
+    return read_json(workdir / "checkpoints" / str(step) / "checksums" / "metadata")
+
+
+def what_was_measured(workdir):
+    """The rows of metrics without what depends on the clock."""
+    rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
+    clock = ("seconds", "images_per_second", "input_wait_fraction")
+    return [{name: value for name, value in row.items() if name not in clock} for row in rows]
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory):
+    """An uninterrupted run of 60 steps."""
+    workdir = tmp_path_factory.mktemp("finished") / "run"
+    output = run("train.py", *SHORT, f"--workdir={workdir}")
+    assert "done: " in output and f"everything lies in {workdir}" in output
+    return workdir
+
+
+@pytest.mark.smoke
+def test_a_workdir_is_complete(finished):
+    names = {path.name for path in finished.iterdir()}
+    assert names == {"config.json", "metrics.jsonl", "summary.json", "curves.png", "checkpoints", "tensorboard"}
+    row = json.loads((finished / "metrics.jsonl").read_text().splitlines()[0])
+    assert {"step", "epoch", "split", "loss", "accuracy_top1", "accuracy_top5", "learning_rate"} <= row.keys()
+    assert {"images_per_second", "input_wait_fraction", "seconds"} <= row.keys()
+    assert read_json(finished / "summary.json")["step"] == 60
+    assert len(list((finished / "checkpoints").glob("[0-9]*"))) in (3, 4)  # the newest three, and the best
+    assert Image.open(finished / "curves.png").width > 500
+
+
+def test_a_finished_run_says_so(finished):
+    before = (finished / "metrics.jsonl").read_text()
+    assert "is finished" in run("train.py", *SHORT, f"--workdir={finished}")
+    assert (finished / "metrics.jsonl").read_text() == before
+
+
+@pytest.mark.smoke
+def test_killed_and_started_again_it_ends_the_same_to_the_bit(finished, tmp_path):
+    """SIGKILL at several moments: while compiling, in the midst of saves, between them, before an evaluation's save."""
+    workdir = tmp_path / "run"
+    moments = ["first step", "step 10/60", "step 23/60 validation", "step 25/60", "step 50/60", "step 60/60"]
+    for moment in moments:
+        process = start("train.py", *SHORT, f"--workdir={workdir}")
+        assert stop_at(process, moment, signal.SIGKILL) == -signal.SIGKILL
+    run("train.py", *SHORT, f"--workdir={workdir}")
+    assert checksums(workdir, 60) == checksums(finished, 60)
+    assert what_was_measured(workdir) == what_was_measured(finished)
+
+
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_saves_at_once_and_the_run_goes_on(finished, tmp_path, number, exit_code):
+    workdir = tmp_path / "run"
+    process = start("train.py", *SHORT, f"--workdir={workdir}")
+    assert stop_at(process, "step 5/60", number) == exit_code
+    saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
+    assert 5 <= saved < 60 and (saved % 10 or saved <= 20)  # at once, not at the next multiple of ten
+    run("train.py", *SHORT, f"--workdir={workdir}")
+    assert checksums(workdir, 60) == checksums(finished, 60)
+
+
+def test_a_damaged_newest_checkpoint(finished, tmp_path):
+    workdir = tmp_path / "run"
+    process = start("train.py", *SHORT, f"--workdir={workdir}")
+    stop_at(process, "step 40/60", signal.SIGTERM)
+    newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
+    largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 1
+    largest.write_bytes(content)
+    process = start("train.py", *SHORT, f"--workdir={workdir}")
+    _, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and f"checkpoint {newest.name}" in errors and "is damaged" in errors
+    assert checksums(workdir, 60) == checksums(finished, 60)
+
+
+def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
+    workdir = tmp_path / "run"
+    errors = run("train.py", *SHORT, "--config.learning_rate=1e30", f"--workdir={workdir}", exit_code=3)
+    assert len(errors.splitlines()) == 1 and "between steps 1 and 5" in errors and "no checkpoint was due yet" in errors
+    assert not (workdir / "summary.json").exists() and not list((workdir / "checkpoints").glob("[0-9]*"))
+
+
+@pytest.mark.smoke
+def test_evaluate(finished, tmp_path):
+    output = run("evaluate.py", f"--workdir={finished}", f"--json={tmp_path / 'result.json'}")
+    result, summary = read_json(tmp_path / "result.json"), read_json(finished / "summary.json")
+    assert result["examples"] == 360 and result["step"] == 60
+    assert result["loss"] == pytest.approx(summary["loss"], rel=1e-6)
+    assert result["accuracy_top1"] == summary["accuracy_top1"]
+    assert f"top-1 {100 * summary['accuracy_top1']:.2f} %" in output
+    best = json.loads(run("evaluate.py", f"--workdir={finished}", "--step=best", "--split=train", "--json=-"))
+    assert best["step"] == summary["best"]["step"] and best["examples"] == 1437
+
+
+@pytest.mark.smoke
+def test_predict_images(finished, tmp_path):
+    digits = load_digits()
+    for index in range(3):
+        Image.fromarray((digits.images[index] * 15.9).astype(np.uint8)).save(tmp_path / f"{index}.png")
+    (tmp_path / "broken.jpg").write_text("no image")
+    process = start("predict.py", f"--workdir={finished}", f"--images={tmp_path / '0.png'},{tmp_path}")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0
+    assert output.count("0.png") == 2 and output.count(".png") == 4
+    assert len(errors.splitlines()) == 1 and "broken.jpg" in errors
+
+
+def test_predict_arrays(finished, tmp_path):
+    inputs = np.random.RandomState(0).standard_normal((70, 32, 32, 1)).astype(np.float32)
+    np.save(tmp_path / "x.npy", inputs)
+    run("predict.py", f"--workdir={finished}", f"--inputs={tmp_path / 'x.npy'}", f"--logits={tmp_path / 'y.npz'}")
+    logits = np.load(tmp_path / "y.npz")["logits"]
+    assert logits.shape == (70, 10) and np.all(np.isfinite(logits))
+    np.save(tmp_path / "x.npy", inputs[69:])
+    run("predict.py", f"--workdir={finished}", f"--inputs={tmp_path / 'x.npy'}", f"--logits={tmp_path / 'y.npz'}")
+    np.testing.assert_allclose(np.load(tmp_path / "y.npz")["logits"], logits[69:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments", "message"),
+    [
+        ("train.py", [], "--config is missing"),
+        ("train.py", ["--config.seed=1"], "--config is missing"),
+        ("train.py", ["--config=configs/resnet5.py"], "did you mean configs/resnet50.py?"),
+        (
+            "train.py",
+            ["--config=configs/base.py", "--config.modle=vgg16"],
+            "--config.modle does not exist; did you mean model?",
+        ),
+        ("train.py", ["--config=configs/base.py", "--config.seed=one"], "--config.seed=one"),
+        ("train.py", ["--config=configs/base.py", "--wrkdir=x"], "wrkdir"),
+        ("train.py", ["--config=configs/base.py", "extra"], "'extra' is no flag"),
+        ("train.py", ["--config=configs/base.py", "--config.dataset=digit"], "did you mean digits?"),
+        ("train.py", ["--config=configs/resnet50.py", "--config.data_dir=/nowhere"], "ILSVRC2012_img_train.tar"),
+        ("train.py", ["--config=configs/base.py", "--config.init_from=/nowhere"], "/nowhere is no workdir"),
+        ("evaluate.py", ["--workdir=/nowhere"], "/nowhere is no workdir"),
+        ("predict.py", ["--workdir=/nowhere"], "give --images=FILES"),
+        ("evaluate.py", [], "workdir"),
+    ],
+)
+def test_bad_input_is_one_line_and_writes_nothing(tmp_path, program, arguments, message):
+    extra = [f"--workdir={tmp_path / 'run'}"] if program == "train.py" else []
+    errors = run(program, *arguments, *extra, exit_code=2)
+    assert len(errors.splitlines()) == 1 and message in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_checkpoint_that_does_not_exist(finished):
+    assert "no checkpoint of step 7 " in run("evaluate.py", f"--workdir={finished}", "--step=7", exit_code=2)
+    assert "give a number, or best" in run("evaluate.py", f"--workdir={finished}", "--step=last", exit_code=2)
+
+
+def test_a_workdir_of_another_config(finished):
+    errors = run("train.py", *SHORT, "--config.learning_rate=0.1", f"--workdir={finished}", exit_code=2)
+    assert "belongs to a run with learning_rate=0.05, not 0.1" in errors
+
+
+def test_weights_of_another_run(finished, tmp_path):
+    """All but the last layer, whose number of classes differs, comes along."""
+    workdir = tmp_path / "run"
+    options = [f"--config.init_from={finished}", "--config.num_classes=12", f"--workdir={workdir}"]
+    # At a learning rate of next to nothing, one step changes nothing.
+    output = run("train.py", SHORT[0], *options, "--config.num_steps=1", "--config.learning_rate=1e-30")
+    line = next(line for line in output.splitlines() if line.startswith("weights are those of"))
+    (_, theirs, _, _), (_, ours, _, _) = (load_weights(path, make_mesh(1)) for path in (finished, workdir))
+    differing = {
+        path
+        for path, value in nnx.traversals.flatten_mapping(ours).items()
+        if not np.array_equal(value, nnx.traversals.flatten_mapping(theirs)[path])
+    }
+    assert len(differing) == 2 and all(".".join(map(str, path)) in line for path in differing)
+    errors = run("train.py", *SHORT, options[0], "--config.model=resnet20", f"--workdir={tmp_path / 'x'}", exit_code=2)
+    assert "holds another network" in errors and not (tmp_path / "x").exists()
