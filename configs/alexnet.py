@@ -2,6 +2,7 @@
 
 Paper: Krizhevsky, Sutskever, Hinton 2012, ImageNet classification with deep convolutional neural networks, section 5.
 Run: python train.py --config=configs/alexnet.py
+Ablations: --config.model=alexnet_no_lrn, or alexnet_ungrouped
 Published: 57.1 % top-1, 80.2 % top-5 (the BVLC replica, centre crop).
 Measured: nothing yet.
 The paper divides the rate by 10 when the validation error stalls, three times; the epochs of the drops are BVLC's.

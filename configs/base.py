@@ -60,10 +60,13 @@ def get_config() -> ConfigDict:
     # Loss
     config.label_smoothing = 0.0  # share of the target spread evenly over all classes, [0, 1)
 
-    # Optimizer: stochastic gradient descent with momentum
+    # Optimizer
+    config.optimizer = "sgd"  # sgd, with momentum, or rmsprop, whose steps are g / sqrt(mean square of g + epsilon)
     config.learning_rate = 0.05  # at the schedule's height; absolute, not per image
     config.momentum = 0.9
     config.nesterov = False
+    config.rmsprop_decay = 0.9  # rmsprop: of the moving average of the gradient's square, a step
+    config.rmsprop_epsilon = 1.0  # rmsprop: added under the root
     config.weight_decay = 1e-4  # L2, added to the gradient before the momentum, as the papers have it
     config.decay_norm_and_bias = True  # False: weight decay spares biases and batch-norm parameters
     config.gradient_clip_norm = 0.0  # largest global 2-norm of the gradient; 0: no clipping
@@ -71,12 +74,14 @@ def get_config() -> ConfigDict:
     config.ema_decay = 0.0  # of an exponential moving average of the weights, a step; it is evaluated; 0: none
 
     # Schedule of the learning rate
-    config.schedule = "cosine"  # constant, step, cosine or polynomial
+    config.schedule = "cosine"  # constant, step, exponential, cosine or polynomial
     config.warmup_epochs = 0.0  # linear, from warmup_learning_rate to learning_rate; part of num_epochs
     config.warmup_learning_rate = 0.0  # where the warm-up starts
     config.step_epochs = ()  # step: epochs at which the rate is multiplied by step_factor
     config.step_steps = ()  # step: the same in optimizer steps; give one of the two
     config.step_factor = 0.1
+    config.exponential_epochs = 2.0  # exponential: after each so many epochs the rate is multiplied by ...
+    config.exponential_factor = 0.94  # exponential: ... this
     config.polynomial_power = 1.0  # polynomial: learning_rate * (1 - progress) ** power
     config.final_learning_rate = 0.0  # cosine, polynomial: where they end
 

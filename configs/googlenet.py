@@ -2,7 +2,7 @@
 
 Paper: Szegedy et al. 2014, Going deeper with convolutions, section 6; the rates are BVLC's quick_solver.
 Run: python train.py --config=configs/googlenet.py
-Ablation: python train.py --config=configs/googlenet.py --config.aux_weight=0
+Ablations: --config.aux_weight=0, --config.model=googlenet_no_lrn, or googlenet_naive (without 1x1 bottlenecks)
 Published: 68.7 % top-1, 88.9 % top-5 (the BVLC replica, centre crop).
 Measured: nothing yet.
 """

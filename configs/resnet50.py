@@ -2,6 +2,7 @@
 
 Paper: He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition, section 3.4.
 Run: python train.py --config=configs/resnet50.py
+Pre-activation (He 2016): --config.model=resnet50_v2
 Published: 76.130 % top-1, 92.862 % top-5 (torchvision V1).
 Measured: nothing yet.
 The crops are Szegedy's 2014 (random area and aspect) and the drops at 30 and 60 epochs, as torchvision trained these.

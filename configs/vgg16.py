@@ -2,6 +2,7 @@
 
 Paper: Simonyan and Zisserman 2014, Very deep convolutional networks for large-scale image recognition, section 3.1.
 Run: python train.py --config=configs/vgg16.py
+Others of Table 1: --config.model=vgg11, vgg13, vgg16_c or vgg19
 Published: 71.592 % top-1, 90.382 % top-5 (torchvision V1); 74.4 % top-1 (the paper's Table 3, scale jitter).
 Measured: nothing yet.
 The paper starts from the trained configuration A; the fan-out initialisation (He 2015) makes that needless, but the

@@ -4,6 +4,8 @@ Krizhevsky, Sutskever, Hinton 2012, ImageNet classification with deep convolutio
 Krizhevsky 2014, One weird trick for parallelizing convolutional neural networks.
 """
 
+from collections.abc import Iterator
+
 import jax
 from flax import nnx
 
@@ -15,23 +17,30 @@ from models.layers import (
     Dense,
     Dropout,
     LocalResponseNorm,
-    Module,
     Normal,
     adaptive_average_pool,
     max_pool,
 )
+from models.network import Network
 
 
-class AlexNet(Module):
+class AlexNet(Network):
     """The network of 2012, Fig. 2: two groups, a GPU each, in conv2, conv4 and conv5; groups=1 joins them."""
 
-    def __init__(self, num_classes: int, channels: int, dropout_rate: float, groups: int = 2):
+    def __init__(
+        self,
+        num_classes: int,
+        channels: int,
+        dropout_rate: float,
+        groups: int = 2,
+        local_response_norm: bool = True,
+    ):
         """Builds the layers, with section 5's initial values; dropout_rate is that of the hidden dense layers."""
         zero, one = ({"kernel_initializer": Normal(0.01), "bias_initializer": Constant(bias)} for bias in (0.0, 1.0))
         self.conv1 = Conv(channels, 96, kernel=11, stride=4, **zero)
-        self.norm1 = LocalResponseNorm()
+        self.norm1 = LocalResponseNorm() if local_response_norm else None
         self.conv2 = Conv(96, 256, kernel=5, padding=2, groups=groups, **one)
-        self.norm2 = LocalResponseNorm()
+        self.norm2 = LocalResponseNorm() if local_response_norm else None
         self.conv3 = Conv(256, 384, kernel=3, padding=1, **zero)
         self.conv4 = Conv(384, 384, kernel=3, padding=1, groups=groups, **one)
         self.conv5 = Conv(384, 256, kernel=3, padding=1, groups=groups, **one)
@@ -41,20 +50,30 @@ class AlexNet(Module):
         self.dropout7 = Dropout(dropout_rate)
         self.head = Classifier(4096, num_classes, **zero)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, C) to logits (N, num_classes)."""
-        x = max_pool(self.norm1(nnx.relu(self.conv1(x))), 3, 2)
-        x = max_pool(self.norm2(nnx.relu(self.conv2(x))), 3, 2)
+    def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+        """Yields conv1 to conv5; 1, 2 and 5 are pooled."""
+        x = nnx.relu(self.conv1(x))
+        x = max_pool(self.norm1(x) if self.norm1 else x, 3, 2)
+        yield "conv1", x
+        x = nnx.relu(self.conv2(x))
+        x = max_pool(self.norm2(x) if self.norm2 else x, 3, 2)
+        yield "conv2", x
         x = nnx.relu(self.conv3(x))
+        yield "conv3", x
         x = nnx.relu(self.conv4(x))
+        yield "conv4", x
         x = max_pool(nnx.relu(self.conv5(x)), 3, 2)
+        yield "conv5", x
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, 256) to logits (N, num_classes)."""
         x = adaptive_average_pool(x, (6, 6))
         x = self.dropout6(nnx.relu(self.dense6(x)))
         x = self.dropout7(nnx.relu(self.dense7(x)))
         return self.head(x)
 
 
-class AlexNetOneWeirdTrick(Module):
+class AlexNetOneWeirdTrick(Network):
     """The single-column network of 2014, as torchvision builds it: conv3 and conv4 have 384 and 256 filters."""
 
     def __init__(self, num_classes: int, channels: int, dropout_rate: float):
@@ -70,12 +89,22 @@ class AlexNetOneWeirdTrick(Module):
         self.dense7 = Dense(4096, 4096)
         self.head = Classifier(4096, num_classes)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, C) to logits (N, num_classes)."""
+    def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+        """Yields conv1 to conv5; 1, 2 and 5 are pooled."""
         x = max_pool(self.conv1(x), 3, 2)
+        yield "conv1", x
         x = max_pool(self.conv2(x), 3, 2)
-        x = self.conv5(self.conv4(self.conv3(x)))
-        x = adaptive_average_pool(max_pool(x, 3, 2), (6, 6))
+        yield "conv2", x
+        x = self.conv3(x)
+        yield "conv3", x
+        x = self.conv4(x)
+        yield "conv4", x
+        x = max_pool(self.conv5(x), 3, 2)
+        yield "conv5", x
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, 256) to logits (N, num_classes)."""
+        x = adaptive_average_pool(x, (6, 6))
         x = nnx.relu(self.dense6(self.dropout6(x)))
         x = nnx.relu(self.dense7(self.dropout7(x)))
         return self.head(x)

@@ -4,7 +4,7 @@ The paper gives neither initial values nor the constants of the normalisation: t
 bvlc_googlenet). The variants with batch normalisation are initialised as torchvision's.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -27,6 +27,7 @@ from models.layers import (
     lecun_uniform,
     max_pool,
 )
+from models.network import Network
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 INCEPTIONS = {
@@ -41,7 +42,6 @@ INCEPTIONS = {
     "inception5b": (384, 192, 384, 48, 128, 128),
 }
 AUX_HEADS = ("inception4a", "inception4d")
-AUX_DROPOUT_RATE = 0.7
 
 # BVLC's: Caffe's xavier, and biases that keep the ReLUs open, without which 22 layers do not start to learn.
 PAPER_CONV = partial(ConvReLU, kernel_initializer=lecun_uniform, bias_initializer=Constant(0.2))
@@ -66,6 +66,7 @@ class Inception(Module):
         self.branch3_reduce = conv(in_features, reduce3, kernel=1)
         self.branch3 = conv(reduce3, width3, kernel=last_kernel, padding=last_kernel // 2)
         self.branch4 = conv(in_features, width4, kernel=1)
+        self.features = width1 + width2 + width3 + width4
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H, W, sum of the branches' widths)."""
@@ -75,6 +76,23 @@ class Inception(Module):
             self.branch3(self.branch3_reduce(x)),
             self.branch4(max_pool(x, 3, 1, padding=1)),
         )
+        return jnp.concatenate(branches, axis=-1)
+
+
+class NaiveInception(Module):
+    """An Inception module without 1x1 convolutions before the large ones or after the pooling: Fig. 2(a)."""
+
+    def __init__(self, in_features: int, widths: tuple[int, ...], conv: Callable[..., Module], last_kernel: int):
+        """Builds the branches; of a row of Table 1 it takes the widths of 1x1, 3x3 and 5x5."""
+        width1, _, width2, _, width3, _ = widths
+        self.branch1 = conv(in_features, width1, kernel=1)
+        self.branch2 = conv(in_features, width2, kernel=3, padding=1)
+        self.branch3 = conv(in_features, width3, kernel=last_kernel, padding=last_kernel // 2)
+        self.features = width1 + width2 + width3 + in_features
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to (N, H, W, sum of the branches' widths + I)."""
+        branches = self.branch1(x), self.branch2(x), self.branch3(x), max_pool(x, 3, 1, padding=1)
         return jnp.concatenate(branches, axis=-1)
 
 
@@ -108,7 +126,7 @@ class AuxiliaryHead(Module):
         return self.output(self.dropout(x))
 
 
-class GoogLeNet(Module):
+class GoogLeNet(Network):
     """The network of Table 1; batch normalisation, if asked for, replaces biases and local response normalisation."""
 
     def __init__(
@@ -116,60 +134,68 @@ class GoogLeNet(Module):
         num_classes: int,
         channels: int,
         dropout_rate: float,
-        aux_heads: tuple[str, ...],
         batch_norm: bool = False,
         torchvision: bool = False,
+        local_response_norm: bool = True,
+        naive: bool = False,
     ):
         """Builds the layers.
 
         Args:
           num_classes: how many classes.
           channels: of the images.
-          dropout_rate: that of the main classifier; the auxiliary ones have 0.7, or with a rate of 0 none.
-          aux_heads: the Inception modules with an auxiliary classifier behind them.
+          dropout_rate: that of the main classifier.
           batch_norm: whether every convolution has batch normalisation.
           torchvision: whether to differ from the paper where torchvision does: 3x3 kernels for 5x5 ones, a last
             pooling of 2x2, and adaptive pooling in the auxiliary classifiers.
+          local_response_norm: whether the stem has it, where it has no batch normalisation.
+          naive: whether the Inception modules are those of Fig. 2(a), whose pooling branch passes all features on.
         """
-        conv, hidden, output = PAPER_CONV, PAPER_HIDDEN, PAPER_OUTPUT
-        if batch_norm:
-            conv, hidden, output = BATCH_NORM_CONV, BATCH_NORM_HIDDEN, BATCH_NORM_OUTPUT
+        self.batch_norm, self.torchvision = batch_norm, torchvision
+        conv, _, output = self._kinds()
+        normalized = local_response_norm and not batch_norm
         # alpha 1e-4 in Caffe, which divides it by the size.
-        self.norm1 = None if batch_norm else LocalResponseNorm(alpha=1e-4 / 5, k=1.0)
-        self.norm2 = None if batch_norm else LocalResponseNorm(alpha=1e-4 / 5, k=1.0)
-        self.last_window = 2 if torchvision else 3
+        self.norm1 = LocalResponseNorm(alpha=1e-4 / 5, k=1.0) if normalized else None
+        self.norm2 = LocalResponseNorm(alpha=1e-4 / 5, k=1.0) if normalized else None
         self.conv1 = conv(channels, 64, kernel=7, stride=2, padding=3)
         self.conv2_reduce = conv(64, 64, kernel=1)
         self.conv2 = conv(64, 192, kernel=3, padding=1)
-        features, aux_dropout_rate = 192, AUX_DROPOUT_RATE if dropout_rate else 0.0
+        features = 192
         for name, widths in INCEPTIONS.items():
-            setattr(self, name, Inception(features, widths, conv, last_kernel=3 if torchvision else 5))
-            features = widths[0] + widths[2] + widths[4] + widths[5]
-            if name in aux_heads:
-                head = AuxiliaryHead(features, num_classes, aux_dropout_rate, conv, hidden, output, torchvision)
-                setattr(self, f"{name}_head", head)
+            inception = (NaiveInception if naive else Inception)(features, widths, conv, 3 if torchvision else 5)
+            setattr(self, name, inception)
+            features = inception.features
         self.dropout = Dropout(dropout_rate)
-        self.head = output(1024, num_classes)
-        self.aux_heads = aux_heads
+        self.head = output(features, num_classes)
 
-    def __call__(self, x: jax.Array) -> jax.Array | tuple[jax.Array, list[jax.Array]]:
-        """Maps (N, H, W, C) to logits (N, num_classes), with auxiliary heads to (logits, [their logits by depth])."""
+    def make_auxiliary_head(self, in_features: int, num_classes: int, dropout_rate: float) -> AuxiliaryHead:
+        """Returns the classifier of section 5."""
+        return AuxiliaryHead(in_features, num_classes, dropout_rate, *self._kinds(), adaptive=self.torchvision)
+
+    def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+        """Yields the Inception modules, not pooled."""
         x = max_pool(self.conv1(x), 3, 2, ceil=True)
         x = self.norm1(x) if self.norm1 else x
         x = self.conv2(self.conv2_reduce(x))
         x = self.norm2(x) if self.norm2 else x
         x = max_pool(x, 3, 2, ceil=True)
-        aux_logits = []
         for name in INCEPTIONS:
             x = getattr(self, name)(x)
-            if name in self.aux_heads:
-                aux_logits.append(getattr(self, f"{name}_head")(x))
+            yield name, x
             if name == "inception3b":
                 x = max_pool(x, 3, 2, ceil=True)
             elif name == "inception4e":
-                x = max_pool(x, self.last_window, 2, ceil=True)
-        logits = self.head(self.dropout(global_average_pool(x)))
-        return (logits, aux_logits) if self.aux_heads else logits
+                x = max_pool(x, 2 if self.torchvision else 3, 2, ceil=True)
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, 1024) to logits (N, num_classes)."""
+        return self.head(self.dropout(global_average_pool(x)))
+
+    def _kinds(self) -> tuple[Callable[..., Module], ...]:
+        """Makers of convolutions, hidden dense layers and classifiers."""
+        if self.batch_norm:
+            return BATCH_NORM_CONV, BATCH_NORM_HIDDEN, BATCH_NORM_OUTPUT
+        return PAPER_CONV, PAPER_HIDDEN, PAPER_OUTPUT
 
 
 TORCH_NAMES = (  # torchvision's googlenet

@@ -3,7 +3,8 @@
 A layer is built abstract: its variables hold a `jax.ShapeDtypeStruct` and, as metadata, the `initializer` that draws
 their values. Building a network so costs milliseconds, and `initial_values` draws them on the host without compiling.
 
-Images and maps are (N, H, W, C). Padding is PyTorch's: explicit, the same on both sides.
+Images and maps are (N, H, W, C). Padding is PyTorch's: explicit, the same on both sides. Published weights that need
+another have it as an option: TensorFlow's "SAME" in Conv, Caffe's rounding up in max_pool.
 """
 
 import functools
@@ -156,14 +157,28 @@ class Conv(Module):
         out_features: int,
         kernel: int | tuple[int, int],
         stride: int = 1,
-        padding: int | tuple[int, int] = 0,
+        padding: int | tuple[int, int] | str = 0,
         groups: int = 1,
         bias: bool = True,
         kernel_initializer: Initializer = fan_in_uniform,
         bias_initializer: Initializer | None = None,
     ):
-        """Builds the layer; bias_initializer None is PyTorch's: uniform, within 1 / sqrt(fan in)."""
-        self.kernel_size, self.padding = _pair(kernel), _pair(padding)
+        """Builds the layer.
+
+        Args:
+          in_features: I.
+          out_features: O.
+          kernel: its (height, width), or its side.
+          stride: pixels.
+          padding: pixels above and below, and left and right, or for all sides; or "SAME", TensorFlow's, which makes
+            H' = ceil(H / stride) with the odd pixel below and on the right.
+          groups: into which features in and out are divided.
+          bias: whether there is one.
+          kernel_initializer: of the kernel.
+          bias_initializer: of the bias; None is PyTorch's: uniform, within 1 / sqrt(fan in).
+        """
+        self.kernel_size = _pair(kernel)
+        self.padding = padding if padding == "SAME" else tuple((size, size) for size in _pair(padding))
         self.stride, self.groups, self.dtype = stride, groups, jnp.float32
         shape = (*self.kernel_size, in_features // groups, out_features)
         self.kernel = _parameter(shape, kernel_initializer)
@@ -175,12 +190,13 @@ class Conv(Module):
         Raises:
           ValueError: if the map is too small for the kernel.
         """
-        _check_window(x, self.kernel_size, self.padding)
+        if self.padding != "SAME":
+            _check_window(x, self.kernel_size, tuple(size for size, _ in self.padding))
         y = lax.conv_general_dilated(
             x.astype(self.dtype),
             self.kernel.get_value().astype(self.dtype),
             window_strides=(self.stride, self.stride),
-            padding=[(size, size) for size in self.padding],
+            padding=self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
             feature_group_count=self.groups,
         )
@@ -214,7 +230,7 @@ class Classifier(Dense):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, I) to logits (N, O)."""
-        return super().__call__(x).astype(jnp.promote_types(self.dtype, jnp.float32))
+        return to_logits(super().__call__(x))
 
 
 class BatchNorm(Module):
@@ -404,22 +420,26 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0, ceil: boo
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), edges)
 
 
-def average_pool(x: jax.Array, window: int, stride: int, padding: int = 0) -> jax.Array:
-    """Takes the mean over square windows, the zeros of the padding included, as PyTorch's avg_pool2d.
+def average_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count_padding: bool = True) -> jax.Array:
+    """Takes the mean over square windows, as PyTorch's avg_pool2d.
 
     Args:
       x: maps, (N, H, W, C).
       window: its side, pixels.
       stride: pixels.
       padding: pixels on each side.
+      count_padding: whether its zeros count, as in PyTorch and Caffe, or not, as in TensorFlow.
 
     Raises:
       ValueError: if the map is too small for the window.
     """
     _check_window(x, (window, window), (padding, padding))
     edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-    total = lax.reduce_window(x, 0.0, lax.add, (1, window, window, 1), (1, stride, stride, 1), edges)
-    return total / window**2
+
+    def add(values: jax.Array) -> jax.Array:
+        return lax.reduce_window(values, 0.0, lax.add, (1, window, window, 1), (1, stride, stride, 1), edges)
+
+    return add(x) / (window**2 if count_padding else add(jnp.ones((1, *x.shape[1:3], 1), x.dtype)))
 
 
 def adaptive_average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
@@ -443,6 +463,11 @@ def adaptive_average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
 def global_average_pool(x: jax.Array) -> jax.Array:
     """Takes the mean over each map: (N, H, W, C) to (N, C)."""
     return x.mean((1, 2))
+
+
+def to_logits(x: jax.Array) -> jax.Array:
+    """Makes numbers at least float32."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def _check_window(x: jax.Array, window: tuple[int, int], padding: tuple[int, int], overhang: int = 0) -> None:

@@ -1,14 +1,16 @@
 """LeNet-5: LeCun, Bottou, Bengio, Haffner 1998, Gradient-based learning applied to document recognition, II.B."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
-from models.layers import Classifier, Conv, Dense, Dropout, Module, Uniform, adaptive_average_pool, average_pool
+from models.layers import Classifier, Conv, Dense, Dropout, Uniform, adaptive_average_pool, average_pool
+from models.network import Network
 
 
-class LeNet5(Module):
+class LeNet5(Network):
     """LeNet-5 as it is usually built: average pooling without coefficients, C3 fully connected, a dense output.
 
     The paper has a trainable coefficient and bias a subsampling map, a sparse table of connections in C3 (Table I) and
@@ -24,12 +26,15 @@ class LeNet5(Module):
         self.dropout = Dropout(dropout_rate)
         self.head = Classifier(84, num_classes, **_initializers(84))
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, C) to logits (N, num_classes)."""
-        x = _squash(self.conv1(x))
-        x = average_pool(x, 2, 2)
-        x = _squash(self.conv3(x))
-        x = average_pool(x, 2, 2)
+    def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+        """Yields conv1 and conv3, each subsampled."""
+        x = average_pool(_squash(self.conv1(x)), 2, 2)
+        yield "conv1", x
+        x = average_pool(_squash(self.conv3(x)), 2, 2)
+        yield "conv3", x
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, 16) to logits (N, num_classes)."""
         x = _squash(self.conv5(adaptive_average_pool(x, (5, 5))))
         x = _squash(self.dense6(x[:, 0, 0]))
         return self.head(self.dropout(x))

@@ -1,27 +1,35 @@
-"""Residual networks: He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition."""
+"""Residual networks.
+
+He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition.
+He, Zhang, Ren, Sun 2016, Identity mappings in deep residual networks ("v2", pre-activation).
+"""
+
+from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from models.layers import BatchNorm, Classifier, Conv, Dropout, Module, global_average_pool, kaiming_normal, max_pool
+from models.network import Network
 
 
 class Projection(Module):
-    """Shortcut option B: a 1x1 convolution where the shape changes."""
+    """A 1x1 convolution as a shortcut, with batch normalisation but in pre-activation networks."""
 
-    def __init__(self, in_features: int, out_features: int, stride: int):
+    def __init__(self, in_features: int, out_features: int, stride: int, batch_norm: bool = True):
         """Builds the layers."""
         self.conv = _conv(in_features, out_features, 1, stride)
-        self.norm = BatchNorm(out_features)
+        self.norm = BatchNorm(out_features) if batch_norm else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', O)."""
-        return self.norm(self.conv(x))
+        x = self.conv(x)
+        return self.norm(x) if self.norm else x
 
 
 class ZeroPadding(Module):
-    """Shortcut option A: every second pixel, and zeros for the new channels, half of them on each side.
+    """Every second pixel as a shortcut, and zeros for the new channels, half of them on each side.
 
     The paper does not say where the zeros go; akamaster's published networks have them on both sides.
     """
@@ -36,20 +44,37 @@ class ZeroPadding(Module):
         return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (self.zeros, self.zeros)))
 
 
+def make_shortcut(
+    option: str | None, in_features: int, out_features: int, stride: int, batch_norm: bool = True
+) -> Module | None:
+    """Makes the shortcut of a block by the options of He 2015, section 4.1; None is the identity, or none at all.
+
+    Args:
+      option: A, zero padding where the shape changes; B, a projection there; C, projections everywhere; or None.
+      in_features: of the block.
+      out_features: of the block.
+      stride: of the block.
+      batch_norm: whether projections have it.
+    """
+    changes = stride != 1 or in_features != out_features
+    if option == "C" or (option == "B" and changes):
+        return Projection(in_features, out_features, stride, batch_norm)
+    return ZeroPadding(in_features, out_features, stride) if option == "A" and changes else None
+
+
 class BasicBlock(Module):
     """Two 3x3 convolutions: Fig. 5, left."""
 
     expansion = 1
 
-    def __init__(self, in_features: int, width: int, stride: int, shortcut: type[Module] | None):
-        """Builds the layers; shortcut None leaves a plain network."""
+    def __init__(self, in_features: int, width: int, stride: int, shortcut: str | None):
+        """Builds the layers; shortcut is A, B or C, or None for a plain network."""
         self.conv1 = _conv(in_features, width, 3, stride)
         self.norm1 = BatchNorm(width)
         self.conv2 = _conv(width, width, 3)
         self.norm2 = BatchNorm(width)
         self.residual = shortcut is not None
-        changes = self.residual and (stride != 1 or in_features != width)
-        self.shortcut = shortcut(in_features, width, stride) if changes else None
+        self.shortcut = make_shortcut(shortcut, in_features, width, stride)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', width)."""
@@ -61,24 +86,21 @@ class BasicBlock(Module):
 
 
 class Bottleneck(Module):
-    """1x1, 3x3 and 1x1 convolutions: Fig. 5, right.
-
-    The stride is the 3x3's, as in torchvision and elsewhere ("v1.5"); the paper has it in the first 1x1.
-    """
+    """1x1, 3x3 and 1x1 convolutions: Fig. 5, right. The stride is the 3x3's, as in torchvision and elsewhere (v1.5)."""
 
     expansion = 4
+    stride_first = False
 
-    def __init__(self, in_features: int, width: int, stride: int, shortcut: type[Module]):
-        """Builds the layers."""
+    def __init__(self, in_features: int, width: int, stride: int, shortcut: str):
+        """Builds the layers; shortcut is A, B or C."""
         out_features = width * self.expansion
-        self.conv1 = _conv(in_features, width, 1)
+        self.conv1 = _conv(in_features, width, 1, stride if self.stride_first else 1)
         self.norm1 = BatchNorm(width)
-        self.conv2 = _conv(width, width, 3, stride)
+        self.conv2 = _conv(width, width, 3, 1 if self.stride_first else stride)
         self.norm2 = BatchNorm(width)
         self.conv3 = _conv(width, out_features, 1)
         self.norm3 = BatchNorm(out_features)
-        changes = stride != 1 or in_features != out_features
-        self.shortcut = shortcut(in_features, out_features, stride) if changes else None
+        self.shortcut = make_shortcut(shortcut, in_features, out_features, stride)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', 4 width)."""
@@ -88,7 +110,57 @@ class Bottleneck(Module):
         return nnx.relu(y + (self.shortcut(x) if self.shortcut else x))
 
 
-class ResNet(Module):
+class BottleneckV1(Bottleneck):
+    """The block with the stride on the first 1x1, as printed."""
+
+    stride_first = True
+
+
+class PreActivationBlock(Module):
+    """Normalisation and ReLU before each of two 3x3 convolutions: He 2016, Fig. 1(b)."""
+
+    expansion = 1
+
+    def __init__(self, in_features: int, width: int, stride: int, shortcut: str, activated: bool = False):
+        """Builds the layers; the first block's input is activated already, before it splits (the paper's appendix)."""
+        self.norm1 = None if activated else BatchNorm(in_features)
+        self.conv1 = _conv(in_features, width, 3, stride)
+        self.norm2 = BatchNorm(width)
+        self.conv2 = _conv(width, width, 3)
+        self.shortcut = make_shortcut(shortcut, in_features, width, stride, batch_norm=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to (N, H', W', width)."""
+        y = nnx.relu(self.norm1(x)) if self.norm1 else x
+        x = self.shortcut(y) if self.shortcut else x
+        return x + self.conv2(nnx.relu(self.norm2(self.conv1(y))))
+
+
+class PreActivationBottleneck(Module):
+    """Normalisation and ReLU before 1x1, 3x3 and 1x1 convolutions, the stride the 3x3's: He 2016, section 4."""
+
+    expansion = 4
+
+    def __init__(self, in_features: int, width: int, stride: int, shortcut: str, activated: bool = False):
+        """Builds the layers; the first block's input is activated already, before it splits (the paper's appendix)."""
+        out_features = width * self.expansion
+        self.norm1 = None if activated else BatchNorm(in_features)
+        self.conv1 = _conv(in_features, width, 1)
+        self.norm2 = BatchNorm(width)
+        self.conv2 = _conv(width, width, 3, stride)
+        self.norm3 = BatchNorm(width)
+        self.conv3 = _conv(width, out_features, 1)
+        self.shortcut = make_shortcut(shortcut, in_features, out_features, stride, batch_norm=False)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to (N, H', W', 4 width)."""
+        y = nnx.relu(self.norm1(x)) if self.norm1 else x
+        x = self.shortcut(y) if self.shortcut else x
+        y = self.conv2(nnx.relu(self.norm2(self.conv1(y))))
+        return x + self.conv3(nnx.relu(self.norm3(y)))
+
+
+class ResNet(Network):
     """The ImageNet networks of Table 1, and with cifar=True those for CIFAR-10 of section 4.2."""
 
     def __init__(
@@ -98,44 +170,50 @@ class ResNet(Module):
         num_classes: int,
         channels: int,
         dropout_rate: float,
-        shortcut: type[Module] | None = Projection,
+        shortcut: str | None = "B",
         cifar: bool = False,
     ):
         """Builds the layers.
 
         Args:
-          block: BasicBlock or Bottleneck.
+          block: one of this file's.
           repeats: the number of blocks of each stage.
           num_classes: how many classes.
           channels: of the images.
           dropout_rate: that before the classifier; the paper has none.
-          shortcut: what a shortcut is where the shape changes, or None for a plain network.
+          shortcut: the option of make_shortcut, or None for a plain network.
           cifar: whether the stem is a 3x3 convolution of 16 filters, not a 7x7 of 64 and pooling.
         """
-        features = 16 if cifar else 64
+        features = width = 16 if cifar else 64
         self.conv1 = _conv(channels, features, 3) if cifar else _conv(channels, features, 7, 2)
         self.norm1 = BatchNorm(features)
-        self.cifar = cifar
-        stages, width = [], features
-        for index, count in enumerate(repeats):
+        self.cifar, self.depth = cifar, len(repeats)
+        pre_activation = block in (PreActivationBlock, PreActivationBottleneck)
+        options = {"activated": True} if pre_activation else {}
+        for number, count in enumerate(repeats, start=1):
             stage = nnx.List()
             for position in range(count):
-                stage.append(block(features, width, 2 if index and not position else 1, shortcut))
-                features = width * block.expansion
-            stages.append(stage)
+                stage.append(block(features, width, 2 if number > 1 and not position else 1, shortcut, **options))
+                features, options = width * block.expansion, {}
+            setattr(self, f"stage{number}", stage)
             width *= 2
-        self.stages = nnx.List(stages)
+        self.last_norm = BatchNorm(features) if pre_activation else None
         self.dropout = Dropout(dropout_rate)
         self.head = Classifier(features, num_classes)
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, H, W, C) to logits (N, num_classes)."""
+    def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+        """Yields stage1 and so on: conv2_x to conv5_x of Table 1."""
         x = nnx.relu(self.norm1(self.conv1(x)))
         if not self.cifar:
             x = max_pool(x, 3, 2, padding=1)
-        for stage in self.stages:
-            for block in stage:
+        for number in range(1, self.depth + 1):
+            for block in getattr(self, f"stage{number}"):
                 x = block(x)
+            yield f"stage{number}", x
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, F) to logits (N, num_classes)."""
+        x = nnx.relu(self.last_norm(x)) if self.last_norm else x
         return self.head(self.dropout(global_average_pool(x)))
 
 
@@ -144,7 +222,7 @@ def _conv(in_features: int, out_features: int, kernel: int, stride: int = 1) -> 
 
 
 TORCH_NAMES = (  # torchvision's resnets
-    *((rf"^stages\.{stage}", f"layer{stage + 1}") for stage in range(4)),
+    (r"^stage(\d)\.", r"layer\1."),
     (r"\.shortcut\.conv", ".downsample.0"),
     (r"\.shortcut\.norm", ".downsample.1"),
     (r"norm(\d)", r"bn\1"),

@@ -1,7 +1,9 @@
 """What the programs share on the command line: flags, one-line errors, exit codes."""
 
 import contextlib
+import functools
 import pathlib
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
@@ -12,10 +14,15 @@ from configs import base
 from training.configuration import nearest_name
 
 
-def run(main: Callable[[], int | None]) -> None:
-    """Parses the flags, calls main and exits with what it returns; bad flags are one line and exit code 2."""
+def run(main: Callable[[], int | None], default_config: pathlib.Path | None = None) -> None:
+    """Parses the flags, calls main and exits with what it returns; bad flags are one line and exit code 2.
+
+    Args:
+      main: the program.
+      default_config: the recipe where no --config names one.
+    """
     logging.set_verbosity(logging.ERROR)  # Orbax and JAX tell every step they take
-    app.run(lambda _: sys.exit(main()), flags_parser=_parse)
+    app.run(lambda _: sys.exit(main()), flags_parser=functools.partial(_parse, default_config=default_config))
 
 
 @contextlib.contextmanager
@@ -55,8 +62,10 @@ def _end(message: str, exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
-def _parse(argv: list[str]) -> list[str]:
+def _parse(argv: list[str], default_config: pathlib.Path | None) -> list[str]:
     """Parses the flags as absl does, but says what is wrong in one line, with the nearest name."""
+    if default_config and not any(re.match("--?config(=|$)", word) for word in argv):
+        argv = [argv[0], f"--config={default_config}", *argv[1:]]
     words = [word.lstrip("-") for word in argv if word.startswith("-")]
     for word in words:
         if word.startswith("config=") and not pathlib.Path(word.removeprefix("config=")).is_file():

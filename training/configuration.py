@@ -206,13 +206,17 @@ def _resolve_aux_heads(config: ConfigDict, entry: models.Entry) -> None:
     # The command line hands a list of bare words over as one.
     heads = tuple(name.strip() for part in config.aux_heads for name in part.split(",")) or entry.aux_heads
     if any(weights) and not heads:
-        raise ValueError(f"aux_weight={weights} weighs nothing: {entry.name} has no auxiliary heads; set it to 0")
+        raise ValueError(
+            f"aux_weight={weights} weighs nothing: {entry.name} has no auxiliary heads of its own; "
+            f"name stages in aux_heads, of {', '.join(models.get_stages(entry.name))}"
+        )
     if len(weights) not in (1, len(heads)) and any(weights):
         raise ValueError(
             f"aux_weight={weights} has {len(weights)} weights for {len(heads)} heads {heads}; give 1 or {len(heads)}"
         )
-    weights = weights * len(heads) if len(weights) == 1 else weights
-    used = [(head, float(weight)) for head, weight in zip(heads, weights, strict=False) if weight]
+    weights = dict(zip(heads, weights * len(heads) if len(weights) == 1 else weights, strict=False))
+    ordered = models.select_stages(entry.name, heads) if config.aux_heads else heads  # the order of the logits
+    used = [(head, float(weights[head])) for head in ordered if weights.get(head)]
     config.aux_heads = tuple(head for head, _ in used)
     config.aux_weight = tuple(weight for _, weight in used)
 
@@ -248,10 +252,11 @@ def _check_ranges(config: ConfigDict) -> None:
     for option, least in at_least.items():
         if not config[option] >= least:
             raise ValueError(f"{option}={config[option]} is too small; give at least {least}")
-    for option in ("label_smoothing", "momentum", "ema_decay", "dropout_rate"):
+    for option in ("label_smoothing", "momentum", "rmsprop_decay", "ema_decay", "dropout_rate"):
         if not 0 <= config[option] < 1:
             raise ValueError(f"{option}={config[option]} is out of range; give at least 0 and less than 1")
-    for option in ("learning_rate", "step_factor", "polynomial_power"):
+    positive = ("learning_rate", "rmsprop_epsilon", "step_factor", "polynomial_power")
+    for option in (*positive, "exponential_epochs", "exponential_factor"):
         if not 0 < config[option] < math.inf:
             raise ValueError(f"{option}={config[option]} is out of range; give more than 0")
     if config.num_steps is not None and config.num_steps < 1:
@@ -261,7 +266,8 @@ def _check_ranges(config: ConfigDict) -> None:
     if not all(np.asarray(config.std) > 0):
         raise ValueError(f"std={config.std} is out of range; give more than 0")
     choices = {
-        "schedule": ("constant", "step", "cosine", "polynomial"),
+        "optimizer": ("sgd", "rmsprop"),
+        "schedule": ("constant", "step", "exponential", "cosine", "polynomial"),
         "train_crop": ("random_resized", "scale_jitter", "pad", "none"),
     }
     for option, names in choices.items():

@@ -1,4 +1,4 @@
-"""Stochastic gradient descent with momentum, and the schedule of its learning rate."""
+"""The optimizer, SGD with momentum or RMSProp, and the schedule of its learning rate."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ def make_schedule(config: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
     """Returns the learning rate as a function of the optimizer step, 0 for the first.
 
     The warm-up is part of the run: a schedule that falls over time falls over the steps that are left after it, and
-    the boundaries of a stepped one count from the run's beginning.
+    the boundaries of a stepped or exponential one count from the run's beginning.
 
     Args:
       config: resolved options; learning_rate, schedule, its own options, the warm-up's and num_steps are read.
@@ -27,12 +27,21 @@ def make_schedule(config: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
         boundaries = [*(round(epoch * steps_per_epoch) for epoch in config.step_epochs), *config.step_steps]
         factors = {max(boundary - warmup_steps, 0): config.step_factor for boundary in boundaries}
         schedule = optax.piecewise_constant_schedule(peak, factors)
+    elif config.schedule == "exponential":
+        interval = max(round(config.exponential_epochs * steps_per_epoch), 1)
+        falling = optax.exponential_decay(peak, interval, config.exponential_factor, staircase=True)
+
+        def schedule(step: jax.typing.ArrayLike) -> jax.Array:
+            return falling(step + warmup_steps)
+
     elif config.schedule == "cosine":
         schedule = optax.cosine_decay_schedule(peak, decay_steps, config.final_learning_rate / peak)
     elif config.schedule == "polynomial":
         schedule = optax.polynomial_schedule(peak, config.final_learning_rate, config.polynomial_power, decay_steps)
     else:
-        raise ValueError(f"schedule={config.schedule!r} is unknown; choose constant, step, cosine or polynomial")
+        raise ValueError(
+            f"schedule={config.schedule!r} is unknown; choose constant, step, exponential, cosine or polynomial"
+        )
     if not warmup_steps:
         return schedule
     warmup = optax.linear_schedule(config.warmup_learning_rate, peak, warmup_steps)
@@ -40,14 +49,24 @@ def make_schedule(config: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Returns SGD with momentum as PyTorch and the papers couple it: v = momentum v + (g + decay w), w = w - rate v."""
+    """Returns the optimizer; in either g includes weight_decay w.
+
+    SGD with momentum is PyTorch's and the papers': v = momentum v + g, w = w - rate v.
+    RMSProp is TensorFlow's, which Szegedy used: s = decay s + (1 - decay) g^2,
+    v = momentum v + rate g / sqrt(s + epsilon), w = w - v. Its s starts at 0, as in PyTorch; in TensorFlow at 1.
+    """
     stages = []
     if config.gradient_clip_norm:
         stages.append(optax.clip_by_global_norm(config.gradient_clip_norm))
     if config.weight_decay:
         mask = None if config.decay_norm_and_bias else _is_kernel
         stages.append(optax.add_decayed_weights(config.weight_decay, mask))
-    stages.append(optax.sgd(schedule, config.momentum or None, config.nesterov))
+    momentum, nesterov = config.momentum or None, config.nesterov
+    if config.optimizer == "rmsprop":
+        decay, epsilon = config.rmsprop_decay, config.rmsprop_epsilon
+        stages.append(optax.rmsprop(schedule, decay, epsilon, momentum=momentum, nesterov=nesterov))
+    else:
+        stages.append(optax.sgd(schedule, momentum, nesterov))
     return optax.chain(*stages)
 
 

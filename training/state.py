@@ -26,7 +26,6 @@ def make_model(config: ConfigDict, training: bool) -> nnx.Module:
     model = models.create_model(
         config.model,
         num_classes=config.num_classes,
-        image_size=config.image_size,
         channels=config.channels,
         dropout_rate=config.dropout_rate,
         aux_heads=config.aux_heads if training else (),

@@ -1,4 +1,4 @@
-"""The logits of torchvision's networks, in float64: what no shape and no count can show."""
+"""The logits of torchvision's and timm's networks, in float64: what no shape and no count can show."""
 
 import pathlib
 import zlib
@@ -26,12 +26,19 @@ slow = pytest.mark.slow
         ("resnet50", "resnet50"),
         pytest.param("vgg11", "vgg11", marks=slow),
         pytest.param("vgg16_bn", "vgg16_bn", marks=slow),
+        ("squeezenet1_1", "squeezenet1_1"),
+        ("mobilenet_v1", "mobilenet_v1"),
+        ("densenet121", "densenet121"),
+        ("inception_v3", "inception_v3"),
+        pytest.param("inception_v4", "inception_v4", marks=slow),
+        pytest.param("xception", "xception", marks=slow),
     ],
 )
-def test_logits_are_torchvisions(name, torch_name):
-    expected = np.load(LOGITS / f"{name}.npz")
-    images = np.random.RandomState(zlib.crc32(torch_name.encode())).standard_normal((2, 3, 224, 224))
+def test_logits_are_pytorchs(name, torch_name):
     entry = get_entry(name)
+    size = entry.image_size
+    expected = np.load(LOGITS / f"{name}.npz")
+    images = np.random.RandomState(zlib.crc32(torch_name.encode())).standard_normal((2, 3, size, size))
     with jax.enable_x64(True):
         model = create_model(name, aux_heads=entry.aux_heads, dtype=jnp.float64, abstract=True)
         values = from_torch(entry, model, make_state_dict(torch_shapes(entry, model)))

@@ -145,6 +145,14 @@ def test_known_pooled_sizes():
     assert max_pool(jnp.zeros((1, 112, 112, 1)), 3, 2, padding=1).shape[1] == 56
 
 
+@pytest.mark.parametrize("size", [5, 6])
+@pytest.mark.parametrize("window, stride, padding", [(3, 1, 1), (3, 2, 1), (2, 2, 0)])
+def test_average_pooling_without_the_padding_is_tensorflows(size, window, stride, padding):
+    x = normal(2, size, size, 3)
+    expected = pool_by_loop(x, window, stride, padding, False, np.nanmean, np.nan)
+    np.testing.assert_allclose(average_pool(x, window, stride, padding, count_padding=False), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("size", [1, 3, 6, 7, 8, 13, 14])
 def test_adaptive_pooling_is_pytorchs(size):
     x = normal(2, size, size + 1, 3)
@@ -189,6 +197,16 @@ def test_convolution_against_a_loop():
         part = padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 2, 2 * group : 2 * group + 2]
         expected[:, i, j, out] = (part * kernel[..., out]).sum((1, 2, 3)) + layer.bias.get_value()[out]
     np.testing.assert_allclose(layer(x), expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size, stride, edges", [(6, 2, (0, 1)), (7, 2, (1, 1)), (6, 1, (1, 1)), (1, 2, (1, 1))])
+def test_same_padding_is_tensorflows(size, stride, edges):
+    # Of max((ceil(size / stride) - 1) stride + 3 - size, 0) pixels the odd one is below and on the right.
+    same, valid = (materialize(Conv(2, 4, kernel=3, stride=stride, padding=padding)) for padding in ("SAME", 0))
+    x = normal(2, size, size, 2)
+    padded = np.pad(x, ((0, 0), edges, edges, (0, 0)))
+    np.testing.assert_allclose(same(x), valid(padded), rtol=1e-4, atol=1e-5)
+    assert same(x).shape[1] == -(-size // stride)
 
 
 def test_dense_layer_on_a_map():
@@ -330,7 +348,7 @@ def test_initial_values_depend_on_seed_and_path_alone():
     jax.tree.map(np.testing.assert_array_equal, values, {name: with_heads[name] for name in values})
     other = initial_values(create_model("googlenet", abstract=True), 1)
     assert np.any(other["conv1"]["conv"]["kernel"] != values["conv1"]["conv"]["kernel"])
-    block = initial_values(create_model("resnet20", abstract=True), 0)["stages"][0][0]
+    block = initial_values(create_model("resnet20", abstract=True), 0)["stage1"][0]
     assert np.any(block["conv1"]["kernel"] != block["conv2"]["kernel"])
 
 

@@ -1,3 +1,5 @@
+import re
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -5,10 +7,11 @@ import pytest
 from flax import nnx
 from jax.extend.core import Literal
 
-from models import REGISTRY, DropoutKey, create_model, dropout_keys
+from models import REGISTRY, DropoutKey, create_model, dropout_keys, get_stages, googlenet, initial_values, resnet
+from models.layers import ConvReLU
 
-# Trainable parameters, without and with auxiliary heads. torchvision 0.28.0's where it has the network; else counted
-# from the papers' tables: LeCun 1998, Krizhevsky 2012, Szegedy 2014 and He 2015 (0.27M, 0.46M, 0.66M, 0.85M, 1.7M).
+# Trainable parameters, without and with the network's own auxiliary heads. Those of torchvision 0.28.0 or timm 1.0.31,
+# where they have the network, and for MobileNet's multipliers of Keras; else counted from the papers' tables.
 PARAMETERS = {
     "lenet5": (61_706,),
     "alexnet": (60_965_224,),
@@ -30,6 +33,20 @@ PARAMETERS = {
     "resnet50": (25_557_032,),
     "resnet101": (44_549_160,),
     "resnet152": (60_192_808,),
+    "resnet50_v1": (25_557_032,),
+    "resnet101_v1": (44_549_160,),
+    "resnet152_v1": (60_192_808,),
+    # He 2016: v1's convolutions, a normalisation before each but the shortcuts', and a last one.
+    "resnet18_v2": (11_687_720,),
+    "resnet34_v2": (21_795_880,),
+    "resnet50_v2": (25_549_352,),
+    "resnet101_v2": (44_541_480,),
+    "resnet152_v2": (60_185_128,),
+    "resnet34_a": (21_623_848,),  # plain34's: option A has no parameters
+    # 13 more projections than resnet34: 3 (64^2 + 2 64) + 3 (128^2 + 2 128) + 5 (256^2 + 2 256) + 2 (512^2 + 2 512)
+    "resnet34_c": (21_797_672 + 919_168,),
+    "plain18": (11_515_688,),
+    "plain34": (21_623_848,),
     "resnet20": (269_722,),
     "resnet32": (464_154,),
     "resnet44": (658_586,),
@@ -39,7 +56,43 @@ PARAMETERS = {
     "plain32": (464_154,),
     "plain44": (658_586,),
     "plain56": (853_018,),
+    "resnet110_v2": (1_727_962,),
+    "resnet164_v2": (1_703_258,),
+    "zfnet": (62_357_608,),
+    "zfnet_wide": (107_627_624,),
+    "nin": (7_595_176,),
+    "nin_cifar": (966_986,),
+    "vgg16_c": (133_638_952,),
+    "alexnet_no_lrn": (60_965_224,),
+    "googlenet_no_lrn": (6_998_552, 13_378_280),
+    # Table 1's widths with 192, 416, 832, 1280, 1728, 2176, 2640, 3344, 4048 features in and 4944 out; heads on 4a, 4d.
+    "googlenet_naive": (97_526_008, 104_274_376),
+    "inception_v3": (23_834_568, 27_161_264),
+    "inception_v4": (42_679_816,),
+    "inception_resnet_v2": (55_843_464,),
+    "densenet121": (7_978_856,),
+    "densenet169": (14_149_480,),
+    "densenet201": (20_013_928,),
+    "densenet40_k12": (1_019_722,),
+    "densenet_bc100_k12": (769_162,),
+    "squeezenet1_0": (1_248_424,),
+    "squeezenet1_1": (1_235_496,),
+    "mobilenet_v1": (4_231_976,),
+    "mobilenet_v1_keras": (4_231_976,),
+    "mobilenet_v1_075": (2_585_560,),
+    "mobilenet_v1_050": (1_331_592,),
+    "mobilenet_v1_025": (470_072,),
+    "xception": (22_855_952,),
 }
+
+
+# Images that are large enough to train on: a small member of each family, and what takes longer to compile.
+QUICK_SIZES = {"lenet5": 32, "alexnet": 67, "googlenet": 33, "resnet18": 32, "resnet20": 8, "nin_cifar": 16}
+QUICK_SIZES |= {"squeezenet1_1": 33, "mobilenet_v1_025": 32}
+SLOW_SIZES = {"alexnet_owt": 63, "zfnet": 63, "nin": 67, "vgg11": 32, "vgg16_c": 32, "inception_v3": 96}
+SLOW_SIZES |= {"inception_v4": 96, "inception_resnet_v2": 96, "resnet18_v2": 32, "resnet34_a": 64, "resnet34_c": 64}
+SLOW_SIZES |= {"resnet50_v1": 64, "resnet50_v2": 64, "plain18": 64, "densenet40_k12": 8, "densenet121": 64}
+SLOW_SIZES |= {"xception": 96}
 
 
 def trace(model, batch, size, channels):
@@ -52,9 +105,9 @@ def trace(model, batch, size, channels):
     )
 
 
-def used_inputs(jaxpr):
-    """Returns which inputs the outputs depend on, calls being taken as one."""
-    needed = set(jaxpr.outvars)
+def used_inputs(jaxpr, output=slice(None)):
+    """Returns which inputs the outputs, or some of them, depend on, calls being taken as one."""
+    needed = set(jaxpr.outvars[output])
     for equation in reversed(jaxpr.eqns):
         if needed & set(equation.outvars):
             needed |= {variable for variable in equation.invars if not isinstance(variable, Literal)}
@@ -80,20 +133,26 @@ def test_native_size(name):
     jaxpr, logits = trace(create_model(name, abstract=True), 2, entry.image_size, entry.channels)
     assert (logits.shape, logits.dtype) == ((2, entry.num_classes), jnp.float32)
     # At its own size a network with dense layers on a map needs no adaptive pooling, whose windows are concatenated.
-    if entry.family in ("lenet", "alexnet", "vgg"):
+    if entry.family in ("lenet", "alexnet", "zfnet", "vgg"):
         assert "concatenate" not in str(jaxpr)
     assert all(used_inputs(jaxpr.jaxpr))
 
 
-@pytest.mark.parametrize("name", REGISTRY)
-def test_other_size_classes_channels_and_type_in_training(name):
-    entry = REGISTRY[name]
-    options = {"num_classes": 7, "channels": 4 - entry.channels, "aux_heads": entry.aux_heads, "dropout_rate": 0.0}
+@pytest.mark.parametrize(
+    "name",
+    [  # the deepest only repeat the blocks of others
+        pytest.param(name, marks=pytest.mark.slow) if re.search("101|110|152|164|169|201", name) else name
+        for name in REGISTRY
+    ],
+)
+def test_other_size_classes_channels_and_type_in_training_with_all_heads(name):
+    entry, stages = REGISTRY[name], get_stages(name)
+    assert set(entry.aux_heads) <= set(stages)
+    options = {"num_classes": 7, "channels": 4 - entry.channels, "aux_heads": tuple(stages), "dropout_rate": 0.0}
     model = create_model(name, dtype=jnp.bfloat16, abstract=True, **options)
     model.train()
-    jaxpr, outputs = trace(model, 3, entry.image_size + 37, 4 - entry.channels)
-    logits, aux_logits = outputs if entry.aux_heads else (outputs, [])
-    assert len(aux_logits) == len(entry.aux_heads)
+    jaxpr, (logits, aux_logits) = trace(model, 3, entry.image_size + 37, 4 - entry.channels)
+    assert len(aux_logits) == len(stages)
     assert all((each.shape, each.dtype) == ((3, 7), jnp.float32) for each in (logits, *aux_logits))
     params = len(jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
     assert all(used_inputs(jaxpr.jaxpr)[:params])
@@ -103,7 +162,7 @@ def test_other_size_classes_channels_and_type_in_training(name):
 
 @pytest.mark.parametrize(
     "name, size",
-    [("lenet5", 32), ("alexnet", 67), ("alexnet_owt", 63), ("googlenet", 33), ("resnet18", 32), ("resnet20", 8)],
+    [*QUICK_SIZES.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW_SIZES.items())],
 )
 def test_gradients_are_finite_and_reach_every_parameter(name, size):
     entry = REGISTRY[name]
@@ -141,6 +200,48 @@ def test_one_head_alone():
     assert logits.shape == (1, 5) and [each.shape for each in aux_logits] == [(1, 5)]
 
 
+def test_a_head_reads_the_map_of_its_stage_and_the_logits_come_by_depth():
+    model = create_model("resnet20", aux_heads=("stage2", "stage1"), abstract=True)
+    jaxpr, _ = trace(model, 1, 32, 3)
+    params = jax.tree_util.tree_leaves_with_path(nnx.to_pure_dict(nnx.state(model, nnx.Param)))
+    for output, head, deeper in ((1, "stage1_head", "stage2"), (2, "stage2_head", "stage3")):
+        is_used = used_inputs(jaxpr.jaxpr, slice(output, output + 1))
+        used = {path[0].key for (path, _), needed in zip(params, is_used, strict=False) if needed}
+        assert head in used and deeper not in used
+
+
+def test_a_head_that_is_not_asked_for_costs_nothing():
+    for name in ("googlenet", "inception_v3", "resnet20"):
+        parts = nnx.traversals.flatten_mapping(nnx.to_pure_dict(nnx.state(create_model(name, abstract=True))))
+        assert not any(path[0].endswith("_head") for path in parts)
+
+
+def test_naive_and_bottleneck_inception_modules_of_the_worked_example():
+    """Multiplications of 1x1x128, 3x3x192 and 5x5x96 on 28x28x256, with 64-wide bottlenecks or without."""
+    for module, multiplications in ((googlenet.NaiveInception, 854_196_224), (googlenet.Inception, 271_351_808)):
+        layer = module(256, (128, 64, 192, 64, 96, 64), ConvReLU, 5)
+        jaxpr, maps = trace(layer, 1, 28, 256)
+        convolutions = [equation for equation in jaxpr.eqns if equation.primitive.name == "conv_general_dilated"]
+        kernels = [equation.invars[1].aval for equation in convolutions]
+        assert sum(28 * 28 * kernel.size for kernel in kernels) == multiplications
+        assert maps.shape == (1, 28, 28, layer.features)
+
+
+def test_pre_activation_leaves_the_shortcut_clean():
+    """He 2016: where the residual function is zero, the block is the identity, below zero too; v1's is not."""
+    x = np.random.default_rng(0).standard_normal((2, 4, 4, 8), np.float32)
+    for block, last, is_identity in (
+        (resnet.PreActivationBlock, "conv2", True),
+        (resnet.PreActivationBottleneck, "conv3", True),
+        (resnet.BasicBlock, "conv2", False),
+    ):
+        layer = block(8, 8 // block.expansion, 1, "B")
+        nnx.update(layer, jax.device_put(initial_values(layer, 0)))
+        kernel = getattr(layer, last).kernel
+        kernel.set_value(jnp.zeros_like(kernel.get_value()))
+        assert np.array_equal(layer(x), x if is_identity else np.maximum(x, 0))
+
+
 def test_a_dropout_rate_of_zero_turns_all_dropout_off():
     def count_keys(**options):
         model = create_model("googlenet", aux_heads=("inception4a", "inception4d"), abstract=True, **options)
@@ -154,8 +255,8 @@ def test_a_dropout_rate_of_zero_turns_all_dropout_off():
 def test_wrong_options_are_refused_in_one_line():
     for options, message in (
         ({"name": "resnet_18"}, "unknown model 'resnet_18'; did you mean 'resnet18'\\?"),
-        ({"name": "resnet18", "aux_heads": ("layer2",)}, "resnet18 has no auxiliary head 'layer2'"),
-        ({"name": "googlenet", "aux_heads": ("inception4b",)}, "choose of inception4a, inception4d"),
+        ({"name": "resnet18", "aux_heads": ("stages2",)}, "resnet18 has no stage 'stages2'; did you mean 'stage2'\\?"),
+        ({"name": "inception_v3", "aux_heads": ("Mixed_6e",)}, "did you mean 'mixed_6e'\\?"),
         ({"name": "lenet5", "num_classes": 0}, "num_classes=0 is too small"),
         ({"name": "lenet5", "dropout_rate": 1.0}, "dropout_rate=1.0 is no share"),
     ):

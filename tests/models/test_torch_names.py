@@ -31,7 +31,62 @@ def test_cifar_names_are_those_of_the_published_weights(resnet20):
     assert sorted(resnet20[2]) == sorted(CIFAR_NAMES)
 
 
-@pytest.mark.parametrize("name", [name for name, entry in REGISTRY.items() if entry.torch_names and "vgg" not in name])
+def test_names_and_shapes_of_networks_without_golden_logits():
+    """torchvision 0.28.0's and timm 1.0.31's, where a rule of ours reaches its end."""
+    for name, tensors in {
+        "vgg19": {"features.34.weight": (512, 512, 3, 3), "classifier.0.weight": (4096, 25088)},
+        "vgg19_bn": {"features.49.weight": (512, 512, 3, 3), "features.50.running_var": (512,)},
+        "resnet152": {"layer3.35.conv3.weight": (1024, 256, 1, 1), "layer4.0.downsample.1.bias": (2048,)},
+        "densenet201": {
+            "features.denseblock3.denselayer48.norm1.weight": (1760,),
+            "features.transition3.conv.weight": (896, 1792, 1, 1),
+            "features.norm5.running_mean": (1920,),
+        },
+        "squeezenet1_0": {
+            "features.5.expand3x3.weight": (128, 32, 3, 3),
+            "features.10.squeeze.bias": (64,),
+            "features.12.expand1x1.weight": (256, 64, 1, 1),
+            "classifier.1.weight": (1000, 512, 1, 1),
+        },
+    }.items():
+        shapes = torch_shapes(get_entry(name), create_model(name, abstract=True))
+        assert {tensor: shapes.get(tensor) for tensor in tensors} == tensors
+
+
+def test_names_of_inception_resnet_v2_are_timms():
+    stem = ("conv2d_1a", "conv2d_2a", "conv2d_2b", "conv2d_3b", "conv2d_4a", "conv2d_7b")
+    blocks = {  # the convolutions of each branch, one by its branch's name alone, and whether the block is residual
+        "mixed_5b": (("branch0", "branch1.0", "branch1.1", "branch2.0", "branch2.1", "branch2.2", "branch3.1"), False),
+        **{
+            f"repeat.{block}": (("branch0", "branch1.0", "branch1.1", "branch2.0", "branch2.1", "branch2.2"), True)
+            for block in range(10)
+        },
+        "mixed_6a": (("branch0", "branch1.0", "branch1.1", "branch1.2"), False),
+        **{f"repeat_1.{block}": (("branch0", "branch1.0", "branch1.1", "branch1.2"), True) for block in range(20)},
+        "mixed_7a": (
+            ("branch0.0", "branch0.1", "branch1.0", "branch1.1", "branch2.0", "branch2.1", "branch2.2"),
+            False,
+        ),
+        **{f"repeat_2.{block}": (("branch0", "branch1.0", "branch1.1", "branch1.2"), True) for block in range(9)},
+        "block8": (("branch0", "branch1.0", "branch1.1", "branch1.2"), True),
+    }
+    convs = [*stem, *(f"{block}.{conv}" for block, (convs, _) in blocks.items() for conv in convs)]
+    leaves = ("conv.weight", "bn.weight", "bn.bias", "bn.running_mean", "bn.running_var")
+    plain = [f"{block}.conv2d" for block, (_, residual) in blocks.items() if residual]
+    expected = {
+        *(f"{conv}.{leaf}" for conv in convs for leaf in leaves),
+        *(f"{layer}.{leaf}" for layer in (*plain, "classif") for leaf in ("weight", "bias")),
+    }
+    shapes = torch_shapes(get_entry("inception_resnet_v2"), create_model("inception_resnet_v2", abstract=True))
+    assert shapes.keys() == expected
+    assert shapes["repeat_2.3.branch1.1.conv.weight"] == (224, 192, 1, 3)
+    assert shapes["block8.conv2d.weight"] == (2080, 448, 1, 1)
+
+
+@pytest.mark.parametrize(  # one network of each kind of names
+    "name",
+    {entry.torch_names: name for name, entry in REGISTRY.items() if entry.torch_names and "vgg" not in name}.values(),
+)
 def test_weights_survive_the_way_to_torch_and_back(name):
     entry, model = (
         get_entry(name),

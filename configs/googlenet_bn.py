@@ -1,0 +1,21 @@
+"""GoogLeNet with batch normalisation and both auxiliary classifiers on ImageNet.
+
+Paper: Szegedy et al. 2014, Going deeper with convolutions; Ioffe and Szegedy 2015, Batch normalization.
+Run: python train.py --config=configs/googlenet_bn.py
+torchvision's, with 3x3 kernels for 5x5: --config.model=googlenet_bn_3x3
+Published: 69.778 % top-1, 89.530 % top-5 (torchvision V1, of googlenet_bn_3x3).
+Measured: nothing yet.
+The rates are those of configs/resnet50.py, which batch normalisation bears.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import resnet50
+
+
+def get_config() -> ConfigDict:
+    """Returns the recipe."""
+    config = resnet50.get_config()
+    config.model = "googlenet_bn"
+    config.aux_weight = (0.3,)
+    return config

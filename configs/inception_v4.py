@@ -1,0 +1,21 @@
+"""Inception-v4 on ImageNet.
+
+Paper: Szegedy et al. 2016, Inception-v4, Inception-ResNet and the impact of residual connections, section 4.
+Run: python train.py --config=configs/inception_v4.py
+Published: 80.144 % top-1, 94.982 % top-5 (timm, the authors' weights).
+Measured: nothing yet.
+The paper trains as for Inception-v3, on 20 replicas, and without an auxiliary classifier here.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import inception_v3
+
+
+def get_config() -> ConfigDict:
+    """Returns the recipe."""
+    config = inception_v3.get_config()
+    config.model = "inception_v4"
+    config.aux_weight = (0.0,)
+    config.eval_resize = 341
+    return config

@@ -1,0 +1,127 @@
+"""DenseNet: Huang, Liu, van der Maaten, Weinberger 2016, Densely connected convolutional networks, Table 1."""
+
+from collections.abc import Iterator
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from models.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    Dropout,
+    Module,
+    average_pool,
+    global_average_pool,
+    kaiming_normal,
+    max_pool,
+)
+from models.network import Network
+
+
+class DenseLayer(Module):
+    """BN-ReLU-conv, the 3x3 convolution behind a 1x1 one of four times its width if there is a bottleneck ("B")."""
+
+    def __init__(self, in_features: int, growth: int, bottleneck: bool, dropout_rate: float):
+        """Builds the layers; growth is the number of new features."""
+        width = 4 * growth
+        self.norm1 = BatchNorm(in_features)
+        self.conv1 = _conv(in_features, width, 1) if bottleneck else _conv(in_features, growth, 3)
+        self.norm2 = BatchNorm(width) if bottleneck else None
+        self.conv2 = _conv(width, growth, 3) if bottleneck else None
+        self.dropout = Dropout(dropout_rate)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to (N, H, W, I + growth)."""
+        y = self.conv1(nnx.relu(self.norm1(x)))
+        if self.conv2:
+            y = self.conv2(nnx.relu(self.norm2(y)))
+        return jnp.concatenate((x, self.dropout(y)), axis=-1)
+
+
+class Transition(Module):
+    """BN-ReLU-conv 1x1 and average pooling, between two dense blocks."""
+
+    def __init__(self, in_features: int, out_features: int, dropout_rate: float):
+        """Builds the layers."""
+        self.norm = BatchNorm(in_features)
+        self.conv = _conv(in_features, out_features, 1)
+        self.dropout = Dropout(dropout_rate)
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to (N, H / 2, W / 2, O)."""
+        return average_pool(self.dropout(self.conv(nnx.relu(self.norm(x)))), 2, 2)
+
+
+class DenseNet(Network):
+    """The ImageNet networks of Table 1, and with cifar=True those for CIFAR-10 of section 3."""
+
+    def __init__(
+        self,
+        layers: tuple[int, ...],
+        num_classes: int,
+        channels: int,
+        dropout_rate: float,
+        growth: int = 32,
+        bottleneck: bool = True,
+        cifar: bool = False,
+    ):
+        """Builds the layers.
+
+        Args:
+          layers: the number of layers of each dense block.
+          num_classes: how many classes.
+          channels: of the images.
+          dropout_rate: that after each dense layer and transition; the paper has 0.2 where images are not augmented.
+          growth: features that each layer adds.
+          bottleneck: whether there are 1x1 bottlenecks, and transitions halve the features ("BC").
+          cifar: whether the stem is a 3x3 convolution, not a 7x7 one and pooling.
+        """
+        features = 2 * growth if bottleneck else 16
+        self.conv1 = _conv(channels, features, 3) if cifar else _conv(channels, features, 7, 2)
+        self.norm1 = None if cifar else BatchNorm(features)
+        self.depth = len(layers)
+        for number, count in enumerate(layers, start=1):
+            block = nnx.List()
+            for _ in range(count):
+                block.append(DenseLayer(features, growth, bottleneck, dropout_rate))
+                features += growth
+            setattr(self, f"block{number}", block)
+            if number < len(layers):
+                width = features // 2 if bottleneck else features
+                setattr(self, f"transition{number}", Transition(features, width, dropout_rate))
+                features = width
+        self.last_norm = BatchNorm(features)
+        self.head = Classifier(features, num_classes)
+
+    def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
+        """Yields block1 and so on, before the transition."""
+        x = self.conv1(x)
+        if self.norm1:
+            x = max_pool(nnx.relu(self.norm1(x)), 3, 2, padding=1)
+        for number in range(1, self.depth + 1):
+            for layer in getattr(self, f"block{number}"):
+                x = layer(x)
+            yield f"block{number}", x
+            if number < self.depth:
+                x = getattr(self, f"transition{number}")(x)
+
+    def classify(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, F) to logits (N, num_classes)."""
+        return self.head(global_average_pool(nnx.relu(self.last_norm(x))))
+
+
+def _conv(in_features: int, out_features: int, kernel: int, stride: int = 1) -> Conv:
+    return Conv(in_features, out_features, kernel, stride, kernel // 2, bias=False, kernel_initializer=kaiming_normal)
+
+
+TORCH_NAMES = (  # torchvision's densenets
+    (r"^conv1\.", "features.conv0."),
+    (r"^norm1\.", "features.norm0."),
+    (r"^block", "features.denseblock"),
+    *((rf"(denseblock\d)\.{layer}\.", rf"\1.denselayer{layer + 1}.") for layer in range(48)),
+    (r"^transition", "features.transition"),
+    (r"^last_norm", "features.norm5"),
+    (r"^head", "classifier"),
+)
