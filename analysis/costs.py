@@ -1,0 +1,242 @@
+"""What a network costs, layer by layer, counted from the equations of the very function that runs.
+
+A multiply-accumulate (MAC) is one multiplication of a convolution or a dense layer together with its addition. All
+else (normalisation, pooling, activations) counts none.
+"""
+
+import collections
+import dataclasses
+import math
+import re
+from collections.abc import Generator
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from flax import nnx
+from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
+
+from analysis.receptive_field import Axes, propagate
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A row of the table.
+
+    Attributes:
+      name: the path of its module, as in stages.0.1/conv2; what has no module is named after its kind.
+      kind: conv, grouped conv, depthwise conv, dense, batch norm, max pool, sum, concatenation and so on.
+      kernel: height and width of its window; None where it has none.
+      stride: the window's steps down and across.
+      output_shape: of one image, (H, W, C) or (features,).
+      parameters: how many trainable numbers it holds.
+      macs: multiply-accumulates for one image, forward.
+      backward_macs: the same, backward; None where nobody asked.
+      activation_bytes: of its output, for the whole batch.
+      receptive_field: the pixels a side that an element of the output depends on, padding included.
+      jump: the pixels between the fields of neighbours.
+    """
+
+    name: str
+    kind: str
+    kernel: tuple[int, int] | None
+    stride: tuple[int, int] | None
+    output_shape: tuple[int, ...]
+    parameters: int
+    macs: int
+    backward_macs: int | None
+    activation_bytes: int
+    receptive_field: int
+    jump: int
+
+
+class Traced(NamedTuple):
+    """An equation, its place, how often it runs, how many of its inputs come from the image, and its outputs' axes."""
+
+    equation: JaxprEqn
+    scope: str
+    repeats: int
+    image_inputs: int
+    axes: Axes | None
+
+
+def walk(
+    jaxpr: Jaxpr, inputs: list[Axes | None], scope: str = "", repeats: int = 1
+) -> Generator[Traced, None, list[Axes | None]]:
+    """Yields the equations in the order of execution, those of inner functions and loops included.
+
+    Args:
+      jaxpr: of a traced function.
+      inputs: for each of its inputs the axes of an image, or None.
+      scope: the names around it.
+      repeats: how often it runs.
+
+    Returns:
+      The axes of its outputs.
+    """
+    known = dict(zip(jaxpr.invars, inputs, strict=False))
+
+    def axes_of(variables: list) -> list[Axes | None]:
+        return [None if isinstance(variable, Literal) else known.get(variable) for variable in variables]
+
+    for equation in jaxpr.eqns:
+        name = "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
+        inner = next(jaxprs_in_params(equation.params), None)
+        if inner is None:
+            axes = axes_of(equation.invars)
+            outputs = [propagate(equation, axes)] * len(equation.outvars)
+            yield Traced(equation, name, repeats, sum(map(bool, axes)), outputs[0])
+        else:
+            times = equation.params["length"] if equation.primitive.name == "scan" else 1
+            outputs = yield from walk(inner, axes_of(equation.invars), name, repeats * times)
+        known.update(zip(equation.outvars, outputs, strict=False))
+    return axes_of(jaxpr.outvars)
+
+
+def count_macs(equation: JaxprEqn) -> int:
+    """Returns the multiply-accumulates of one equation: convolutions and dot products have some, others none.
+
+    A convolution's output element sums (kernel / output features) products; an input element takes part in (kernel /
+    input features) of them. The smaller count is right: the first one for a convolution and for the gradient of its
+    kernel, the second one for the gradient of its input, whose map has zeros between and around the elements.
+    """
+    if equation.primitive.name == "dot_general":
+        (contracted, _), _ = equation.params["dimension_numbers"]
+        return equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+    if equation.primitive.name != "conv_general_dilated":
+        return 0
+    maps, kernel = (variable.aval for variable in equation.invars)
+    out_features, in_features, *_ = (kernel.shape[axis] for axis in equation.params["dimension_numbers"].rhs_spec)
+    groups = equation.params["feature_group_count"] * equation.params["batch_group_count"]
+    seen_from_output = equation.outvars[0].aval.size * kernel.size // out_features
+    seen_from_input = maps.size * kernel.size // (in_features * groups)
+    return min(seen_from_output, seen_from_input)
+
+
+def count_backward_macs(jaxpr: Jaxpr) -> collections.Counter[str]:
+    """Returns the multiply-accumulates of the gradients in a traced training step, by the name of the layer."""
+    counts = collections.Counter()
+    for equation, scope, repeats, *_ in walk(jaxpr, []):
+        # JAX writes transpose(jvp(name)) around what a gradient transposes.
+        if "transpose(" in scope and (macs := count_macs(equation)):
+            counts[re.sub(r"\w+\(|\)", "", scope)] += repeats * macs
+    return counts
+
+
+def list_layers(
+    jaxpr: Jaxpr,
+    inputs: list[Axes | None],
+    model: nnx.Module,
+    batch_size: int,
+    backward_macs: collections.Counter[str] | None = None,
+) -> list[Layer]:
+    """Returns the layers of a traced network in the order of execution.
+
+    A layer is a module without modules in it, or an equation between modules that makes a new map: pooling, the sum of
+    two branches, a concatenation. Activation functions and biases change a map in place and have no row.
+
+    Args:
+      jaxpr: of the traced network.
+      inputs: for each of its inputs the axes of the images, or None.
+      model: the network, whose modules give their names and parameters.
+      batch_size: that it was traced with.
+      backward_macs: those of the whole batch by layer, from count_backward_macs.
+    """
+    modules = _leaf_modules(model)
+    groups: dict[tuple, list[Traced]] = {}
+    for position, traced in enumerate(walk(jaxpr, inputs)):
+        if traced.axes and traced.scope in modules:
+            groups.setdefault((traced.scope,), []).append(traced)
+        elif traced.axes and _kind_between_modules(traced):
+            groups[traced.scope, position] = [traced]
+    layers = []
+    for (scope, *position), group in groups.items():
+        module = None if position else modules[scope]
+        last = group[-1]
+        operation = next((traced.equation for traced in group if _kind(traced.equation)), last.equation)
+        kind = _kind_between_modules(last) if position else _kind(operation) or _words(module)
+        kernel, stride = _window(operation)
+        output = last.equation.outvars[0].aval
+        layers.append(
+            Layer(
+                name="/".join(filter(None, (scope, kind.replace(" ", "_")))) if position else scope,
+                kind=kind,
+                kernel=kernel,
+                stride=stride,
+                output_shape=output.shape[1:],
+                parameters=_count_parameters(module) if module else 0,
+                macs=sum(traced.repeats * count_macs(traced.equation) for traced in group) // batch_size,
+                backward_macs=None if backward_macs is None else backward_macs[scope] // batch_size,
+                activation_bytes=output.size * output.dtype.itemsize,
+                receptive_field=max(axis.field for axis in last.axes),
+                jump=max(axis.jump for axis in last.axes),
+            )
+        )
+    return _numbered(layers)
+
+
+def _leaf_modules(model: nnx.Module) -> dict[str, nnx.Module]:
+    """The modules without modules in them, by the name that the traced program has for them."""
+    modules = {re.sub(r"/(\d+)", r".\1", "/".join(map(str, path))): each for path, each in nnx.iter_modules(model)}
+    inner = {name.rpartition("/")[0] for name in modules}
+    return {name: module for name, module in modules.items() if name not in inner}
+
+
+def _kind(equation: JaxprEqn) -> str | None:
+    """What an equation is called that makes a layer of a module by itself."""
+    name, parameters = equation.primitive.name, equation.params
+    if name == "conv_general_dilated":
+        groups, features = parameters["feature_group_count"], parameters["dimension_numbers"].lhs_spec[1]
+        if groups == 1:
+            return "conv"
+        return "depthwise conv" if groups == equation.invars[0].aval.shape[features] else "grouped conv"
+    if name == "dot_general":  # a 1x1 convolution can be a product at every pixel
+        return "dense" if equation.outvars[0].aval.ndim < 4 else "conv"
+    if name in ("reduce_window_max", "reduce_window_sum") and parameters["window_dimensions"][-1] == 1:
+        return "max pool" if name == "reduce_window_max" else "average pool"
+    if name in ("reduce_sum", "reduce_max") and set(parameters["axes"]) == {1, 2}:
+        return "global max pool" if name == "reduce_max" else "global average pool"
+    return None
+
+
+def _kind_between_modules(traced: Traced) -> str | None:
+    equation = traced.equation
+    if traced.image_inputs > 1 and equation.primitive.name == "add":
+        return "sum"
+    if traced.image_inputs > 1 and equation.primitive.name == "concatenate":
+        channels = equation.outvars[0].aval.ndim - 1
+        return "concatenation" if equation.params["dimension"] == channels else "adaptive average pool"
+    return _kind(equation)
+
+
+def _window(equation: JaxprEqn) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+    """The kernel and the stride of a convolution or a pooling."""
+    kind, parameters = _kind(equation), equation.params
+    if equation.primitive.name == "conv_general_dilated":
+        sizes = equation.invars[1].aval.shape
+        kernel = tuple(sizes[axis] for axis in parameters["dimension_numbers"].rhs_spec[2:])
+        return kernel, tuple(parameters["window_strides"])
+    if kind == "conv":
+        return (1, 1), (1, 1)
+    if kind in ("max pool", "average pool"):
+        return tuple(parameters["window_dimensions"][1:3]), tuple(parameters["window_strides"][1:3])
+    return None, None
+
+
+def _words(module: nnx.Module) -> str:
+    """BatchNorm becomes "batch norm"."""
+    return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(module).__name__).lower()
+
+
+def _count_parameters(module: nnx.Module) -> int:
+    return sum(variable.get_value().size for variable in nnx.to_flat_state(nnx.state(module, nnx.Param)).leaves)
+
+
+def _numbered(layers: list[Layer]) -> list[Layer]:
+    """The layers with numbers behind names that several have: max_pool1, max_pool2."""
+    total, seen = collections.Counter(layer.name for layer in layers), collections.Counter()
+    result = []
+    for layer in layers:
+        seen[layer.name] += 1
+        number = seen[layer.name] if total[layer.name] > 1 else ""
+        result.append(dataclasses.replace(layer, name=f"{layer.name}{number}"))
+    return result

@@ -1,0 +1,115 @@
+"""A network taken apart: its layers, their costs and their totals."""
+
+import csv
+import pathlib
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.extend.core import Jaxpr
+from ml_collections import ConfigDict
+
+import models
+from analysis.costs import Layer, count_backward_macs, list_layers
+from analysis.receptive_field import image_axes
+from training.configuration import resolve_network
+from training.loss import zero_sums
+from training.optimizer import make_optimizer, make_schedule
+from training.state import abstract_state, count_parameters, make_mesh, make_model
+from training.step import make_apply, make_train_step
+
+
+@dataclass(frozen=True)
+class Summary:
+    """A network's totals and layers.
+
+    Attributes:
+      model: its name.
+      image_size: the side of its images, pixels.
+      batch_size: the images that the activations are for.
+      dtype: of the computation.
+      parameters: trainable numbers, without auxiliary heads.
+      parameters_with_aux: with the network's own auxiliary heads; None where it has none.
+      macs: multiply-accumulates for one image, forward, without auxiliary heads.
+      backward_macs: for one image, in the backward pass of a training step, those of auxiliary heads included; None
+        where nobody asked.
+      activation_bytes: of all layers' outputs, for the whole batch.
+      receptive_field: of the last map, before global pooling or dense layers; pixels.
+      layers: in the order of execution.
+    """
+
+    model: str
+    image_size: int
+    batch_size: int
+    dtype: str
+    parameters: int
+    parameters_with_aux: int | None
+    macs: int
+    backward_macs: int | None
+    activation_bytes: int
+    receptive_field: int
+    layers: list[Layer]
+
+
+def summarize(config: ConfigDict, backward: bool = False) -> Summary:
+    """Traces a network, and with `backward` also its training step; nothing is allocated and nothing computed.
+
+    Args:
+      config: options as typed; natural values are filled in here.
+      backward: whether to count the backward pass.
+
+    Raises:
+      ValueError: if an option does not fit the network.
+    """
+    config = resolve_network(config)
+    if config.batch_size < 1:
+        raise ValueError(f"batch_size={config.batch_size} is too small; give at least 1")
+    model = make_model(config, training=False)
+    size, entry = config.image_size, models.get_entry(config.model)
+    variables = tuple(nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat))
+    images = jax.ShapeDtypeStruct((config.batch_size, size, size, config.channels), np.uint8)
+    jaxpr = jax.make_jaxpr(make_apply(config, model))(*variables, images).jaxpr
+    inputs = [None] * (len(jaxpr.invars) - 1) + [image_axes(size, size)]
+    backward_macs = count_backward_macs(_trace_training(config, images)) if backward else None
+    layers = list_layers(jaxpr, inputs, model, config.batch_size, backward_macs)
+    maps = [layer for layer in layers if len(layer.output_shape) == 3 and layer.kind != "adaptive average pool"]
+    return Summary(
+        model=config.model,
+        image_size=size,
+        batch_size=config.batch_size,
+        dtype=config.dtype,
+        parameters=count_parameters(variables[0]),
+        parameters_with_aux=_count_with_own_heads(config, entry),
+        macs=sum(layer.macs for layer in layers),
+        backward_macs=backward_macs.total() // config.batch_size if backward else None,
+        activation_bytes=sum(layer.activation_bytes for layer in layers),
+        receptive_field=maps[-1].receptive_field,
+        layers=layers,
+    )
+
+
+def read_reference() -> dict[str, dict[str, str]]:
+    """Returns the published figures of the networks by name, "" where nothing trustworthy was found."""
+    with (pathlib.Path(__file__).parent / "reference.csv").open(newline="") as file:
+        return {row["name"]: row for row in csv.DictReader(file)}
+
+
+def _trace_training(config: ConfigDict, images: jax.ShapeDtypeStruct) -> Jaxpr:
+    """The very step that train.py runs, on one device."""
+    config = config.copy_and_resolve_references()
+    config.num_steps = config.num_steps or 1
+    model, mesh = make_model(config, training=True), make_mesh(1)
+    optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=1))
+    state = abstract_state(config, model, optimizer, mesh)
+    batch = {"image": images, "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32)}
+    step = make_train_step(config, model, optimizer, mesh)
+    return jax.make_jaxpr(step)(state, zero_sums(len(config.aux_heads)), batch).jaxpr
+
+
+def _count_with_own_heads(config: ConfigDict, entry: models.Entry) -> int | None:
+    if not entry.aux_heads:
+        return None
+    config = config.copy_and_resolve_references()
+    config.aux_heads = entry.aux_heads
+    return count_parameters(nnx.to_pure_dict(nnx.state(make_model(config, training=True), nnx.Param)))

@@ -1,0 +1,159 @@
+"""The whole zoo against published counts, and the lecture notes' tables of AlexNet and VGG-16."""
+
+import pathlib
+
+import jax
+import pytest
+
+from analysis.summary import read_reference
+from models import REGISTRY
+
+REFERENCE = read_reference()
+# Where no trustworthy count is published: from the papers' tables, layer by layer, as docs/networks.md says.
+DERIVED_MACS = {"zfnet_wide": 2_476_704_896, "inception_resnet_v2": 13_155_794_016}
+
+
+def test_every_reference_is_a_network():
+    assert REFERENCE.keys() <= REGISTRY.keys()
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_layers_add_up_to_the_published_counts(summary_of, name):
+    summary = summary_of(name)
+    assert sum(layer.parameters for layer in summary.layers) == summary.parameters
+    assert len({layer.name for layer in summary.layers}) == len(summary.layers)
+    if name not in REFERENCE:
+        return
+    published = REFERENCE[name]
+    assert summary.image_size == int(published["image_size"])
+    assert summary.parameters == int(published["parameters"])
+    assert str(summary.parameters_with_aux or "") == published["parameters_with_aux"]
+    if published["gmacs"]:
+        decimals = len(published["gmacs"].partition(".")[2])
+        assert f"{summary.macs / 1e9:.{decimals}f}" == published["gmacs"]
+    else:
+        assert summary.macs == DERIVED_MACS[name]
+
+
+def test_vgg16(summary_of):
+    # Per layer: weights without biases, and activations of one image in thousands (cs231n's table).
+    summary = summary_of("vgg16")
+    weights = [layer.macs // (layer.output_shape[0] * layer.output_shape[1]) for layer in summary.layers[:18]]
+    assert [count for count in weights if count] == (
+        [1_728, 36_864, 73_728, 147_456, 294_912, 589_824, 589_824, 1_179_648] + [2_359_296] * 5
+    )
+    assert [layer.macs for layer in summary.layers[18:]] == [102_760_448, 16_777_216, 4_096_000]
+    biases = [layer.output_shape[-1] for layer in summary.layers]
+    weights += [layer.macs for layer in summary.layers[18:]]
+    assert [layer.parameters for layer in summary.layers] == [
+        count + bias if count else 0 for count, bias in zip(weights, biases, strict=True)
+    ]
+    thousands = [layer.activation_bytes / 4 / 1000 for layer in summary.layers[:18]]
+    expected = [3200, 3200, 800, 1600, 1600, 400, 800, 800, 800, 200, 400, 400, 400, 100, 100, 100, 100, 25]
+    assert thousands == pytest.approx(expected, rel=0.01)
+    assert summary.layers[0].output_shape == (224, 224, 64) and summary.layers[17].output_shape == (7, 7, 512)
+
+
+def test_alexnet(summary_of):
+    # Krizhevsky 2012 with its two groups joined, as lecture notes draw it.
+    layers = [layer for layer in summary_of("alexnet_ungrouped").layers if layer.kind != "local response norm"]
+    assert [layer.output_shape for layer in layers] == [
+        (55, 55, 96),
+        (27, 27, 96),
+        (27, 27, 256),
+        (13, 13, 256),
+        (13, 13, 384),
+        (13, 13, 384),
+        (13, 13, 256),
+        (6, 6, 256),
+        (4096,),
+        (4096,),
+        (1000,),
+    ]
+    assert [layer.parameters for layer in layers[:3]] == [34_944, 0, 614_656]
+    assert (layers[0].kernel, layers[0].stride) == ((11, 11), (4, 4))
+    assert (layers[1].kind, layers[1].kernel, layers[1].stride) == ("max pool", (3, 3), (2, 2))
+
+
+@pytest.mark.parametrize(
+    "name, mebibytes",
+    # Albanie's convnet-burden, one image, float32. We count the output of every convolution, dense layer,
+    # normalisation, pooling, sum and concatenation; ReLU works in place, and the image itself is no activation.
+    [
+        ("alexnet_no_lrn", 3),
+        ("squeezenet1_0", 30),
+        ("googlenet", 26),
+        ("vgg16", 58),
+        ("vgg19", 63),
+        ("resnet18", 23),
+        ("resnet34", 35),
+        ("resnet50_v1", 103),
+        ("resnet101_v1", 155),
+        ("resnet152_v1", 219),
+        ("inception_v3", 89),
+        ("densenet121", 126),
+        ("densenet169", 152),
+        ("densenet201", 196),
+        ("mobilenet_v1", 38),
+    ],
+)
+def test_activation_memory(summary_of, name, mebibytes):
+    assert summary_of(name).activation_bytes / 2**20 == pytest.approx(mebibytes, abs=1.1)
+
+
+@pytest.mark.parametrize("name", ["alexnet", "googlenet", "resnet18", "mobilenet_v1"])
+def test_the_backward_pass_costs_twice_the_forward_pass_but_for_the_images_gradient(summary_of, name):
+    summary = summary_of(name, backward=True, batch_size=4)
+    first = next(layer for layer in summary.layers if layer.macs)
+    assert (first.backward_macs, first.macs) == (first.macs, first.macs)
+    assert all(layer.backward_macs == 2 * layer.macs for layer in summary.layers if layer is not first)
+    assert summary.backward_macs == 2 * summary.macs - first.macs
+
+
+def test_auxiliary_heads_cost_only_backward(summary_of):
+    plain = summary_of("googlenet", backward=True, batch_size=4)
+    headed = summary_of("googlenet", backward=True, batch_size=4, aux_weight=(0.3,))
+    assert (headed.macs, headed.parameters) == (plain.macs, plain.parameters)
+    # Szegedy 2014, section 5: 4x4 maps of 512 and 528, a 1x1 convolution of 128, a dense layer of 1024, the classes.
+    heads = sum(16 * features * 128 + 16 * 128 * 1024 + 1024 * 1000 for features in (512, 528))
+    assert headed.backward_macs - plain.backward_macs == 2 * heads
+
+
+def test_options_change_what_they_should(summary_of):
+    plain = summary_of("resnet18")
+    batch = summary_of("resnet18", batch_size=8)
+    assert (batch.activation_bytes, batch.macs) == (8 * plain.activation_bytes, plain.macs)
+    assert [layer.output_shape for layer in batch.layers] == [layer.output_shape for layer in plain.layers]
+    ten = summary_of("resnet18", num_classes=10)
+    assert plain.parameters - ten.parameters == 990 * 513 and plain.macs - ten.macs == 990 * 512
+    small = summary_of("resnet18", image_size=112)
+    assert 4 * (small.macs - 512_000) == pytest.approx(plain.macs - 512_000, rel=0.2)
+    half = summary_of("resnet18", dtype="bfloat16").layers
+    double = [
+        layer
+        for layer, other in zip(plain.layers, half, strict=True)
+        if other.activation_bytes * 2 == layer.activation_bytes
+    ]
+    assert {layer.name for layer in plain.layers} - {layer.name for layer in double} <= {"global_average_pool", "head"}
+
+
+def test_nothing_is_allocated(summary_of):
+    before = sum(array.nbytes for array in jax.live_arrays())
+    summary_of("vgg19", backward=True, batch_size=256)  # 1.1 GB of parameters, momentum and gradients, 31 GB of maps
+    assert sum(array.nbytes for array in jax.live_arrays()) - before < 1e5
+
+
+def test_wrong_options_are_refused(summary_of):
+    with pytest.raises(ValueError, match="image_size=8 does not fit vgg16 .* use at least 32"):
+        summary_of("vgg16", image_size=8)
+    with pytest.raises(ValueError, match="batch_size=0 is too small"):
+        summary_of("vgg16", batch_size=0)
+
+
+def test_the_documented_table_is_ours(summary_of):
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "networks.md").read_text()
+    rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
+    table = {row[0]: row for row in rows}
+    for name in REGISTRY:  # make it anew: see the page's first lines
+        summary = summary_of(name)
+        assert table[name][4] == f"{summary.parameters:,}" and table[name][6] == f"{summary.macs / 1e9:.4f}"

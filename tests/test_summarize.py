@@ -1,0 +1,84 @@
+"""The program, as one calls it."""
+
+import csv
+import json
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def run(*arguments):
+    """Returns the exit code, the standard output and the standard error, from a folder without configs/."""
+    command = [sys.executable, ROOT / "summarize.py", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "docs")
+    return result.returncode, result.stdout, result.stderr
+
+
+def test_json_and_csv(tmp_path):
+    code, output, errors = run(
+        "--config.model=vgg16", "--config.batch_size=2", "--json=-", f"--csv={tmp_path}/vgg16.csv", "--sort=parameters"
+    )
+    assert (code, errors) == (0, "")
+    result = json.loads(output)
+    assert (result["model"], result["image_size"], result["macs"]) == ("vgg16", 224, 15_470_264_320)
+    assert (result["parameters"], result["parameters_with_aux"]) == (138_357_544, None)
+    assert "backward_macs" not in result
+    largest = result["layers"][0]
+    assert largest == {
+        "name": "dense1",
+        "kind": "dense",
+        "kernel": None,
+        "stride": None,
+        "output_shape": [4096],
+        "parameters": 102_764_544,
+        "macs": 102_760_448,
+        "activation_bytes": 2 * 4 * 4096,
+        "receptive_field": 404,
+        "jump": 32,
+    }
+    with (tmp_path / "vgg16.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) == len(result["layers"]) == 21
+    assert (rows[0]["name"], rows[0]["macs"], rows[3]["output_shape"]) == ("dense1", "102760448", "28x28x512")
+
+
+def test_the_table_is_whole_when_piped():
+    code, output, errors = run("--config=" + str(ROOT / "configs" / "googlenet.py"), "--backward")
+    assert (code, errors) == (0, "")
+    table, totals, note, shares = output.split("\n\n")
+    lines = table.splitlines()
+    assert len({len(line) for line in lines}) == 1 and all(line[0] == line[-1] == "|" for line in lines)
+    assert lines[0].split()[1::2][:3] == ["name", "kind", "kernel"] and "backward_macs" in lines[0]
+    assert "parameters: 6,998,552 (13,378,280 with its auxiliary heads)" in totals
+    columns = list(zip(*(line.split("|")[1:-1] for line in shares.splitlines()[2:]), strict=True))
+    for column in columns[1:]:
+        assert sum(map(float, column)) == pytest.approx(100, abs=0.2)
+
+
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--config.model=vgg_16"], "unknown model 'vgg_16'; did you mean 'vgg16'?"),
+        (["--config.model=lenet5", "--sort=mac"], "--sort=mac is no column; did you mean macs?"),
+        (["--config.model=lenet5", "--json=/nowhere/at/all.json"], "No such file or directory: '/nowhere/at/all.json'"),
+        (["--config.modell=vgg16"], "option --config.modell does not exist; did you mean model?"),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(arguments, message):
+    code, output, errors = run(*arguments)
+    assert (code, output, len(errors.splitlines())) == (2, "", 1)
+    assert message in errors
+
+
+@pytest.mark.slow
+def test_the_whole_zoo():
+    code, output, errors = run("--sort=GMACs", "--csv=-")
+    assert (code, errors) == (0, "")
+    rows = list(csv.DictReader(output.splitlines()))
+    assert rows[0]["model"].startswith("vgg19") and rows[-1]["model"] == "lenet5"
+    (row,) = (row for row in rows if row["model"] == "resnet50")
+    assert (row["family"], row["paper"], row["top1"], row["source"]) == ("resnet", "He 2015", "76.13", "torchvision V1")
