@@ -82,7 +82,8 @@ def resolve_run(config: ConfigDict, num_classes: int, num_images: int) -> Config
         raise ValueError(f"num_classes={config.num_classes} is too few: {config.dataset} has {num_classes} classes")
     if config.num_steps is None:
         config.num_steps = max(math.ceil(config.num_epochs * num_images / config.batch_size), 1)
-    config.num_epochs = config.num_steps * config.batch_size / num_images
+    else:
+        config.num_epochs = config.num_steps * config.batch_size / num_images
     if config.warmup_epochs > config.num_epochs:
         raise ValueError(
             f"warmup_epochs={config.warmup_epochs:g} is longer than the run of {config.num_epochs:g} epochs; shorten it"

@@ -37,7 +37,7 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         self.workdir = workdir
-        self._num_steps, self._num_epochs = config.num_steps, config.num_epochs
+        self._num_steps = config.num_steps
         self._batch_size, self._num_images = config.batch_size, num_images
         self.rows = [row for row in read_rows(workdir) if row["step"] <= start_step]
         write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
@@ -154,8 +154,8 @@ class RunLog:
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
     def _describe(self, step: int, row: dict[str, float]) -> tuple[str, str]:
-        epoch = step * self._batch_size / self._num_images
-        where = f"epoch {epoch:.2f}/{self._num_epochs:.4g} step {step}/{self._num_steps}"
+        epoch, last = (count * self._batch_size / self._num_images for count in (step, self._num_steps))
+        where = f"epoch {epoch:.2f}/{last:.4g} step {step}/{self._num_steps}"
         return where, f"loss {row['loss']:.4f} top-1 {100 * row['accuracy_top1']:.2f} %"
 
     def _check_finite(self, step: int, row: dict[str, float]) -> None:
