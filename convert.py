@@ -1,7 +1,8 @@
 """Takes PyTorch's weights in, and gives ours back.
 
 python convert.py --config=configs/resnet50.py --weights=resnet50.pth --workdir=DIR makes a workdir that train.py,
-evaluate.py and predict.py take, of a state dict with torchvision's or timm's names (.safetensors, .npz, .pt, .pth, .th).
+evaluate.py and predict.py take, of a state dict with torchvision's or timm's names (.safetensors, .npz, .pt, .pth or
+.th).
 python convert.py --workdir=DIR --to=safetensors writes DIR/MODEL.safetensors, which PyTorch loads.
 """
 

@@ -36,7 +36,7 @@ def main() -> int:
     flag = flags.FLAGS["config"]
     path, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
     workdir = pathlib.Path(_WORKDIR.value or configuration.default_workdir(path, overrides))
-    if recipe := configuration.own_recipe(_CONFIG.value.model, path):
+    if "model" in overrides and (recipe := configuration.own_recipe(_CONFIG.value.model, path)):
         print(f"note: {_CONFIG.value.model} has a recipe of its own: --config={recipe}")
     with Interruption() as interruption:
         try:

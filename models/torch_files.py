@@ -62,9 +62,7 @@ def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
     for key in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(key), dict):
             content = content[key]
-    tensors = {
-        name.removeprefix("module."): value for name, value in content.items() if isinstance(value, np.ndarray)
-    }
+    tensors = {name.removeprefix("module."): value for name, value in content.items() if isinstance(value, np.ndarray)}
     if not tensors:
         raise ValueError(f"{path} holds no tensors")
     return tensors
