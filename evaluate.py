@@ -30,6 +30,8 @@ def main() -> None:
         config, params, batch_stats, step = load_weights(
             pathlib.Path(_WORKDIR.value), mesh, command_line.step(_STEP.value)
         )
+        # The run may have been on fewer devices, or on one.
+        config.eval_batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
         dataset = input_pipeline.load_dataset(config, _SPLIT.value or "eval")
         prepare_platform(config)
         eval_step = make_eval_step(config, make_model(config, training=False), mesh)

@@ -36,7 +36,7 @@ def main() -> int:
     flag = flags.FLAGS["config"]
     path, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
     workdir = pathlib.Path(_WORKDIR.value or configuration.default_workdir(path, overrides))
-    if recipe := configuration.own_recipe(_CONFIG.value.model, path):
+    if "model" in overrides and (recipe := configuration.own_recipe(_CONFIG.value.model, path)):
         print(f"note: {_CONFIG.value.model} has a recipe of its own: --config={recipe}")
     with Interruption() as interruption:
         try:
@@ -93,11 +93,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         state = state or checkpoints.restore(target)
     start = int(state["step"])
-    batches = input_pipeline.train_batches(train_data, config, start_step=start, num_steps=config.num_steps)
+    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
+    batches = input_pipeline.train_batches(train_data, config, start_step=start, num_steps=config.num_steps, **share)
     batches = input_pipeline.to_device(batches, mesh, config.prefetch_batches)
 
     def evaluate_state():
-        batches = input_pipeline.eval_batches(eval_data, config)
+        batches = input_pipeline.eval_batches(eval_data, config, **share)
         with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
             return evaluate(eval_step, state.get("ema", state["params"]), state["batch_stats"], batches, interruption)
 
@@ -109,7 +110,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
             in_flight.append(sums)
             if len(in_flight) > config.prefetch_batches or step == start + 1:
                 jax.block_until_ready(in_flight.popleft())
-            log.first_step(step) if step == start + 1 else log.advance(step)
+            log.advance(step, batches.wait_seconds)
 
             evaluation_due = step == config.num_steps or is_due(step, config.evaluate_every_epochs * steps_per_epoch)
             save_due = evaluation_due or is_due(step, config.checkpoint_every_steps) or interruption
@@ -118,6 +119,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
             log.training(step, jax.device_get(sums), jax.device_get(learning_rate(state["step"])), batches.wait_seconds)
             sums = no_sums
             if save_due:
+                log.status("evaluating and saving")
                 metrics = evaluate_state() if evaluation_due and not interruption else None
                 if metrics:
                     log.evaluation(step, eval_data.split, metrics)
@@ -127,7 +129,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
             log.restart_clock(step, batches.wait_seconds)
 
         if not log.evaluated(config.num_steps):  # a signal came in the midst of the last evaluation
-            log.evaluation(config.num_steps, eval_data.split, evaluate_state())
+            metrics = evaluate_state()
+            if metrics is None:
+                return
+            log.evaluation(config.num_steps, eval_data.split, metrics)
+        checkpoints.wait()  # a summary says that the run is finished, its last checkpoint included
         write_summary(workdir, config, log, count_parameters(state["params"]))
     log.farewell()
 

@@ -118,8 +118,12 @@ class Checkpoints:
     def __exit__(self, *_) -> None:
         self.close()
 
-    def close(self) -> None:
+    def wait(self) -> None:
         """Waits until everything is on the disk."""
+        self._manager.wait_until_finished()
+
+    def close(self) -> None:
+        """Waits until everything is on the disk, and ends the threads."""
         self._manager.close()
 
     def _restore_checked(self, step: int, target: State) -> State:

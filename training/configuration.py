@@ -54,6 +54,7 @@ def resolve_network(config: ConfigDict) -> ConfigDict:
     if config.dtype not in ("float32", "bfloat16", "float64"):
         raise ValueError(f"dtype={config.dtype!r} is unknown; choose float32, bfloat16 or float64")
     jax.config.update("jax_enable_x64", config.dtype == "float64")
+    config.eval_batch_size = config.eval_batch_size or config.batch_size
     for option in ("mean", "std"):
         if len(config[option]) not in (1, config.channels):
             raise ValueError(f"{option}={config[option]} has {len(config[option])} values; give 1 or {config.channels}")
@@ -74,7 +75,6 @@ def resolve_run(config: ConfigDict, num_classes: int, num_images: int) -> Config
       ValueError: if options contradict each other, the dataset or the devices.
     """
     config = config.copy_and_resolve_references()
-    config.eval_batch_size = config.eval_batch_size or config.batch_size
     _check_ranges(config)
     _check_batches(config)
     config.num_classes = num_classes if config.num_classes is None else config.num_classes
@@ -82,7 +82,8 @@ def resolve_run(config: ConfigDict, num_classes: int, num_images: int) -> Config
         raise ValueError(f"num_classes={config.num_classes} is too few: {config.dataset} has {num_classes} classes")
     if config.num_steps is None:
         config.num_steps = max(math.ceil(config.num_epochs * num_images / config.batch_size), 1)
-    config.num_epochs = config.num_steps * config.batch_size / num_images
+    else:
+        config.num_epochs = config.num_steps * config.batch_size / num_images
     if config.warmup_epochs > config.num_epochs:
         raise ValueError(
             f"warmup_epochs={config.warmup_epochs:g} is longer than the run of {config.num_epochs:g} epochs; shorten it"
@@ -116,11 +117,12 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         if (workdir / "checkpoints").exists():
             raise ValueError(f"workdir {workdir} has checkpoints but no config.json; choose another --workdir")
         return
-    theirs, ours = read_config(workdir).to_dict(), json.loads(config.to_json())
+    theirs, ours = (json.loads(options.to_json()) for options in (read_config(workdir), config))
     differing = [
         f"{option}={theirs.get(option)!r}, not {ours[option]!r}"
         for option in ours
-        if option not in NOT_OF_THE_RESULT and json.dumps(theirs.get(option)) != json.dumps(ours[option])
+        # None: convert.py left open what depends on the dataset.
+        if option not in NOT_OF_THE_RESULT and theirs.get(option) not in (None, ours[option])
     ]
     if differing:
         raise ValueError(f"workdir {workdir} belongs to a run with {'; '.join(differing)}; choose another --workdir")

@@ -3,8 +3,8 @@
 import json
 import math
 import pathlib
+import re
 import resource
-import sys
 import time
 from typing import Any
 
@@ -37,7 +37,7 @@ class RunLog:
         from tensorboardX import SummaryWriter
 
         self.workdir = workdir
-        self._num_steps, self._num_epochs = config.num_steps, config.num_epochs
+        self._num_steps = config.num_steps
         self._batch_size, self._num_images = config.batch_size, num_images
         self.rows = [row for row in read_rows(workdir) if row["step"] <= start_step]
         write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
@@ -77,18 +77,20 @@ class RunLog:
         """Begins a new stretch of measured steps: compiling, evaluating and saving do not count as training."""
         self._clock, self._clock_step, self._clock_wait = time.perf_counter(), step, wait_seconds
 
-    def first_step(self, step: int) -> None:
-        """Says how long the way to the end of the first step was, and measures speed from there."""
-        self.say(f"first step after {time.perf_counter() - self._start:.1f} s, compilation included")
-        self.restart_clock(step, 0.0)
-
     def say(self, text: str) -> None:
         """Prints a line above the live one."""
         self._console.print(text, markup=False)
 
-    def advance(self, step: int) -> None:
-        """Moves the live line's bar; asks nothing of the devices."""
+    def status(self, text: str) -> None:
+        """Says in the live line what goes on between two steps."""
+        self._progress.update(self._task, description=text)
+
+    def advance(self, step: int, wait_seconds: float) -> None:
+        """Moves the live line's bar; asks nothing of the devices. The first step, which compiles, is not measured."""
         self._progress.update(self._task, completed=step)
+        if step == self._start_step + 1:
+            self.say(f"first step after {time.perf_counter() - self._start:.1f} s, compilation included")
+            self.restart_clock(step, wait_seconds)
 
     def training(self, step: int, sums: dict[str, Any], learning_rate: float, wait_seconds: float) -> None:
         """Adds a row of training metrics.
@@ -152,8 +154,8 @@ class RunLog:
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
     def _describe(self, step: int, row: dict[str, float]) -> tuple[str, str]:
-        epoch = step * self._batch_size / self._num_images
-        where = f"epoch {epoch:.2f}/{self._num_epochs:.4g} step {step}/{self._num_steps}"
+        epoch, last = (count * self._batch_size / self._num_images for count in (step, self._num_steps))
+        where = f"epoch {epoch:.2f}/{last:.4g} step {step}/{self._num_steps}"
         return where, f"loss {row['loss']:.4f} top-1 {100 * row['accuracy_top1']:.2f} %"
 
     def _check_finite(self, step: int, row: dict[str, float]) -> None:
@@ -228,8 +230,10 @@ def write_summary(workdir: pathlib.Path, config: ConfigDict, log: RunLog, parame
 
 def peak_host_memory() -> int:
     """Returns the most memory that this process has held so far, bytes."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak if sys.platform == "darwin" else 1024 * peak
+    status = pathlib.Path("/proc/self/status")
+    if status.exists():  # where ru_maxrss would count the memory of the process that started this one
+        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text()).group(1))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

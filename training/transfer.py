@@ -1,16 +1,17 @@
 """Starting from the weights of another run: fine-tuning, and ablations from a common start."""
 
 import pathlib
+from typing import Any
 
 import jax
 from flax import nnx
-from jax.sharding import Mesh
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from training.checkpoints import Checkpoints
-from training.configuration import read_config
+from training.configuration import read_config, write_config
 from training.optimizer import make_optimizer
-from training.state import State, abstract_state, make_model
+from training.state import State, abstract_state, create_state, make_mesh, make_model, select
 
 
 def load_weights(
@@ -45,6 +46,30 @@ def load_weights(
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints.close()
     return config, state.get("ema", state["params"]), state["batch_stats"], int(state["step"])
+
+
+def save_weights(
+    workdir: pathlib.Path, config: ConfigDict, class_names: tuple[str, ...], values: dict[str, Any]
+) -> None:
+    """Makes a workdir whose checkpoint of step 0 holds weights that come from elsewhere.
+
+    Args:
+      workdir: the folder to make.
+      config: with the network's options resolved.
+      class_names: in the order of the logits.
+      values: parameters and running statistics of the network in training mode, a nested dict of arrays.
+    """
+    mesh, model = make_mesh(), make_model(config, training=True)
+    target = abstract_state(config, model, make_optimizer(config, lambda _: config.learning_rate), mesh)
+    state = create_state(target, model, config.seed)
+    placement = NamedSharding(mesh, PartitionSpec())
+    for part in ("params", "batch_stats"):
+        state[part] = jax.device_put(select(values, state[part]), placement)
+    if "ema" in state:
+        state["ema"] = state["params"]
+    write_config(workdir, config, class_names)
+    with Checkpoints(workdir) as checkpoints:
+        checkpoints.save(state)
 
 
 def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[State, list[str]]:

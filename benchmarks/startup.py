@@ -1,0 +1,120 @@
+"""Measures what happens around the steps: python benchmarks/startup.py [--json=benchmarks/results/startup.json].
+
+From `python train.py` to the first step (ResNet-50, batch 8, 64 px; cold and with a warm compilation cache), the
+initialisation of each network, the Python time that a step costs, and the memory that training the digits holds.
+"""
+
+import json
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from absl import app, flags  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+import models  # noqa: E402
+from configs import resnet50  # noqa: E402
+from training import configuration  # noqa: E402
+from training.loss import zero_sums  # noqa: E402
+from training.optimizer import make_optimizer  # noqa: E402
+from training.state import abstract_state, create_state, make_mesh, make_model  # noqa: E402
+
+_JSON = flags.DEFINE_string("json", None, "A file for the figures.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "How often each whole process is started; the median counts.")
+
+
+def seconds_to_first_step(cache: str) -> float:
+    """Returns the seconds from starting train.py to the line that tells of the first step."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", "--config=configs/resnet50.py", "--config.dataset=synthetic"]
+        command += [
+            "--config.image_size=64",
+            "--config.batch_size=8",
+            "--config.num_steps=1",
+            f"--workdir={folder}/run",
+        ]
+        command += [f"--config.compilation_cache_dir={cache}", "--config.synthetic_examples=8"]
+        start = time.perf_counter()
+        with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True) as process:
+            for line in process.stdout:
+                if line.startswith("first step"):
+                    seconds = time.perf_counter() - start
+        if process.returncode:
+            raise RuntimeError(f"train.py ended with exit code {process.returncode}")
+    return seconds
+
+
+def initialisation_seconds(name: str) -> float:
+    """Returns the seconds from a network's name to its values on the device."""
+    start = time.perf_counter()
+    model = models.create_model(name, abstract=True)
+    jax.block_until_ready(jax.device_put(models.initial_values(model, seed=0)))
+    return time.perf_counter() - start
+
+
+def step_overhead_ms(steps: int = 300) -> float:
+    """Returns the milliseconds that Python and JAX spend on a step with ResNet-50's state that computes nothing."""
+    config = configuration.resolve_network(resnet50.get_config())
+    mesh, model = make_mesh(), make_model(config, training=True)
+    state = create_state(
+        abstract_state(config, model, make_optimizer(config, lambda _: config.learning_rate), mesh), model, seed=0
+    )
+    sums = jax.device_put(zero_sums())
+    # Every leaf goes in and comes out, donated, as in the real step; XLA forwards the buffers.
+    step = jax.jit(lambda state, sums: (state | {"step": state["step"] + 1}, sums), donate_argnums=0)
+    times = []
+    for _ in range(steps):
+        start = time.perf_counter()
+        state, sums = step(state, sums)
+        times.append(time.perf_counter() - start)
+        jax.block_until_ready(state)
+    return 1000 * statistics.median(times[10:])
+
+
+def digits_memory_gb() -> float:
+    """Returns the peak host memory of training LeNet-5 on the digits, gigabytes."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "train.py", "--config=configs/lenet5_digits.py", f"--workdir={folder}/run"]
+        subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.DEVNULL)
+        return json.loads(pathlib.Path(folder, "run", "summary.json").read_text())["peak_host_memory_bytes"] / 1e9
+
+
+def main(_) -> None:
+    """Measures, prints a table, writes JSON."""
+    colds, warms = [], []
+    for _ in range(_REPEATS.value):
+        with tempfile.TemporaryDirectory() as cache:
+            colds.append(seconds_to_first_step(cache))
+            warms.append(seconds_to_first_step(cache))
+    initialisation = {name: initialisation_seconds(name) for name in models.REGISTRY}
+    slowest = max(initialisation, key=initialisation.get)
+    figures = {
+        "ResNet-50, batch 8, 64 px: first step, cold (s)": (np.median(colds), 18),
+        "ResNet-50, batch 8, 64 px: first step, warm cache (s)": (np.median(warms), 9),
+        "initialisation, VGG-19 (s)": (initialisation["vgg19"], 4),
+        "initialisation, ResNet-152 (s)": (initialisation["resnet152"], 4),
+        f"initialisation, the slowest: {slowest} (s)": (initialisation[slowest], 4),
+        "Python time of a step, ResNet-50's state (ms)": (step_overhead_ms(), 1),
+        "peak memory, training the digits (GB)": (digits_memory_gb(), 1.5),
+    }
+    table = Table("figure", "measured", "goal: under")
+    for name, (value, goal) in figures.items():
+        table.add_row(name, f"{value:.2f}", f"{goal:g}")
+    Console().print(table)
+    if _JSON.value:
+        content = {"command": "python benchmarks/startup.py", **configuration.describe_environment()}
+        content["figures"] = {name: float(value) for name, (value, _) in figures.items()}
+        pathlib.Path(_JSON.value).write_text(json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,98 @@
+"""convert.py: PyTorch's weights become a workdir that the other programs take, and come back as they were."""
+
+import json
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+from golden import make_state_dict
+from test_programs import run
+
+import models
+from models.torch_files import read_state_dict, write_safetensors
+from models.torch_names import torch_shapes
+from training.state import make_mesh
+from training.transfer import load_weights
+
+RESNET = ("--config=configs/cifar10_resnet20.py", "--config.dataset=synthetic", "--config.synthetic_examples=8")
+
+
+@pytest.fixture
+def weights(tmp_path):
+    """A state dict of ResNet-20 with DataParallel's names, as safetensors."""
+    state_dict = make_state_dict(torch_shapes(models.get_entry("resnet20"), models.create_model("resnet20", abstract=True)))
+    state_dict = {f"module.{name}": array.astype(np.float32) for name, array in state_dict.items()}
+    write_safetensors(tmp_path / "in.safetensors", state_dict)
+    return tmp_path / "in.safetensors"
+
+
+@pytest.mark.smoke
+def test_there_and_back(weights, tmp_path):
+    workdir = tmp_path / "run"
+    output = run("convert.py", *RESNET, f"--weights={weights}", f"--workdir={workdir}", "--to=safetensors")
+    assert "resnet20" in output
+    given, returned = read_state_dict(weights), read_state_dict(workdir / "resnet20.safetensors")
+    assert given.keys() == returned.keys()
+    assert all(np.array_equal(given[name], returned[name]) for name in given)
+
+
+def test_the_other_programs_take_it(weights, tmp_path):
+    workdir, inputs = tmp_path / "run", np.random.RandomState(0).standard_normal((3, 32, 32, 3)).astype(np.float32)
+    run("convert.py", *RESNET, f"--weights={weights}", f"--workdir={workdir}")
+    np.save(tmp_path / "x.npy", inputs)
+    run("predict.py", f"--workdir={workdir}", f"--inputs={tmp_path / 'x.npy'}", f"--logits={tmp_path / 'y.npz'}")
+    config, params, batch_stats, step = load_weights(workdir, make_mesh(1))
+    # The published networks saw ImageNet's normalisation, whatever the recipe's own is.
+    assert step == 0 and config.mean == (0.485, 0.456, 0.406)
+    model = models.create_model("resnet20")
+    model_state = jax.tree.map(np.asarray, {"params": params, "batch_stats": batch_stats})
+    from flax import nnx
+
+    nnx.update(model, model_state["params"], model_state["batch_stats"])
+    np.testing.assert_allclose(np.load(tmp_path / "y.npz")["logits"], model(inputs), rtol=1e-3, atol=1e-3)
+    result = json.loads(run("evaluate.py", f"--workdir={workdir}", "--json=-"))
+    assert result["examples"] == 8
+    options = ["--config.num_steps=1", "--config.compilation_cache_dir=", f"--config.init_from={workdir}"]
+    assert "but for nothing" in run("train.py", *RESNET, *options, f"--workdir={tmp_path / 'tuned'}")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda tensors: tensors.pop("bn1.weight"), "'bn1.weight'"),
+        (lambda tensors: tensors.update(extra=np.zeros(3, np.float32)), "'extra'"),
+        (lambda tensors: tensors.update({"linear.bias": np.zeros(7, np.float32)}), "'linear.bias' has shape"),
+    ],
+    ids=["missing", "surplus", "misshapen"],
+)
+def test_what_does_not_fit_is_named_and_nothing_is_written(weights, tmp_path, change, message):
+    tensors = read_state_dict(weights)
+    change(tensors)
+    np.savez(tmp_path / "changed.npz", **tensors)
+    workdir = tmp_path / "run"
+    errors = run("convert.py", *RESNET, f"--weights={tmp_path / 'changed.npz'}", f"--workdir={workdir}", exit_code=2)
+    assert len(errors.splitlines()) == 1 and message in errors and not workdir.exists()
+
+
+def test_heads_that_are_not_asked_for_are_left_out_and_named(tmp_path):
+    entry = models.get_entry("googlenet_bn_3x3")
+    shapes = torch_shapes(entry, models.create_model(entry.name, aux_heads=entry.aux_heads, abstract=True))
+    np.savez(tmp_path / "in.npz", **{name: np.zeros(shape, np.float32) for name, shape in shapes.items()})
+    options = ["--config=configs/googlenet.py", f"--config.model={entry.name}", f"--weights={tmp_path / 'in.npz'}"]
+    output = run("convert.py", *options, "--config.aux_weight=0", f"--workdir={tmp_path / 'without'}")
+    assert "left out" in output and "aux1.conv.conv.weight" in output
+    output = run("convert.py", *options, f"--workdir={tmp_path / 'with'}")
+    assert "left out" not in output
+    config = json.loads((tmp_path / "with" / "config.json").read_text())["config"]
+    # torchvision's transform_input: this network saw pixels between -1 and 1.
+    assert config["mean"] == [0.5, 0.5, 0.5] and config["std"] == [0.5, 0.5, 0.5]
+
+
+def test_bad_calls(weights, tmp_path):
+    workdir = f"--workdir={tmp_path / 'run'}"
+    assert "give --weights=FILE" in run("convert.py", workdir, exit_code=2)
+    assert "--config is missing" in run("convert.py", f"--weights={weights}", workdir, exit_code=2)
+    assert "no file of weights" in run("convert.py", *RESNET, "--weights=/none.pth", workdir, exit_code=2)
+    assert "no workdir" in run("convert.py", "--to=safetensors", workdir, exit_code=2)
+    assert not pathlib.Path(tmp_path / "run").exists()
