@@ -58,6 +58,9 @@ class Entry:
       aux_heads: the stages that its authors put an auxiliary classifier behind; get_stages says where else they can be.
       torch_names: regular expressions and their replacements that, in turn, make the name in PyTorch's published
         weights of a variable's path; empty where PyTorch has no such network.
+      torch_mean: what those weights want subtracted from each channel of pixels in [0, 1]; torchvision's
+        `transform_input` is accounted for.
+      torch_std: what they want each channel then divided by.
     """
 
     name: str
@@ -70,7 +73,12 @@ class Entry:
     dropout_rate: float = 0.0
     aux_heads: tuple[str, ...] = ()
     torch_names: tuple[tuple[str, str], ...] = ()
+    torch_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+    torch_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
+
+# Networks that came from TensorFlow, or were trained as there, see pixels between -1 and 1.
+_SYMMETRIC = {"torch_mean": (0.5, 0.5, 0.5), "torch_std": (0.5, 0.5, 0.5)}
 
 _alexnet = partial(Entry, family="alexnet", paper="Krizhevsky 2012", image_size=227, dropout_rate=0.5)
 _zfnet = partial(Entry, family="zfnet", paper="Zeiler and Fergus 2013", dropout_rate=0.5)
@@ -83,15 +91,16 @@ _googlenet = partial(
     dropout_rate=0.4,
     aux_heads=googlenet.AUX_HEADS,
     torch_names=googlenet.TORCH_NAMES,
+    **_SYMMETRIC,
 )
-_inception = partial(Entry, family="inception", paper="Szegedy 2016", image_size=299, dropout_rate=0.2)
+_inception = partial(Entry, family="inception", paper="Szegedy 2016", image_size=299, dropout_rate=0.2, **_SYMMETRIC)
 _resnet = partial(Entry, family="resnet", paper="He 2015", torch_names=resnet.TORCH_NAMES)
 _cifar_resnet = partial(_resnet, image_size=32, num_classes=10, torch_names=resnet.CIFAR_TORCH_NAMES)
 _resnet_v2 = partial(Entry, family="resnet", paper="He 2016")
 _densenet = partial(Entry, family="densenet", paper="Huang 2016")
 _squeezenet = partial(Entry, family="squeezenet", paper="Iandola 2016", dropout_rate=0.5)
 _mobilenet = partial(
-    Entry, family="mobilenet", paper="Howard 2017", dropout_rate=0.001, torch_names=mobilenet.TORCH_NAMES
+    Entry, family="mobilenet", paper="Howard 2017", dropout_rate=0.001, torch_names=mobilenet.TORCH_NAMES, **_SYMMETRIC
 )
 
 _IMAGENET_REPEATS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -228,6 +237,7 @@ _ENTRIES = (
         image_size=299,
         dropout_rate=0.5,
         torch_names=xception.TORCH_NAMES,
+        **_SYMMETRIC,
     ),
 )
 REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}

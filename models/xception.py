@@ -1,5 +1,6 @@
 """Xception: Chollet 2016, Xception: deep learning with depthwise separable convolutions, Fig. 5."""
 
+import itertools
 from collections.abc import Iterator
 
 import jax
@@ -31,11 +32,10 @@ class Block(Module):
     def __init__(self, in_features: int, widths: tuple[int, ...], first: bool):
         """Builds the layers; a block that changes the width halves the map; the first starts without ReLU."""
         self.first = first
-        self.convs, self.norms, features = nnx.List(), nnx.List(), in_features
-        for width in widths:
-            self.convs.append(SeparableConv(features, width))
-            self.norms.append(BatchNorm(width))
-            features = width
+        pairs = itertools.pairwise((in_features, *widths))
+        self.convs = nnx.List([SeparableConv(*pair) for pair in pairs])
+        self.norms = nnx.List([BatchNorm(width) for width in widths])
+        features = widths[-1]
         changes = features != in_features
         self.shortcut = _conv(in_features, features, 1, stride=2) if changes else None
         self.shortcut_norm = BatchNorm(features) if changes else None

@@ -15,13 +15,20 @@ from models.torch_names import torch_shapes
 from training.state import make_mesh
 from training.transfer import load_weights
 
-RESNET = ("--config=configs/cifar10_resnet20.py", "--config.dataset=synthetic", "--config.synthetic_examples=8")
+RESNET = (
+    "--config=configs/cifar10_resnet20.py",
+    "--config.dataset=synthetic",
+    "--config.synthetic_examples=8",
+    "--config.num_classes=10",
+)
 
 
 @pytest.fixture
 def weights(tmp_path):
     """A state dict of ResNet-20 with DataParallel's names, as safetensors."""
-    state_dict = make_state_dict(torch_shapes(models.get_entry("resnet20"), models.create_model("resnet20", abstract=True)))
+    state_dict = make_state_dict(
+        torch_shapes(models.get_entry("resnet20"), models.create_model("resnet20", abstract=True))
+    )
     state_dict = {f"module.{name}": array.astype(np.float32) for name, array in state_dict.items()}
     write_safetensors(tmp_path / "in.safetensors", state_dict)
     return tmp_path / "in.safetensors"
