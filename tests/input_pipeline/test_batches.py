@@ -9,6 +9,8 @@ from PIL import Image
 
 from input_pipeline import Dataset, eval_batches, load_dataset, to_device, train_batches
 
+pytestmark = pytest.mark.smoke
+
 
 @pytest.fixture
 def numbered():

@@ -14,6 +14,8 @@ import pytest
 
 from models.torch_files import LEGACY_MAGIC, read_state_dict, write_safetensors
 
+pytestmark = pytest.mark.smoke
+
 TENSORS = {
     "conv.weight": np.arange(24, dtype=np.float32).reshape(2, 3, 2, 2),
     "bn.running_var": np.array([1.5, 2.5], np.float64),

@@ -6,6 +6,8 @@ import pytest
 
 from training.checkpoints import Checkpoints
 
+pytestmark = pytest.mark.smoke
+
 
 def make_state(step):
     random = np.random.RandomState(step)

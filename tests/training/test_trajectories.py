@@ -63,9 +63,8 @@ def float64():
 
 def parameters():
     """Each trajectory; VGG's dense layers make its own slow."""
-    return [
-        pytest.param(path, id=path.stem, marks=[pytest.mark.slow] * (path.stem == "vgg11")) for path in TRAJECTORIES
-    ]
+    marks = {"vgg11": pytest.mark.slow, "resnet18": pytest.mark.smoke}
+    return [pytest.param(path, id=path.stem, marks=marks.get(path.stem, ())) for path in TRAJECTORIES]
 
 
 @pytest.mark.parametrize("path", parameters())
