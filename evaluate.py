@@ -11,7 +11,6 @@ from absl import flags
 import input_pipeline
 from training import command_line
 from training.evaluation import evaluate
-from training.metrics import write_atomically
 from training.platform import prepare_platform
 from training.state import make_mesh, make_model
 from training.step import make_eval_step
@@ -20,6 +19,7 @@ from training.transfer import load_weights
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
 _SPLIT = flags.DEFINE_string("split", None, "train, eval or a name of the dataset's own; default: eval.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS datasets lie here; default: as in training.")
 _JSON = flags.DEFINE_string("json", None, "A file for the result; - for standard output.")
 
 
@@ -30,14 +30,20 @@ def main() -> None:
         config, params, batch_stats, step = load_weights(
             pathlib.Path(_WORKDIR.value), mesh, command_line.step(_STEP.value)
         )
+        if _JSON.value not in (None, "-") and not pathlib.Path(_JSON.value).absolute().parent.is_dir():
+            raise FileNotFoundError(f"the folder of --json={_JSON.value} does not exist; make it first")
         # The run may have been on fewer devices, or on one.
         config.eval_batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
+        config.data_dir = _DATA_DIR.value or config.data_dir
         dataset = input_pipeline.load_dataset(config, _SPLIT.value or "eval")
-        prepare_platform(config)
-        eval_step = make_eval_step(config, make_model(config, training=False), mesh)
         batches = input_pipeline.eval_batches(dataset, config)
+    prepare_platform(config)
+    eval_step = make_eval_step(config, make_model(config, training=False), mesh)
+    try:
         with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
             metrics = evaluate(eval_step, params, batch_stats, batches)
+    except input_pipeline.DamagedImageError as error:
+        command_line.refuse(str(error))
 
     result = {"model": config.model, "dataset": config.dataset, "split": dataset.split, "step": step}
     result |= {"examples": len(dataset)} | metrics
@@ -47,7 +53,7 @@ def main() -> None:
     print(f"{config.model}, step {step}, on {len(dataset):,} {dataset.split} images of {config.dataset}:", end=" ")
     print(f"loss {metrics['loss']:.4f}, top-1 {top1:.2f} %, top-5 {top5:.2f} %")
     if _JSON.value:
-        write_atomically(pathlib.Path(_JSON.value), json.dumps(result, indent=2) + "\n")
+        pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

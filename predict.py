@@ -6,11 +6,13 @@ python predict.py --workdir=DIR --inputs=x.npy --logits=y.npz, x of (N, H, W, C)
 
 import pathlib
 import sys
+from collections.abc import Callable
 
 import jax
 import numpy as np
 from absl import flags
 from jax.sharding import NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
 from rich.console import Console
 from rich.table import Table
 
@@ -28,51 +30,49 @@ _INPUTS = flags.DEFINE_string("inputs", None, "A .npy file of preprocessed float
 _LOGITS = flags.DEFINE_string("logits", None, "The .npz file that the logits of --inputs go to.")
 
 
-def main() -> int:
-    """Runs the program; returns its exit code."""
+def main() -> None:
+    """Runs the program."""
     with command_line.refusing_bad_input():
         if bool(_IMAGES.value) == bool(_INPUTS.value) or bool(_INPUTS.value) != bool(_LOGITS.value):
             raise ValueError("give --images=FILES, or --inputs=FILE.npy with --logits=FILE.npz")
         files = [file for name in _IMAGES.value for file in image_files(pathlib.Path(name))]
+        if _IMAGES.value and not files:
+            raise FileNotFoundError(f"there are no files in {', '.join(_IMAGES.value)}; give images")
         mesh = make_mesh()
         config, params, batch_stats, _ = load_weights(
             pathlib.Path(_WORKDIR.value), mesh, command_line.step(_STEP.value)
         )
         prepare_platform(config)
-        inputs = read_inputs(pathlib.Path(_INPUTS.value), config) if _INPUTS.value else None
+        apply = jax.jit(make_apply(config, make_model(config, training=False)))
+        if _INPUTS.value:
+            inputs, target = read_inputs(pathlib.Path(_INPUTS.value), config), pathlib.Path(_LOGITS.value)
+            jax.eval_shape(apply, params, batch_stats, inputs[:1])  # refuses a size that is too small
+            if target.suffix != ".npz" or not target.absolute().parent.is_dir():
+                raise ValueError(f"--logits={target} is no .npz file in a folder that exists; name one")
 
-    apply = jax.jit(make_apply(config, make_model(config, training=False)))
     everywhere = NamedSharding(mesh, PartitionSpec())
+    batch_size = min(config.eval_batch_size, len(inputs if _INPUTS.value else files))
 
     def logits_of(images: np.ndarray) -> np.ndarray:
-        """Runs images in pieces of one shape, so that the network is compiled once."""
-        size = min(config.eval_batch_size, len(images))
-        pieces = []
-        for first in range(0, len(images), size):
-            piece = images[first : first + size]
-            padding = [(0, size - len(piece))] + [(0, 0)] * 3
-            pieces.append(
-                jax.device_get(apply(params, batch_stats, jax.device_put(np.pad(piece, padding), everywhere)))
-            )
-        return np.concatenate(pieces)[: len(images)]
+        """Runs up to a batch of images, padded to one shape so that the network is compiled once."""
+        padding = [(0, batch_size - len(images))] + [(0, 0)] * (images.ndim - 1)
+        padded = jax.device_put(np.pad(images, padding), everywhere)
+        return jax.device_get(apply(params, batch_stats, padded))[: len(images)]
 
-    if inputs is not None:
-        np.savez(_LOGITS.value, logits=logits_of(inputs))
-        print(f"logits of {len(inputs)} images are in {_LOGITS.value}")
-        return 0
+    if _INPUTS.value:
+        pieces = [logits_of(inputs[first : first + batch_size]) for first in range(0, len(inputs), batch_size)]
+        np.savez(target, logits=np.concatenate(pieces))
+        return print(f"logits of {len(inputs)} images are in {target}")
 
-    transform = evaluation_transform(config)
-    readable, pixels = [], []
-    for file in files:
-        try:
-            pixels.append(transform(file.read_bytes()))
-            readable.append(file)
-        except (ValueError, OSError) as error:
-            print(f"cannot read {file}: {error}", file=sys.stderr)
+    transform, readable, logits = evaluation_transform(config), [], []
+    for first in range(0, len(files), batch_size):
+        pairs = read_images(files[first : first + batch_size], transform)
+        if pairs:
+            readable += [file for file, _ in pairs]
+            logits.append(logits_of(np.stack([pixels for _, pixels in pairs])))
     if not readable:
         command_line.refuse("none of the images could be read")
-    show(readable, logits_of(np.stack(pixels)), configuration.read_class_names(_WORKDIR.value))
-    return 0
+    show(readable, np.concatenate(logits), configuration.read_class_names(_WORKDIR.value))
 
 
 def image_files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -86,14 +86,32 @@ def image_files(path: pathlib.Path) -> list[pathlib.Path]:
     return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
 
 
-def read_inputs(path: pathlib.Path, config) -> np.ndarray:
+def read_images(
+    files: list[pathlib.Path], transform: Callable[[bytes], np.ndarray]
+) -> list[tuple[pathlib.Path, np.ndarray]]:
+    """Returns the files that can be read, each with its pixels, uint8 (H, W, C), and names the others on stderr."""
+    pairs = []
+    for file in files:
+        try:
+            pairs.append((file, transform(file.read_bytes())))
+        except (ValueError, OSError) as error:
+            print(f"cannot read {file}: {error}", file=sys.stderr)
+    return pairs
+
+
+def read_inputs(path: pathlib.Path, config: ConfigDict) -> np.ndarray:
     """Returns the array of a .npy file.
 
     Raises:
-      ValueError: if it is not (N, H, W, C) as the network takes it.
+      ValueError: if it is not float32 (N, H, W, C) as the network takes it.
     """
-    array = np.load(path, allow_pickle=False)
-    if array.ndim != 4 or array.shape[-1] != config.channels or array.dtype.kind != "f":
+    try:
+        array = np.load(path, allow_pickle=False)
+    except EOFError as error:
+        raise ValueError(f"{path} is empty; give a .npy file") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} holds several arrays; give a .npy file of one")
+    if array.ndim != 4 or not len(array) or array.shape[-1] != config.channels or array.dtype not in ("f4", "f8"):
         raise ValueError(
             f"{path} holds {array.dtype} {array.shape}; {config.model} takes float32 (N, H, W, {config.channels})"
         )
@@ -102,7 +120,7 @@ def read_inputs(path: pathlib.Path, config) -> np.ndarray:
 
 def show(files: list[pathlib.Path], logits: np.ndarray, class_names: list[str]) -> None:
     """Prints a table of the five likeliest classes of each image."""
-    table = Table(title=None)
+    table = Table()
     table.add_column("image", overflow="fold")
     best = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
     for rank in range(best.shape[1]):

@@ -93,16 +93,24 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         state = state or checkpoints.restore(target)
     start = int(state["step"])
-    share = {"process_index": jax.process_index(), "process_count": jax.process_count()}
-    batches = input_pipeline.train_batches(train_data, config, start_step=start, num_steps=config.num_steps, **share)
+    batches = input_pipeline.train_batches(train_data, config, start_step=start, num_steps=config.num_steps)
     batches = input_pipeline.to_device(batches, mesh, config.prefetch_batches)
 
     def evaluate_state():
-        batches = input_pipeline.eval_batches(eval_data, config, **share)
+        batches = input_pipeline.eval_batches(eval_data, config)
         with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
             return evaluate(eval_step, state.get("ema", state["params"]), state["batch_stats"], batches, interruption)
 
+    def evaluation_is_due(step):
+        return step == config.num_steps or is_due(step, config.evaluate_every_epochs * steps_per_epoch)
+
     with RunLog(workdir, config, len(train_data), start) as log, batches, checkpoints:
+        if start and evaluation_is_due(start) and not log.evaluated(start):  # a signal came in its midst
+            metrics = evaluate_state()
+            if metrics is None:
+                return
+            log.evaluation(start, eval_data.split, metrics)
+
         sums, in_flight = no_sums, collections.deque()
         for step in range(start + 1, config.num_steps + 1):
             state, sums = train_step(state, sums, next(batches))
@@ -112,15 +120,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
                 jax.block_until_ready(in_flight.popleft())
             log.advance(step, batches.wait_seconds)
 
-            evaluation_due = step == config.num_steps or is_due(step, config.evaluate_every_epochs * steps_per_epoch)
-            save_due = evaluation_due or is_due(step, config.checkpoint_every_steps) or interruption
+            save_due = evaluation_is_due(step) or is_due(step, config.checkpoint_every_steps) or interruption
             if not (save_due or is_due(step, config.log_every_steps)):
                 continue
             log.training(step, jax.device_get(sums), jax.device_get(learning_rate(state["step"])), batches.wait_seconds)
             sums = no_sums
             if save_due:
                 log.status("evaluating and saving")
-                metrics = evaluate_state() if evaluation_due and not interruption else None
+                metrics = evaluate_state() if evaluation_is_due(step) and not interruption else None
                 if metrics:
                     log.evaluation(step, eval_data.split, metrics)
                 checkpoints.save(state, metrics)
@@ -128,11 +135,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
                 return
             log.restart_clock(step, batches.wait_seconds)
 
-        if not log.evaluated(config.num_steps):  # a signal came in the midst of the last evaluation
-            metrics = evaluate_state()
-            if metrics is None:
-                return
-            log.evaluation(config.num_steps, eval_data.split, metrics)
         checkpoints.wait()  # a summary says that the run is finished, its last checkpoint included
         write_summary(workdir, config, log, count_parameters(state["params"]))
     log.farewell()

@@ -129,6 +129,40 @@ def test_a_damaged_newest_checkpoint(finished, tmp_path):
     assert checksums(workdir, 60) == checksums(finished, 60)
 
 
+def test_a_pipe_that_closes_does_not_end_the_run(finished, tmp_path):
+    process = start("train.py", *SHORT, f"--workdir={tmp_path / 'run'}")
+    process.stdout.readline()
+    process.stdout.close()
+    assert process.wait(timeout=300) == 0 and process.stderr.read() == ""
+    assert checksums(tmp_path / "run", 60) == checksums(finished, 60)
+
+
+def test_a_signal_during_the_last_evaluation(finished, tmp_path):
+    """The evaluation is made up for, and --step=best knows it."""
+    workdir = tmp_path / "run"
+    assert stop_at(start("train.py", *SHORT, f"--workdir={workdir}"), "step 60/60 loss", signal.SIGTERM) in (0, 143)
+    run("train.py", *SHORT, f"--workdir={workdir}")
+    assert what_was_measured(workdir) == what_was_measured(finished)
+    assert "step 60" in run("evaluate.py", f"--workdir={workdir}", "--step=best")
+
+
+def test_damaged_metrics_are_left_out(tmp_path):
+    workdir = tmp_path / "run"
+    stop_at(start("train.py", *SHORT, f"--workdir={workdir}"), "step 30/60", signal.SIGTERM)
+    with open(workdir / "metrics.jsonl", "rb+") as file:
+        content = file.read()
+        file.seek(0)
+        file.write(b"\xff{5\n5\n" + content)
+    run("train.py", *SHORT, f"--workdir={workdir}")
+    assert [row["step"] for row in what_was_measured(workdir)][-1] == 60
+
+
+def test_evaluating_the_training_images(tmp_path):
+    workdir = tmp_path / "run"
+    run("train.py", SHORT[0], "--config.num_steps=3", "--config.eval_split=train", f"--workdir={workdir}")
+    assert read_json(workdir / "summary.json")["split"] == "train"
+
+
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     workdir = tmp_path / "run"
     errors = run("train.py", *SHORT, "--config.learning_rate=1e30", f"--workdir={workdir}", exit_code=3)
@@ -167,6 +201,10 @@ def test_predict_arrays(finished, tmp_path):
     run("predict.py", f"--workdir={finished}", f"--inputs={tmp_path / 'x.npy'}", f"--logits={tmp_path / 'y.npz'}")
     logits = np.load(tmp_path / "y.npz")["logits"]
     assert logits.shape == (70, 10) and np.all(np.isfinite(logits))
+    for wrong in (inputs[:0], inputs[..., 0], inputs.astype(np.float16), np.zeros((2, 8, 8, 1), np.float32)):
+        np.save(tmp_path / "wrong.npy", wrong)
+        arguments = [f"--inputs={tmp_path / 'wrong.npy'}", f"--logits={tmp_path / 'z.npz'}"]
+        assert len(run("predict.py", f"--workdir={finished}", *arguments, exit_code=2).splitlines()) == 1
     np.save(tmp_path / "x.npy", inputs[69:])
     run("predict.py", f"--workdir={finished}", f"--inputs={tmp_path / 'x.npy'}", f"--logits={tmp_path / 'y.npz'}")
     np.testing.assert_allclose(np.load(tmp_path / "y.npz")["logits"], logits[69:], rtol=1e-4, atol=1e-5)

@@ -14,7 +14,7 @@ from training.state import make_mesh
 
 # They take 20 s and more, for their size or the time to compile them; each has a smaller one of its family beside it.
 SLOW = ("densenet121", "inception_resnet_v2", "inception_v4", "resnet101", "resnet152", "vgg16_bn", "xception")
-SLOW += ("resnet50_v1", "alexnet_owt", "zfnet")
+SLOW += ("resnet50_v1", "alexnet_owt", "zfnet", "inception_v3", "googlenet_bn", "cifar10_densenet40_k12")
 
 RECIPES = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 

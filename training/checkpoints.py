@@ -33,8 +33,8 @@ class Checkpoints:
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
         self._read_only = read_only
         for step in [] if read_only else _steps_with_damaged_metrics(self.directory):
-            _report(self.directory, step, "its metrics are unreadable")
-            self._set_aside(step)
+            _report(self.directory, step, "its metrics are unreadable; they are set aside, the rest is used")
+            self._set_aside(f"{step}/metrics")
         best = checkpoint_managers.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
         policies = [checkpoint_managers.LatestN(n=keep), best]
         self._manager = ocp.CheckpointManager(
@@ -53,14 +53,6 @@ class Checkpoints:
     def steps(self) -> list[int]:
         """Returns the steps that have a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
-
-    def best_step(self) -> int | None:
-        """Returns the step of the best accuracy_top1, the latest of equals, or None if no checkpoint was evaluated."""
-        damaged = _steps_with_damaged_metrics(self.directory)
-        metrics = {step: self._manager.metrics(step) for step in self.steps() if step not in damaged}
-        return max(
-            (step for step in metrics if metrics[step]), key=lambda step: (_accuracy(metrics[step]), step), default=None
-        )
 
     def save(self, state: State, metrics: dict[str, float] | None = None) -> None:
         """Saves the state under its step; returns as soon as it is copied to the host.
@@ -85,8 +77,8 @@ class Checkpoints:
     def restore(self, target: State, step: int | None = None) -> State | None:
         """Returns the newest sound checkpoint, or that of a step; None if there is none at all.
 
-        A damaged checkpoint is reported on standard error and the one before it is taken; unless read_only, it is
-        moved to the workdir's folder `damaged/`, out of the way of the new one of its step.
+        A damaged checkpoint is reported on standard error and the one before it is taken; once that is restored, and
+        unless read_only, the damaged one is moved to the workdir's folder `damaged/`, out of the way of its successor.
 
         Args:
           target: shapes, types and shardings, as training.state.abstract_state makes them.
@@ -101,13 +93,15 @@ class Checkpoints:
         candidates = steps[::-1] if step is None else [step]
         for candidate in candidates:
             try:
-                return self._restore_checked(candidate, target)
+                state = self._restore_checked(candidate, target)
             except Exception as error:  # whatever a broken file makes Orbax raise
                 _silence_abandoned_reads()
                 _report(self.directory, candidate, str(error).strip().split("\n")[0][:200] or type(error).__name__)
-                if not self._read_only:
-                    self._set_aside(candidate)
-                    self._manager.reload()
+                continue
+            for newer in candidates[: candidates.index(candidate)] if not self._read_only else []:
+                self._set_aside(str(newer))
+            self._manager.reload()
+            return state
         if candidates:
             raise ValueError(f"no sound checkpoint is left in {self.directory}; train into another --workdir")
         return None
@@ -135,11 +129,11 @@ class Checkpoints:
             raise ValueError(f"the checksum of {wrong[0]} does not match (and {len(wrong) - 1} others)")
         return restored["state"]
 
-    def _set_aside(self, step: int) -> None:
-        destination = self.directory.parent / "damaged" / str(step)
+    def _set_aside(self, part: str) -> None:
+        destination = self.directory.parent / "damaged" / part
         shutil.rmtree(destination, ignore_errors=True)
-        destination.parent.mkdir(exist_ok=True)
-        shutil.move(self.directory / str(step), destination)
+        destination.parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(self.directory / part, destination)
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:

@@ -22,7 +22,10 @@ def run(main: Callable[[], int | None], default_config: pathlib.Path | None = No
       default_config: the recipe where no --config names one.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax and JAX tell every step they take
-    app.run(lambda _: sys.exit(main()), flags_parser=functools.partial(_parse, default_config=default_config))
+    try:
+        app.run(lambda _: sys.exit(main()), flags_parser=functools.partial(_parse, default_config=default_config))
+    except KeyboardInterrupt:
+        sys.exit(130)  # a second SIGINT, or one before there was anything to save
 
 
 @contextlib.contextmanager
@@ -66,7 +69,7 @@ def _parse(argv: list[str], default_config: pathlib.Path | None) -> list[str]:
     """Parses the flags as absl does, but says what is wrong in one line, with the nearest name."""
     if default_config and not any(re.match("--?config(=|$)", word) for word in argv):
         argv = [argv[0], f"--config={default_config}", *argv[1:]]
-    words = [word.lstrip("-") for word in argv if word.startswith("-")]
+    words = [word.lstrip("-") for word in _joined(argv) if word.startswith("-")]
     for word in words:
         if word.startswith("config=") and not pathlib.Path(word.removeprefix("config=")).is_file():
             _refuse_config_file(pathlib.Path(word.removeprefix("config=")))
@@ -88,6 +91,14 @@ def _parse(argv: list[str], default_config: pathlib.Path | None) -> list[str]:
     return rest
 
 
+def _joined(argv: list[str]) -> list[str]:
+    """Returns the words with `--config FILE` as `--config=FILE`."""
+    pairs = zip(argv, [*argv[1:], ""], strict=True)
+    return [f"{word}={following}" if word in ("-config", "--config") else word for word, following in pairs]
+
+
 def _refuse_config_file(path: pathlib.Path) -> None:
-    recipes = [str(recipe) for recipe in pathlib.Path("configs").glob("*.py")]
-    refuse(f"config file {path} does not exist{nearest_name(f'configs/{path.stem}.py', recipes)}")
+    root = pathlib.Path(__file__).parent.parent
+    here = "" if root == pathlib.Path.cwd() else f"{root}/"
+    recipes = [f"{here}configs/{recipe.name}" for recipe in (root / "configs").glob("*.py")]
+    refuse(f"config file {path} does not exist{nearest_name(f'{here}configs/{path.stem}.py', recipes)}")

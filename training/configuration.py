@@ -46,6 +46,7 @@ def resolve_network(config: ConfigDict) -> ConfigDict:
     """
     config = config.copy_and_resolve_references()
     entry = models.get_entry(config.model)
+    _check_numbers(config)
     for option in ("image_size", "channels", "dropout_rate"):
         if config[option] is None:
             config[option] = getattr(entry, option)
@@ -57,7 +58,8 @@ def resolve_network(config: ConfigDict) -> ConfigDict:
     config.eval_batch_size = config.eval_batch_size or config.batch_size
     for option in ("mean", "std"):
         if len(config[option]) not in (1, config.channels):
-            raise ValueError(f"{option}={config[option]} has {len(config[option])} values; give 1 or {config.channels}")
+            counts = "1" if config.channels == 1 else f"1 or {config.channels}"
+            raise ValueError(f"{option}={config[option]} has {len(config[option])} values; give {counts}")
     _resolve_aux_heads(config, entry)
     _check_image_size(config)
     return config
@@ -118,19 +120,27 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
             raise ValueError(f"workdir {workdir} has checkpoints but no config.json; choose another --workdir")
         return
     theirs, ours = (json.loads(options.to_json()) for options in (read_config(workdir), config))
+    # num_epochs is only a way to num_steps, which convert.py leaves open: it does not know the dataset's size.
+    ours |= {"num_epochs": theirs["num_epochs"]} | ({"num_steps": None} if theirs["num_steps"] is None else {})
     differing = [
         f"{option}={theirs.get(option)!r}, not {ours[option]!r}"
         for option in ours
-        # None: convert.py left open what depends on the dataset.
-        if option not in NOT_OF_THE_RESULT and theirs.get(option) not in (None, ours[option])
+        if option not in NOT_OF_THE_RESULT and theirs.get(option) != ours[option]
     ]
     if differing:
         raise ValueError(f"workdir {workdir} belongs to a run with {'; '.join(differing)}; choose another --workdir")
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict, class_names: tuple[str, ...]) -> None:
-    """Writes config.json: all options resolved, the classes' names, versions, hardware and git commit."""
-    content = {"config": json.loads(config.to_json()), **describe_environment(), "class_names": class_names}
+    """Writes config.json: all options resolved, the classes' names, versions, hardware and git commit.
+
+    Classes without a name, where num_classes exceeds the dataset's, are called by their number.
+    """
+    if (workdir / "config.json").exists() and read_config(workdir).to_dict() == config.to_dict():
+        return  # a resumed run: where it began is what counts
+    spare = tuple(map(str, range(len(class_names), config.num_classes)))
+    options, names = json.loads(config.to_json()), class_names + spare
+    content = {"config": options, **describe_environment(), "class_names": names}
     try:
         workdir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -143,11 +153,15 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
 
     Raises:
       FileNotFoundError: if the folder is none.
+      ValueError: if its config.json is damaged.
     """
     path = pathlib.Path(workdir) / "config.json"
     if not path.exists():
         raise FileNotFoundError(f"{workdir} is no workdir: it has no config.json; give the folder that train.py made")
-    options = json.loads(path.read_text())["config"]
+    try:
+        options = dict(json.loads(path.read_text())["config"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is damaged ({error}); restore it, or choose another --workdir") from error
     return ConfigDict({name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
 
 
@@ -185,11 +199,12 @@ def nearest_name(name: str, names: list[str]) -> str:
 
 
 def own_recipe(model: str, config_path: str) -> str | None:
-    """Returns the recipe that bears the model's name, if the run does not use it already."""
-    recipe = pathlib.Path(__file__).parent.parent / "configs" / f"{model}.py"
-    if recipe.exists() and recipe.stem != pathlib.Path(config_path).stem:
-        return f"configs/{recipe.name}"
-    return None
+    """Returns the recipe that bears the model's name, alone or after its dataset's, if the run uses another."""
+    folder = pathlib.Path(__file__).parent.parent / "configs"
+    recipes = [*folder.glob(f"{model}.py"), *sorted(folder.glob(f"*_{model}.py"))]
+    if not recipes or pathlib.Path(config_path).stem in [recipe.stem for recipe in recipes]:
+        return None
+    return f"configs/{recipes[0].name}"
 
 
 def _is_installed(name: str) -> bool:
@@ -246,14 +261,28 @@ def _check_image_size(config: ConfigDict) -> None:
         )
 
 
+def _check_numbers(config: ConfigDict) -> None:
+    """Refuses tuples that hold anything but numbers, or too few or many of them."""
+    lengths = {"mean": None, "std": None, "step_epochs": None, "step_steps": None}
+    lengths |= {"crop_area": 2, "crop_aspect": 2, "train_resize": 2}
+    for option, length in lengths.items():
+        values = config[option]
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in values):
+            raise ValueError(f"{option}={values} is not made of numbers; give them with commas: 0.1,0.9")
+        if length and (len(values) != length or not 0 < values[0] <= values[1]):
+            raise ValueError(f"{option}={values} is no range; give two numbers above 0, the smaller first: 0.1,0.9")
+    if config.seed < 0 or config.split_seed < 0:
+        raise ValueError(f"seed={config.seed}, split_seed={config.split_seed}: one is negative; give at least 0")
+
+
 def _check_ranges(config: ConfigDict) -> None:
     at_least = {"batch_size": 1, "eval_batch_size": 1, "num_epochs": 0, "warmup_epochs": 0, "weight_decay": 0}
     at_least |= {"gradient_clip_norm": 0, "accumulation_steps": 1, "log_every_steps": 1, "checkpoint_every_steps": 0}
     at_least |= {"keep_checkpoints": 1, "evaluate_every_epochs": 0, "bn_virtual_batch_size": 0, "prefetch_batches": 1}
     at_least |= {"final_learning_rate": 0, "warmup_learning_rate": 0, "decode_threads": 0, "crop_padding": 0}
     for option, least in at_least.items():
-        if not config[option] >= least:
-            raise ValueError(f"{option}={config[option]} is too small; give at least {least}")
+        if not least <= config[option] < math.inf:
+            raise ValueError(f"{option}={config[option]} is out of range; give at least {least}")
     for option in ("label_smoothing", "momentum", "rmsprop_decay", "ema_decay", "dropout_rate"):
         if not 0 <= config[option] < 1:
             raise ValueError(f"{option}={config[option]} is out of range; give at least 0 and less than 1")
@@ -261,6 +290,8 @@ def _check_ranges(config: ConfigDict) -> None:
     for option in (*positive, "exponential_epochs", "exponential_factor"):
         if not 0 < config[option] < math.inf:
             raise ValueError(f"{option}={config[option]} is out of range; give more than 0")
+    if config.nesterov and not config.momentum:
+        raise ValueError("nesterov needs momentum, which is 0; give more, or leave nesterov out")
     if config.num_steps is not None and config.num_steps < 1:
         raise ValueError(f"num_steps={config.num_steps} is too small; give at least 1")
     if config.num_steps is None and config.num_epochs == 0:
@@ -276,6 +307,10 @@ def _check_ranges(config: ConfigDict) -> None:
         if config[option] not in names:
             hint = nearest_name(config[option], list(names))
             raise ValueError(f"{option}={config[option]!r} is unknown{hint or '; choose ' + ', '.join(names)}")
+    if config.dataset != "synthetic":
+        from input_pipeline import images  # the synthetic images run where OpenCV is not installed
+
+        images.training_transform(config), images.evaluation_transform(config)
 
 
 def _check_batches(config: ConfigDict) -> None:

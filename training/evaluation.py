@@ -31,6 +31,7 @@ def evaluate(
         if interruption:
             return None
         sums.append(eval_step(params, batch_stats, batch))
+        jax.block_until_ready(sums[-3:-2])  # else batches would pile up on the devices
     # Added on the host in float64: the totals are exact for any number of images.
     totals = jax.tree.map(lambda *parts: float(np.sum(parts, dtype=np.float64)), *jax.device_get(sums))
     return means(totals)

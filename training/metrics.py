@@ -2,9 +2,11 @@
 
 import json
 import math
+import os
 import pathlib
 import re
 import resource
+import sys
 import time
 from typing import Any
 
@@ -78,8 +80,12 @@ class RunLog:
         self._clock, self._clock_step, self._clock_wait = time.perf_counter(), step, wait_seconds
 
     def say(self, text: str) -> None:
-        """Prints a line above the live one."""
-        self._console.print(text, markup=False)
+        """Prints a line above the live one; a terminal or a pipe that is gone ends no run."""
+        try:
+            self._console.print(text, markup=False)
+        except (OSError, SystemExit):  # rich leaves the program when a pipe is closed
+            self._progress.stop()
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def status(self, text: str) -> None:
         """Says in the live line what goes on between two steps."""
@@ -132,11 +138,11 @@ class RunLog:
 
     def evaluated(self, step: int) -> bool:
         """Whether a row tells of an evaluation at that step."""
-        return any(row["step"] == step and row["split"] != "train" for row in self.rows)
+        return any(row["step"] == step and is_evaluation(row) for row in self.rows)
 
     def farewell(self) -> None:
         """Says what the run reached, where everything lies and what to try next."""
-        last = [row for row in self.rows if row["split"] != "train"][-1]
+        last = [row for row in self.rows if is_evaluation(row)][-1]
         self.say(
             f"done: {100 * last['accuracy_top1']:.2f} % top-1 on the {last['split']} images after "
             f"{last['epoch']:.4g} epochs and {format_seconds(self.seconds)}\n"
@@ -165,15 +171,22 @@ class RunLog:
 
 
 def read_rows(workdir: pathlib.Path) -> list[Row]:
-    """Returns the rows of a workdir's metrics.jsonl, without a last line that a kill cut short."""
+    """Returns the rows of a workdir's metrics.jsonl, without lines that a kill cut short or something damaged."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
     rows = []
-    for line in path.read_text().splitlines() if path.exists() else []:
+    for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
+            row = json.loads(line)
         except json.JSONDecodeError:
-            break
+            continue
+        if isinstance(row, dict) and {"step", "epoch", "split", "loss", "seconds"} <= row.keys():
+            rows.append(row)
     return rows
+
+
+def is_evaluation(row: Row) -> bool:
+    """Whether a row tells of an evaluation, be it of the training images."""
+    return "learning_rate" not in row
 
 
 def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
@@ -187,11 +200,11 @@ def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
         ("learning_rate", "learning rate", 1),
     )
     for axes, (name, label, scale) in zip(figure.subplots(1, 3), panels, strict=True):
-        for split in dict.fromkeys(row["split"] for row in rows):
-            points = [(row["epoch"], scale * row[name]) for row in rows if row["split"] == split and name in row]
-            if points:
-                marker = None if split == "train" and len(points) > 1 else "o"
-                axes.plot(*np.transpose(points), label=split, marker=marker, markersize=3)
+        for split, evaluated in dict.fromkeys((row["split"], is_evaluation(row)) for row in rows):
+            chosen = [row for row in rows if (row["split"], is_evaluation(row)) == (split, evaluated) and name in row]
+            if chosen:
+                points = np.transpose([(row["epoch"], scale * row[name]) for row in chosen])
+                axes.plot(*points, label=split, marker="o" if evaluated or len(chosen) == 1 else None, markersize=3)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
@@ -205,7 +218,7 @@ def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
 
 def write_summary(workdir: pathlib.Path, config: ConfigDict, log: RunLog, parameters: int) -> dict[str, Any]:
     """Writes summary.json, which marks a run as finished, and returns its content."""
-    evaluations = [row for row in log.rows if row["split"] != "train"]
+    evaluations = [row for row in log.rows if is_evaluation(row)]
     speeds = [row["images_per_second"] for row in log.rows if "images_per_second" in row]
     best = max(evaluations, key=lambda row: (row["accuracy_top1"], row["step"]))
     last = evaluations[-1]

@@ -7,8 +7,9 @@ from ml_collections import ConfigDict
 
 
 def prepare_platform(config: ConfigDict) -> None:
-    """Sets the precision of float32 products and the cache of compiled programs, as the config says."""
-    jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.tf32 else "highest")
+    """Sets the precision of a GPU's float32 products and the cache of compiled programs, as the config says."""
+    if jax.default_backend() == "gpu":
+        jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.tf32 else "highest")
     if config.compilation_cache_dir:
         cache = pathlib.Path(config.compilation_cache_dir).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))

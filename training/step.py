@@ -28,8 +28,7 @@ def make_train_step(
     """Returns the compiled step: (state, sums, batch) -> (new state, sums with the batch's); the old state is given up.
 
     The batch holds `image`, (N, H, W, C) uint8 (or floats that are normalised already), and `label`, (N,) int32, split
-    over the mesh's `data` axis. The sums
-    are those of training.loss and stay on the devices until somebody wants to read them.
+    over the mesh's `data` axis. The sums are those of training.loss and stay on the devices until they are read.
 
     Args:
       config: resolved options.

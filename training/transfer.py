@@ -10,6 +10,7 @@ from ml_collections import ConfigDict
 
 from training.checkpoints import Checkpoints
 from training.configuration import read_config, write_config
+from training.metrics import is_evaluation, read_rows
 from training.optimizer import make_optimizer
 from training.state import State, abstract_state, create_state, make_mesh, make_model, select
 
@@ -31,14 +32,16 @@ def load_weights(
       FileNotFoundError: if the folder is no workdir or has no checkpoint.
     """
     config = read_config(workdir)
-    jax.config.update("jax_enable_x64", config.dtype == "float64")
+    if config.dtype == "float64":
+        jax.config.update("jax_enable_x64", True)
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints = Checkpoints(workdir, read_only=True)
     if step == "best":
-        step = checkpoints.best_step()
-        if step is None:
+        evaluations = [row for row in read_rows(workdir) if is_evaluation(row) and row["step"] in checkpoints.steps()]
+        if not evaluations:
             raise ValueError(f"no checkpoint in {workdir} has been evaluated, so none is the best; leave --step out")
+        step = max(evaluations, key=lambda row: (row["accuracy_top1"], row["step"]))["step"]
     model = make_model(config, training=True)
     optimizer = make_optimizer(config, lambda _: config.learning_rate)
     state = checkpoints.restore(abstract_state(config, model, optimizer, mesh), step)
@@ -82,7 +85,9 @@ def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[St
       ValueError: if most of them do not fit: the other run trained another network.
       FileNotFoundError: if the folder is no workdir or has no checkpoint.
     """
+    x64 = jax.config.jax_enable_x64
     _, params, batch_stats, _ = load_weights(workdir, mesh)
+    jax.config.update("jax_enable_x64", x64)  # our own type decides, not that of the other run
     new = []
 
     def choose(ours: dict, theirs: dict) -> dict:

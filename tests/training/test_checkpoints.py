@@ -37,7 +37,6 @@ def assert_is(state, step):
 def test_the_newest_and_the_best_are_kept(workdir, target):
     with Checkpoints(workdir, keep=2) as checkpoints:
         assert checkpoints.steps() == [20, 30, 40]
-        assert checkpoints.best_step() == 20
         assert_is(checkpoints.restore(target), 40)
         assert_is(checkpoints.restore(target, step=20), 20)
         # The best is still known after a restart: two more steps push out 30, not 20.
@@ -97,9 +96,9 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(workdir, t
 def test_damaged_metrics_do_not_stop_the_run(workdir, target, capfd):
     path = workdir / "checkpoints" / "30" / "metrics" / "metrics"
     path.write_bytes(path.read_bytes()[:5])
-    assert Checkpoints(workdir, read_only=True).best_step() == 20
     with Checkpoints(workdir, keep=2) as checkpoints:
         assert_is(checkpoints.restore(target), 40)
+        assert_is(checkpoints.restore(target, step=30), 30)
     assert "checkpoint 30" in capfd.readouterr().err
 
 
@@ -113,6 +112,7 @@ def test_reading_changes_nothing(workdir, target):
 def test_all_are_damaged(workdir, target):
     for step in (20, 30, 40):
         (workdir / "checkpoints" / str(step) / "checksums" / "metadata").unlink()
-    with Checkpoints(workdir) as checkpoints, pytest.raises(ValueError, match="no sound checkpoint is left"):
-        checkpoints.restore(target)
-    assert len(list((workdir / "damaged").iterdir())) == 3
+    for _ in range(2):  # what might be sound after all, on a disk that is away, stays where it is
+        with Checkpoints(workdir) as checkpoints, pytest.raises(ValueError, match="no sound checkpoint is left"):
+            checkpoints.restore(target)
+    assert not (workdir / "damaged").exists()

@@ -53,10 +53,15 @@ def test_constant():
     assert rates(config_with(schedule="constant"), [0, 99]) == pytest.approx([0.1, 0.1])
 
 
-def test_alexnet_ends_a_thousandth_below():
+def test_alexnet_falls_every_twenty_epochs():
     config = alexnet.get_config()
-    config.num_steps = 800
-    assert rates(config, [0, 799]) == pytest.approx([1e-2, 1e-5])
+    config.num_steps = 900
+    assert rates(config, [0, 199, 200, 799, 899]) == pytest.approx([1e-2, 1e-2, 1e-3, 1e-5, 1e-6])
+
+
+def test_drops_within_a_warm_up_are_not_lost():
+    config = config_with(schedule="step", step_epochs=(2, 4), warmup_epochs=5.0)
+    assert rates(config, [50]) == pytest.approx([0.001])
 
 
 @pytest.mark.parametrize("nesterov", [False, True])
