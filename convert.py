@@ -15,7 +15,7 @@ from ml_collections import ConfigDict, config_flags
 import input_pipeline
 import models
 from models.torch_files import read_state_dict, write_safetensors
-from models.torch_names import from_torch, to_torch, torch_shapes
+from models.torch_names import from_torch, rename_old, to_torch, torch_shapes
 from training import command_line, configuration
 from training.checkpoints import has_checkpoints
 from training.state import make_mesh, make_model
@@ -59,7 +59,7 @@ def take_in(weights: pathlib.Path, workdir: pathlib.Path) -> None:
             config[option] = published
     configuration.check_workdir(workdir, config)
 
-    state_dict, model = read_state_dict(weights), make_model(config, training=True)
+    state_dict, model = rename_old(entry, read_state_dict(weights)), make_model(config, training=True)
     values = from_torch(entry, model, state_dict)
     left_out = sorted(name for name in set(state_dict) - set(torch_shapes(entry, model)) if "num_batches" not in name)
     save_weights(workdir, config, class_names(config), values)

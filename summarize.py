@@ -3,6 +3,10 @@
 With a model, or a recipe in --config, a row a layer: its shape, parameters and multiply-accumulates (MACs) for one
 image, the memory of its output for the batch, its receptive field. Without one, a row a network, with the published
 accuracy in percent. All is counted from the traced program and nothing is allocated. The tables are Markdown.
+--picture=FILE.png draws maps and channels over the depth, of the network or of six landmarks.
+
+python summarize.py --workdir=DIR --effective_receptive_field=FILE.png [--images=64] draws which pixels of the run's
+evaluation images move the unit in the middle of the last map, by the gradient of its newest weights.
 """
 
 import csv
@@ -12,6 +16,7 @@ import io
 import json
 import pathlib
 import re
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from absl import flags
@@ -20,10 +25,13 @@ from rich.box import MARKDOWN
 from rich.console import Console
 from rich.table import Table
 
+import input_pipeline
 import models
-from analysis import Summary, read_reference, summarize
+from analysis import Summary, draw_shapes, effective_receptive_field, read_reference, summarize
 from training import command_line
 from training.configuration import nearest_name
+from training.platform import prepare_platform
+from training.state import make_mesh, make_model
 
 BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"
 
@@ -32,6 +40,13 @@ _BACKWARD = flags.DEFINE_bool("backward", False, "Count the backward pass of a t
 _SORT = flags.DEFINE_string("sort", None, "A column to sort by, numbers from the largest; default: as they come.")
 _JSON = flags.DEFINE_string("json", None, "A file for the result; - for standard output, and nothing else there.")
 _CSV = flags.DEFINE_string("csv", None, "A file for the rows; - for standard output, and nothing else there.")
+_PICTURE = flags.DEFINE_string("picture", None, "A file for a picture of maps and channels over the depth.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "For --effective_receptive_field: the folder that train.py made.")
+_FIELD = flags.DEFINE_string("effective_receptive_field", None, "A file for a picture of it.")
+_IMAGES = flags.DEFINE_integer("images", 64, "For --effective_receptive_field: evaluation images.", lower_bound=1)
+
+# What --picture shows without a model.
+LANDMARKS = ("lenet5", "alexnet", "vgg16", "googlenet", "resnet50", "densenet121")
 
 # How the table of all networks shows large numbers: heading, unit, decimals.
 UNITS = {
@@ -45,6 +60,9 @@ Row = dict[str, Any]
 
 def main() -> None:
     """Runs the program."""
+    if _WORKDIR.value or _FIELD.value:
+        with command_line.refusing_bad_input():
+            return measure_effective_receptive_field()
     gc.set_threshold(100_000)  # a trace is many small objects that stay: looking for garbage took a quarter of the time
     flag = flags.FLAGS["config"]
     overrides, summary = config_flags.get_override_values(flag), None
@@ -59,6 +77,9 @@ def main() -> None:
             _write(_JSON.value, json.dumps(result, indent=2) + "\n")
         if _CSV.value:
             _write(_CSV.value, _csv(rows))
+        if _PICTURE.value:
+            shown = [summary] if summary else list(_summaries(_CONFIG.value, LANDMARKS))
+            draw_shapes(shown, pathlib.Path(_PICTURE.value))
     if "-" in (_JSON.value, _CSV.value):
         return
     if summary:
@@ -67,13 +88,61 @@ def main() -> None:
         print(_table([{UNITS.get(name, (name,))[0]: _scaled(name, row[name]) for name in row} for row in rows]))
 
 
+def measure_effective_receptive_field() -> None:
+    """Draws the effective receptive field of a workdir's newest weights, and says how wide it is.
+
+    Raises:
+      ValueError: if a flag is missing, or nothing moves the unit.
+      FileNotFoundError: if the folder is no workdir, or its images are not there.
+    """
+    from training.transfer import load_weights  # Orbax, a second to import, is for this alone
+
+    if not (_WORKDIR.value and _FIELD.value):
+        raise ValueError("give both --workdir=DIR and --effective_receptive_field=FILE.png")
+    mesh = make_mesh()
+    config, params, batch_stats, step = load_weights(pathlib.Path(_WORKDIR.value), mesh)
+    dataset = input_pipeline.load_dataset(config, "eval")
+    prepare_platform(config)
+    count = min(_IMAGES.value, len(dataset))
+
+    def record(number: int) -> int:
+        """Evenly over the split, as folders come class by class."""
+        return number * len(dataset) // count
+
+    sample = dataclasses.replace(
+        dataset,
+        size=count,
+        read=lambda number: dataset.read(record(number)),
+        describe=lambda number: dataset.describe(record(number)),
+    )
+    config.eval_batch_size = -(-min(config.eval_batch_size, count) // mesh.size) * mesh.size
+    batches = input_pipeline.eval_batches(sample, config)
+    with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
+        model = make_model(config, training=False)
+        field = effective_receptive_field.measure_network(config, model, params, batch_stats, batches)
+    title = f"{config.model}, step {step}, {count} {dataset.split} images of {config.dataset}"
+    effective_receptive_field.draw(field, title, pathlib.Path(_FIELD.value))
+    share = 100 * effective_receptive_field.SHARE
+    print(
+        f"{title}: {share:g} % of the influence on the unit in the middle of the last map lies within "
+        f"{field.side()} pixels a side; its theoretical field has {field.theoretical_side}, "
+        f"the images {config.image_size}"
+    )
+
+
+def _summaries(config: ConfigDict, names: Iterable[str], backward: bool = False) -> Iterator[Summary]:
+    for name in names:
+        config.model = name
+        yield summarize(config, backward)
+
+
 def _networks(config: ConfigDict, backward: bool) -> list[Row]:
     """A row for each network of the registry."""
     rows, reference = [], read_reference()
-    for name, entry in models.REGISTRY.items():
-        config.model = name
-        summary, published = _row(summarize(config, backward)), reference.get(name, {})
-        del summary["layers"], summary["batch_size"], summary["dtype"]
+    for network in _summaries(config, models.REGISTRY, backward):
+        entry, published = models.get_entry(network.model), reference.get(network.model, {})
+        summary = _row(network)
+        del summary["layers"], summary["channels"], summary["batch_size"], summary["dtype"]
         accuracies = {key: float(published[key]) if published.get(key) else None for key in ("top1", "top5")}
         rows.append(
             {"model": summary.pop("model"), "family": entry.family, "paper": entry.paper}

@@ -27,6 +27,7 @@ class Summary:
     Attributes:
       model: its name.
       image_size: the side of its images, pixels.
+      channels: of its images.
       batch_size: the images that the activations are for.
       dtype: of the computation.
       parameters: trainable numbers, without auxiliary heads.
@@ -41,6 +42,7 @@ class Summary:
 
     model: str
     image_size: int
+    channels: int
     batch_size: int
     dtype: str
     parameters: int
@@ -77,6 +79,7 @@ def summarize(config: ConfigDict, backward: bool = False) -> Summary:
     return Summary(
         model=config.model,
         image_size=size,
+        channels=config.channels,
         batch_size=config.batch_size,
         dtype=config.dtype,
         parameters=count_parameters(variables[0]),

@@ -58,6 +58,7 @@ class Entry:
       aux_heads: the stages that its authors put an auxiliary classifier behind; get_stages says where else they can be.
       torch_names: regular expressions and their replacements that, in turn, make the name in PyTorch's published
         weights of a variable's path; empty where PyTorch has no such network.
+      old_torch_names: the same, from names in older files to those of torch_names.
       torch_mean: what those weights want subtracted from each channel of pixels in [0, 1]; torchvision's
         `transform_input` is accounted for.
       torch_std: what they want each channel then divided by.
@@ -73,6 +74,7 @@ class Entry:
     dropout_rate: float = 0.0
     aux_heads: tuple[str, ...] = ()
     torch_names: tuple[tuple[str, str], ...] = ()
+    old_torch_names: tuple[tuple[str, str], ...] = ()
     torch_mean: tuple[float, ...] = (0.485, 0.456, 0.406)
     torch_std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
@@ -96,6 +98,8 @@ _googlenet = partial(
 _inception = partial(Entry, family="inception", paper="Szegedy 2016", image_size=299, dropout_rate=0.2, **_SYMMETRIC)
 _resnet = partial(Entry, family="resnet", paper="He 2015", torch_names=resnet.TORCH_NAMES)
 _cifar_resnet = partial(_resnet, image_size=32, num_classes=10, torch_names=resnet.CIFAR_TORCH_NAMES)
+# No names: timm's pool before the first normalisation, ours, as the authors', after it and ReLU. That is the same only
+# where no scale is negative, and nothing keeps trained ones from it.
 _resnet_v2 = partial(Entry, family="resnet", paper="He 2016")
 _densenet = partial(Entry, family="densenet", paper="Huang 2016")
 _squeezenet = partial(Entry, family="squeezenet", paper="Iandola 2016", dropout_rate=0.5)
@@ -200,7 +204,12 @@ _ENTRIES = (
         "resnet164_v2", build=_cifar_build(164, "B", resnet.PreActivationBottleneck), image_size=32, num_classes=10
     ),
     *(
-        _densenet(f"densenet{depth}", build=partial(densenet.DenseNet, layers), torch_names=densenet.TORCH_NAMES)
+        _densenet(
+            f"densenet{depth}",
+            build=partial(densenet.DenseNet, layers),
+            torch_names=densenet.TORCH_NAMES,
+            old_torch_names=densenet.OLD_TORCH_NAMES,
+        )
         for depth, layers in ((121, (6, 12, 24, 16)), (169, (6, 12, 32, 32)), (201, (6, 12, 48, 32)))
     ),
     *(

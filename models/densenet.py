@@ -125,3 +125,4 @@ TORCH_NAMES = (  # torchvision's densenets
     (r"^last_norm", "features.norm5"),
     (r"^head", "classifier"),
 )
+OLD_TORCH_NAMES = ((r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1"),)  # its files of 2017: denselayer1.norm.1

@@ -26,6 +26,11 @@ def torch_shapes(entry: Entry, model: nnx.Module) -> dict[str, tuple[int, ...]]:
     return {name: shape for _, _, name, shape in _tensors(entry, model)}
 
 
+def rename_old(entry: Entry, state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Returns PyTorch's state dict with the names of today where a network's older files have others."""
+    return {_rename(entry.old_torch_names, name): array for name, array in state_dict.items()}
+
+
 def from_torch(entry: Entry, model: nnx.Module, state_dict: dict[str, np.ndarray]) -> dict[str, Any]:
     """Returns a network's variables, a nested dict of arrays, from PyTorch's state dict.
 
@@ -84,6 +89,10 @@ def _tensors(entry: Entry, model: nnx.Module) -> Iterator[tuple[tuple, Any, str,
 
 
 def _torch_name(entry: Entry, path: str) -> str:
-    for pattern, replacement in (*entry.torch_names, *LEAVES):
-        path = re.sub(pattern, replacement, path)
-    return path
+    return _rename((*entry.torch_names, *LEAVES), path)
+
+
+def _rename(rules: tuple[tuple[str, str], ...], name: str) -> str:
+    for pattern, replacement in rules:
+        name = re.sub(pattern, replacement, name)
+    return name

@@ -7,6 +7,13 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
+
+from configs import base
+from models import initial_values
+from training.configuration import resolve_network
+from training.state import make_model
+from training.transfer import save_weights
 
 ROOT = pathlib.Path(__file__).parents[1]
 
@@ -18,10 +25,12 @@ def run(*arguments):
     return result.returncode, result.stdout, result.stderr
 
 
-def test_json_and_csv(tmp_path):
+def test_json_csv_and_picture(tmp_path):
     code, output, errors = run(
-        "--config.model=vgg16", "--config.batch_size=2", "--json=-", f"--csv={tmp_path}/vgg16.csv", "--sort=parameters"
+        *("--config.model=vgg16", "--config.batch_size=2", "--json=-", "--sort=parameters"),
+        *(f"--csv={tmp_path}/vgg16.csv", f"--picture={tmp_path}/vgg16.png"),
     )
+    assert Image.open(tmp_path / "vgg16.png").format == "PNG"
     assert (code, errors) == (0, "")
     result = json.loads(output)
     assert (result["model"], result["image_size"], result["macs"]) == ("vgg16", 224, 15_470_264_320)
@@ -59,12 +68,28 @@ def test_the_table_is_whole_when_piped():
         assert sum(map(float, column)) == pytest.approx(100, abs=0.2)
 
 
+def test_the_effective_receptive_field_of_a_run(tmp_path):
+    config = base.get_config()
+    config.num_classes = 10
+    config = resolve_network(config)
+    save_weights(tmp_path, config, tuple("0123456789"), initial_values(make_model(config, training=True), 0))
+    picture = tmp_path / "field.png"
+    code, output, errors = run(f"--workdir={tmp_path}", f"--effective_receptive_field={picture}", "--images=9")
+    assert (code, errors) == (0, "")
+    # LeCun 1998: 5x5, 2x2, 5x5 and 2x2 windows, the second and the fourth of stride 2.
+    assert output.startswith("lenet5, step 0, 9 validation images of digits: 95.45 % of the influence")
+    assert "its theoretical field has 16, the images 32" in output
+    assert Image.open(picture).format == "PNG"
+
+
 @pytest.mark.parametrize(
     "arguments, message",
     [
         (["--config.model=vgg_16"], "unknown model 'vgg_16'; did you mean 'vgg16'?"),
         (["--config.model=lenet5", "--sort=mac"], "--sort=mac is no column; did you mean macs?"),
         (["--config.model=lenet5", "--json=/nowhere/at/all.json"], "No such file or directory: '/nowhere/at/all.json'"),
+        (["--workdir=/nowhere", "--effective_receptive_field=field.png"], "/nowhere is no workdir"),
+        (["--workdir=/nowhere"], "give both --workdir=DIR and --effective_receptive_field=FILE.png"),
         (["--config.modell=vgg16"], "option --config.modell does not exist; did you mean model?"),
     ],
 )

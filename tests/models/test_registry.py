@@ -1,4 +1,5 @@
 import re
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -86,13 +87,21 @@ PARAMETERS = {
 }
 
 
-# Images that are large enough to train on: a small member of each family, and what takes longer to compile.
-QUICK_SIZES = {"lenet5": 32, "alexnet": 67, "googlenet": 33, "resnet18": 32, "resnet20": 8, "nin_cifar": 16}
-QUICK_SIZES |= {"squeezenet1_1": 33, "mobilenet_v1_025": 32}
-SLOW_SIZES = {"alexnet_owt": 63, "zfnet": 63, "nin": 67, "vgg11": 32, "vgg16_c": 32, "inception_v3": 96}
-SLOW_SIZES |= {"inception_v4": 96, "inception_resnet_v2": 96, "resnet18_v2": 32, "resnet34_a": 64, "resnet34_c": 64}
-SLOW_SIZES |= {"resnet50_v1": 64, "resnet50_v2": 64, "plain18": 64, "densenet40_k12": 8, "densenet121": 64}
-SLOW_SIZES |= {"xception": 96}
+# The smallest images, pixels a side, that every network of a family trains on: those for ImageNet, those of 32 pixels.
+SMALLEST = {"lenet": 16, "alexnet": 67, "zfnet": 47, "nin": 39, "vgg": 32, "googlenet": 31, "inception": 75}
+SMALLEST |= {"resnet": 32, "densenet": 32, "squeezenet": 21, "mobilenet": 32, "xception": 32}
+SMALLEST_CIFAR = {"lenet": 16, "nin": 8, "resnet": 8, "densenet": 8}
+# What trains in `make test`: a small member of each family, and of ResNet one on each scale.
+SMALL = {"lenet5", "alexnet", "zfnet", "nin_cifar", "vgg11", "googlenet", "inception_v3", "resnet18", "resnet20"}
+SMALL |= {"densenet40_k12", "squeezenet1_1", "mobilenet_v1_025", "xception"}
+
+
+def smallest_size(entry):
+    return (SMALLEST_CIFAR if entry.image_size == 32 else SMALLEST)[entry.family]
+
+
+def slow_where(is_slow):
+    return [pytest.param(name, marks=pytest.mark.slow) if is_slow(name) else name for name in REGISTRY]
 
 
 def trace(model, batch, size, channels):
@@ -138,39 +147,52 @@ def test_native_size(name):
     assert all(used_inputs(jaxpr.jaxpr))
 
 
-@pytest.mark.parametrize(
-    "name",
-    [  # the deepest only repeat the blocks of others
-        pytest.param(name, marks=pytest.mark.slow) if re.search("101|110|152|164|169|201", name) else name
-        for name in REGISTRY
-    ],
-)
-def test_other_size_classes_channels_and_type_in_training_with_all_heads(name):
-    entry, stages = REGISTRY[name], get_stages(name)
+# The deepest only repeat the blocks of others.
+@pytest.mark.parametrize("name", slow_where(re.compile("101|110|152|164|169|201").search))
+def test_any_size_classes_channels_and_type_in_training_with_all_heads(name):
+    entry, stages, random = REGISTRY[name], get_stages(name), np.random.default_rng(zlib.crc32(name.encode()))
     assert set(entry.aux_heads) <= set(stages)
-    options = {"num_classes": 7, "channels": 4 - entry.channels, "aux_heads": tuple(stages), "dropout_rate": 0.0}
-    model = create_model(name, dtype=jnp.bfloat16, abstract=True, **options)
+    size, num_classes, images, channels = draw_options(random, entry, fewest_images=2)
+    options = {"channels": channels, "aux_heads": tuple(stages), "dropout_rate": 0.0}
+    model = create_model(name, dtype=jnp.bfloat16, num_classes=num_classes, abstract=True, **options)
     model.train()
-    jaxpr, (logits, aux_logits) = trace(model, 3, entry.image_size + 37, 4 - entry.channels)
+    jaxpr, (logits, aux_logits) = trace(model, images, size, channels)
     assert len(aux_logits) == len(stages)
-    assert all((each.shape, each.dtype) == ((3, 7), jnp.float32) for each in (logits, *aux_logits))
+    assert all((each.shape, each.dtype) == ((images, num_classes), jnp.float32) for each in (logits, *aux_logits))
     params = len(jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
     assert all(used_inputs(jaxpr.jaxpr)[:params])
     convolutions = [equation for equation in jaxpr.eqns if equation.primitive.name == "conv_general_dilated"]
     assert convolutions and all(each.outvars[0].aval.dtype == jnp.bfloat16 for each in convolutions)
 
 
-@pytest.mark.parametrize(
-    "name, size",
-    [*QUICK_SIZES.items(), *(pytest.param(*item, marks=pytest.mark.slow) for item in SLOW_SIZES.items())],
-)
-def test_gradients_are_finite_and_reach_every_parameter(name, size):
+@pytest.mark.parametrize("name", REGISTRY)
+def test_any_size_classes_channels_and_type_in_evaluation(name):
+    entry, random = REGISTRY[name], np.random.default_rng([1, zlib.crc32(name.encode())])
+    size, num_classes, images, channels = draw_options(random, entry, fewest_images=1)
+    dtype = random.choice(["float32", "bfloat16"])
+    model = create_model(name, dtype=dtype, num_classes=num_classes, channels=channels, abstract=True)
+    jaxpr, logits = trace(model, images, size, channels)
+    assert (logits.shape, logits.dtype) == ((images, num_classes), jnp.float32)
+    assert all(used_inputs(jaxpr.jaxpr))
+    maps = {each.outvars[0].aval.dtype for each in jaxpr.eqns if each.primitive.name == "conv_general_dilated"}
+    assert maps == {jnp.dtype(dtype)}
+
+
+def draw_options(random, entry, fewest_images):
+    """Returns a size from the smallest to half as large again as the native one, classes, a batch size, channels."""
+    size = random.integers(smallest_size(entry), entry.image_size * 3 // 2, endpoint=True)
+    return int(size), int(random.integers(1, 2000)), int(random.integers(fewest_images, 9)), int(random.integers(1, 5))
+
+
+@pytest.mark.parametrize("name", slow_where(lambda name: name not in SMALL))
+def test_gradients_are_finite_and_reach_every_parameter(name):
     entry = REGISTRY[name]
     model = create_model(name, num_classes=10, aux_heads=entry.aux_heads)
     model.train()
     graph, params, batch_stats, _ = nnx.split(model, nnx.Param, nnx.BatchStat, DropoutKey)
     params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-    images = np.random.default_rng(0).standard_normal((4, size, size, entry.channels), np.float32)
+    size = smallest_size(entry)
+    images = np.random.default_rng(0).standard_normal((2, size, size, entry.channels), np.float32)
 
     def loss(params):
         network = nnx.merge(graph, params, batch_stats, dropout_keys(model, jax.random.key(0)))
@@ -185,6 +207,10 @@ def test_gradients_are_finite_and_reach_every_parameter(name, size):
     for path, gradient in nnx.traversals.flatten_mapping(gradients).items():
         assert np.isfinite(gradient).all() and np.any(gradient), path
     assert all(jax.tree.leaves(jax.tree.map(lambda old, new: np.any(old != new), batch_stats, new_stats)))
+
+
+def test_every_family_trains_a_small_member():
+    assert {REGISTRY[name].family for name in SMALL} == {entry.family for entry in REGISTRY.values()}
 
 
 def test_registry_describes_itself():

@@ -6,7 +6,7 @@ from flax import nnx
 from golden import make_state_dict
 
 from models import REGISTRY, create_model, get_entry, initial_values
-from models.torch_names import from_torch, to_torch, torch_shapes
+from models.torch_names import from_torch, rename_old, to_torch, torch_shapes
 
 # Of the files that akamaster/pytorch_resnet_cifar10 publishes for ResNet-20, without the prefix `module.`.
 CIFAR_BLOCK = [
@@ -51,6 +51,26 @@ def test_names_and_shapes_of_networks_without_golden_logits():
     }.items():
         shapes = torch_shapes(get_entry(name), create_model(name, abstract=True))
         assert {tensor: shapes.get(tensor) for tensor in tensors} == tensors
+
+
+def test_old_names_of_densenet_are_read():
+    """As in torchvision's densenet121-a639ec97.pth; its own loader drops the point in dense layers, and there alone."""
+    entry, model = get_entry("densenet121"), create_model("densenet121", abstract=True)
+    old = {
+        "features.norm0.weight": "features.norm0.weight",
+        "features.denseblock1.denselayer1.norm.1.weight": "features.denseblock1.denselayer1.norm1.weight",
+        "features.denseblock1.denselayer1.conv.1.weight": "features.denseblock1.denselayer1.conv1.weight",
+        "features.denseblock3.denselayer24.norm.2.running_var": "features.denseblock3.denselayer24.norm2.running_var",
+        "features.denseblock4.denselayer16.conv.2.weight": "features.denseblock4.denselayer16.conv2.weight",
+        "features.transition1.norm.weight": "features.transition1.norm.weight",
+        "features.transition3.conv.weight": "features.transition3.conv.weight",
+    }
+    assert list(rename_old(entry, old)) == list(old.values()) and old.keys() - torch_shapes(entry, model).keys()
+    state_dict = {name: np.zeros(shape, np.float32) for name, shape in torch_shapes(entry, model).items()}
+    assert rename_old(entry, state_dict).keys() == state_dict.keys()
+    file = {re.sub(r"(r\d+\.\w+)(\d\.)", r"\1.\2", name): array for name, array in state_dict.items()}
+    assert len(file.keys() - state_dict.keys()) == 58 * (2 * 4 + 2)
+    from_torch(entry, model, rename_old(entry, file))
 
 
 def test_names_of_inception_resnet_v2_are_timms():
