@@ -17,6 +17,7 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import models
+from configs import base
 from training.metrics import write_atomically
 from training.state import make_model
 from training.step import make_apply
@@ -159,7 +160,8 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     if not path.exists():
         raise FileNotFoundError(f"{workdir} is no workdir: it has no config.json; give the folder that train.py made")
     try:
-        options = dict(json.loads(path.read_text())["config"])
+        # Options that came after the run was made have their defaults, which change nothing.
+        options = json.loads(base.get_config().to_json()) | json.loads(path.read_text())["config"]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or choose another --workdir") from error
     return ConfigDict({name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
