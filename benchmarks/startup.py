@@ -111,6 +111,7 @@ def main(_) -> None:
         table.add_row(name, f"{value:.2f}", f"{goal:g}")
     Console().print(table)
     if _JSON.value:
+        pathlib.Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
         content = {"command": "python benchmarks/startup.py", **configuration.describe_environment()}
         content["figures"] = {name: float(value) for name, (value, _) in figures.items()}
         pathlib.Path(_JSON.value).write_text(json.dumps(content, indent=2) + "\n")

@@ -111,6 +111,7 @@ def main(_) -> None:
         table.add_row(row["variant"], *figures, row["compared_with"])
     Console().print(table)
     if _JSON.value:
+        pathlib.Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
         setting = {"model": _MODEL.value, "batch_size": batch_size, "image_size": image_size, "rows": rows}
         content = {"command": " ".join(["python", *sys.argv]), **configuration.describe_environment(), **setting}
         pathlib.Path(_JSON.value).write_text(json.dumps(content, indent=2) + "\n")

@@ -2,7 +2,10 @@
 
 import io
 import math
+import os
 from collections.abc import Callable
+
+os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what OpenCV cannot read, we name ourselves
 
 import cv2
 import numpy as np
@@ -10,7 +13,6 @@ from ml_collections import ConfigDict
 from PIL import Image, UnidentifiedImageError
 
 cv2.setNumThreads(0)  # the pool of threads that decodes a batch already fills the cores
-cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # what it cannot read, we name ourselves
 
 Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels."""
