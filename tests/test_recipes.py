@@ -15,7 +15,7 @@ from training.state import make_mesh
 # Those that take 20 s and more, for their size or the time to compile them, and those that differ from another recipe
 # only in the network, which tests/models/ covers.
 SLOW = {"alexnet_owt", "cifar10_densenet40_k12", "densenet121", "googlenet_bn", "inception_resnet_v2", "inception_v3"}
-SLOW |= {"inception_v4", "resnet101", "resnet152", "resnet50_v1", "vgg16_bn", "xception", "zfnet"}
+SLOW |= {"inception_v4", "resnet101", "resnet152", "resnet50_v1", "vgg16", "vgg16_bn", "xception", "zfnet"}
 SLOW |= {"alexnet_ungrouped", "zfnet_wide", "vgg11", "vgg13", "vgg16_c", "vgg19", "vgg11_bn", "vgg13_bn", "vgg19_bn"}
 SLOW |= {"googlenet_bn_3x3", "resnet101_v1", "resnet152_v1", "plain18", "densenet169", "densenet201", "squeezenet1_1"}
 
