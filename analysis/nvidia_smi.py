@@ -22,7 +22,7 @@ class PowerMeter:
 
 @contextlib.contextmanager
 def measuring_power() -> Iterator[PowerMeter]:
-    """A context that knows, once it is left, what the GPUs drew in it: the median, as the first moments are still idle."""
+    """A context that, once it is left, knows what the GPUs drew: the median, as at first they are still idle."""
     meter = PowerMeter()
     if not _is_there():
         yield meter

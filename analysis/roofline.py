@@ -48,7 +48,9 @@ DATA_SHEETS = {
     r"H100 NVL": DataSheet(835.5e12, 417.5e12, 60e12, 3.9e12, "NVIDIA H100 data sheet, NVL"),
     r"H100 PCIe": DataSheet(756e12, 378e12, 51e12, 2.0e12, "NVIDIA H100 data sheet of 2022, PCIe"),
     r"H100": DataSheet(989.5e12, 494.5e12, 67e12, 3.35e12, "NVIDIA H100 data sheet, SXM"),
-    r"A100.*PCI.*80GB|A100 80GB PCI": DataSheet(312e12, 156e12, 19.5e12, 1.935e12, "NVIDIA A100 data sheet, 80 GB PCIe"),
+    r"A100.*PCI.*80GB|A100 80GB PCI": DataSheet(
+        312e12, 156e12, 19.5e12, 1.935e12, "NVIDIA A100 data sheet, 80 GB PCIe"
+    ),
     r"A100.*80GB": DataSheet(312e12, 156e12, 19.5e12, 2.039e12, "NVIDIA A100 data sheet, 80 GB SXM"),
     r"A100": DataSheet(312e12, 156e12, 19.5e12, 1.555e12, "NVIDIA A100 data sheet, 40 GB"),
     r"V100.*PCI": DataSheet(None, None, 14e12, 0.9e12, "NVIDIA V100 data sheet, PCIe"),
@@ -110,6 +112,11 @@ def _fastest(function: Callable[..., jax.Array], *arguments: jax.Array) -> float
     return min(seconds[1:])
 
 
+def data_sheet(device_kind: str) -> DataSheet | None:
+    """Returns the peaks of a device by the name that JAX has for it, or None where they are not known here."""
+    return next((sheet for name, sheet in DATA_SHEETS.items() if re.search(name, device_kind)), None)
+
+
 def data_sheet_peak(device_kind: str, dtype: str, tf32: bool) -> float | None:
     """Returns the operations a second that a device's data sheet promises, or None where there is no such figure here.
 
@@ -118,9 +125,7 @@ def data_sheet_peak(device_kind: str, dtype: str, tf32: bool) -> float | None:
       dtype: of the computation.
       tf32: whether a GPU rounds the factors of float32 products to TF32.
     """
-    sheet = next((sheet for name, sheet in DATA_SHEETS.items() if re.search(name, device_kind)), None)
+    sheet = data_sheet(device_kind)
     if sheet is None or dtype == "float64":
         return None
-    if dtype == "float32" and tf32:
-        return sheet.tensorfloat32 or sheet.float32
-    return getattr(sheet, dtype)
+    return (tf32 and dtype == "float32" and sheet.tensorfloat32) or getattr(sheet, dtype)

@@ -63,6 +63,7 @@ def describe(seconds: np.ndarray, batch_size: int) -> dict[str, float | int]:
         "images_per_second": float(batch_size * len(seconds) / np.sum(seconds)),
         "images_per_second_low": batch_size * low,
         "images_per_second_high": batch_size * high,
+        "images_per_second_uncertainty": (high - low) / 2 * float(np.mean(seconds)),
         "iterations": len(seconds),
         "step_ms_median": float(median),
         "step_ms_p90": float(p90),
@@ -97,9 +98,7 @@ def median_interval(values: list[float], confidence: float = 0.95) -> tuple[floa
     return ordered[left_out], ordered[n - 1 - left_out]
 
 
-def ratio_interval(
-    new: tuple[float, float, float], old: tuple[float, float, float]
-) -> tuple[float, float, float]:
+def ratio_interval(new: tuple[float, float, float], old: tuple[float, float, float]) -> tuple[float, float, float]:
     """Returns new over old with an interval of about 95 %: the errors of both, relative, add as squares.
 
     Args:
