@@ -12,7 +12,6 @@ import contextlib
 import datetime
 import fnmatch
 import functools
-import gc
 import itertools
 import pathlib
 import shlex
@@ -139,6 +138,8 @@ def list_tasks() -> list[Task]:
         for word in set(words) - set(choices):
             hint = nearest_name(word, list(choices)) or f"; choose {', '.join(choices)}"
             raise ValueError(f"--{flag}={word} is unknown{hint}")
+    if not _MODE.value:
+        raise ValueError(f"--mode is empty; choose {', '.join(MODES)}")
     image_sizes = [number("image_size", word) for word in _IMAGE_SIZE.value or []]
     batch_sizes = [None if word == "auto" else number("batch_sizes", word) for word in _BATCH_SIZES.value or []]
     tasks, inputs = [], set()
@@ -207,16 +208,8 @@ def measure(task: Task, begin: Callable[[str], None]) -> Iterator[Row]:
         begin(f"{config.model} {task.mode} {batch_size}")
         identity = {"model": config.model, "mode": task.mode, "batch_size": batch_size}
         identity |= {"image_size": config.image_size, "dtype": config.dtype, "auto": task.auto}
-        try:
-            measured, status, message = measure_once(config, task.mode), "ok", None
-        except Exception as error:  # whatever stops one network must not stop the others
-            measured, message = [{}], " ".join(str(error).split())[:300] or type(error).__name__
-            full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message
-            status = "out_of_memory" if full else "error"
-        # The error is gone, and with it the arrays of the frames that it came through.
-        gc.collect()
-        jax.clear_caches()
-        return [identity | {"status": status, "error": message} | row for row in measured]
+        measured = throughput.guarded(lambda: measure_once(config, task.mode))
+        return [identity | row for row in measured]
 
     if task.auto:
         smallest = jax.device_count()

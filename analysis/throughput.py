@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import gc
 import pathlib
 import platform
 import re
@@ -131,6 +132,23 @@ def measure(
         }
         | shares
     )
+
+
+def guarded(measured: Callable[[], list[Row]]) -> list[Row]:
+    """Returns rows with the status ok, or one that says why there are none: out_of_memory, or error.
+
+    What stops one network must not stop the others, nor stay in the memory that is theirs.
+    """
+    try:
+        return [{"status": "ok", "error": None} | row for row in measured()]
+    except Exception as error:
+        name = "" if isinstance(error, (ValueError, MemoryError)) else f"{type(error).__name__}: "
+        message = f"{name}{' '.join(str(error).split())}"[:300]
+        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message
+        return [{"status": "out_of_memory" if full else "error", "error": message}]
+    finally:
+        gc.collect()
+        jax.clear_caches()
 
 
 def largest_batch_size(attempt: Callable[[int], Row], first: int, smallest: int) -> Iterator[Row]:
