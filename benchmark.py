@@ -101,6 +101,7 @@ def main() -> int:
         tasks = [] if _ROWS.value else list_tasks()
         check_outputs()
 
+    jax.config.update("jax_enable_compilation_cache", False)  # compiling is measured, too
     with rows.Display(len(tasks), to_errors="-" in (_JSON.value, _CSV.value)) as display:
         if tasks:
             columns = choose_columns(tasks)
@@ -152,12 +153,12 @@ def list_tasks() -> list[Task]:
     ):
         config, entry = _CONFIG.value.copy_and_resolve_references(), models.get_entry(name)
         config.update({"model": name, "dtype": dtype, "image_size": image_size or entry.image_size})
-        # Compiling is measured, too.
-        config.update({"batch_size": batch_size or config.batch_size, "compilation_cache_dir": ""})
-        images = config.image_size, config.channels or entry.channels, config.batch_size
-        if mode == "input" and images in inputs:
-            continue  # networks that see the same images have the same loader
-        inputs.add(images)
+        config.batch_size = batch_size or config.batch_size
+        if mode == "input":
+            images = config.image_size, config.channels or entry.channels, config.batch_size
+            if images in inputs:
+                continue  # networks that see the same images have the same loader
+            inputs.add(images)
         if len(names) == 1:  # of several networks, one that does not fit says so in its row
             throughput.resolve(config, mode)
         tasks.append(Task(mode, config, auto=batch_size is None and mode != "input"))
@@ -220,11 +221,11 @@ def measure(task: Task, begin: Callable[[str], None]) -> Iterator[Row]:
 
 def measure_once(config: ConfigDict, mode: str) -> list[Row]:
     """Measures a mode of a network, a row; of the mode input one for each stage."""
+    config = throughput.resolve(config, mode)
     if mode == "input":
         from analysis.input_stages import measure_input  # Grain and OpenCV are for this alone
 
-        return measure_input(throughput.resolve(config, "real"), seconds=_SECONDS.value)
-    config = throughput.resolve(config, mode)
+        return measure_input(config, seconds=_SECONDS.value)
     prepare_platform(config)
     ceilings = measure_ceilings(config.dtype, config.tf32)
     with contextlib.ExitStack() as stack:

@@ -57,15 +57,16 @@ def resolve(config: ConfigDict, mode: str) -> ConfigDict:
 
     Raises:
       ValueError: if an option does not fit the network, the devices or the dataset.
-      FileNotFoundError: if the dataset of the mode real is not there.
+      FileNotFoundError: if the dataset that a mode reads is not there.
     """
     config = config.copy_and_resolve_references()
-    if mode != "real":
+    reads_dataset = mode in ("real", "input")
+    if not reads_dataset:
         config.dataset = "synthetic"
         config.learning_rate = LEARNING_RATE
     config = configuration.resolve_network(config)
     classes, images = config.num_classes or models.get_entry(config.model).num_classes, config.batch_size
-    if mode == "real":
+    if reads_dataset:
         dataset = input_pipeline.load_dataset(config, "train")
         classes, images = dataset.num_classes, len(dataset)
     return configuration.resolve_run(config, classes, images)

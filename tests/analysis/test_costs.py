@@ -160,7 +160,7 @@ PRODUCT = 4 * (4 * 8 + 8 * 16 + 4 * 16)  # both factors read, the result written
     [
         (lambda x, w: x @ w, (X, W), PRODUCT),
         # ReLU, a bias and a shape of its own move nothing: they are fused into the product that reads them.
-        (lambda x, w: nnx.relu(x.reshape(8, 4).T + 1) @ w[:4], (X, W), 4 * (4 * 8 + 4 * 16 + 8 * 16)),
+        (lambda x, w: nnx.relu(x.reshape(8, 4) + 1) @ w[:4], (X, W), 4 * (4 * 8 + 4 * 16 + 8 * 16)),
         # What is cast before it is multiplied is read in the narrower type, whichever that is.
         (lambda x, w: x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16), (X, W), PRODUCT // 2),
         # Read once, though used twice; the result of the program is written.
