@@ -155,7 +155,7 @@ def _draw_accuracy_over_gflops(figure: "Figure", networks: list[Network]) -> Non
             face = "none" if each.kind == "published, 10 crops" else color
             edge = "black" if each.kind == "own run" else color
             axes.scatter(each.gflops, each.top1, area, facecolor=face, edgecolor=edge, alpha=0.55, linewidth=1.2)
-            axes.scatter(each.gflops, each.top1, 5, color="black", marker="*" if each.kind == "own run" else "o")
+            axes.scatter(each.gflops, each.top1, *((60, "black", "*") if each.kind == "own run" else (5, "black", "o")))
         axes.set_xscale("log")
         _round_ticks(axes.xaxis)
         axes.margins(0.1, 0.1)
@@ -229,7 +229,8 @@ def _draw_throughput(figure: "Figure", measured: list[Row], rows: list[Row]) -> 
         for row in rows:
             if row["status"] == "out_of_memory" and row["mode"] == mode and _name(row, measured) in curves:
                 best = max(each["images_per_second"] for each in curves[_name(row, measured)])
-                axes.plot(row["batch_size"], best, "x", color="black", markersize=8)
+                color = f"C{list(curves).index(_name(row, measured)) % 10}"
+                axes.plot(row["batch_size"], best, "x", color=color, markersize=8, markeredgewidth=2)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter("{x:.0f}")
