@@ -2,6 +2,16 @@
 
 from input_pipeline.augmentation import normalize
 from input_pipeline.batches import eval_batches, to_device, train_batches
+from input_pipeline.class_names import known_class_names
 from input_pipeline.datasets import DamagedImageError, Dataset, load_dataset
 
-__all__ = ["DamagedImageError", "Dataset", "eval_batches", "load_dataset", "normalize", "to_device", "train_batches"]
+__all__ = [
+    "DamagedImageError",
+    "Dataset",
+    "eval_batches",
+    "known_class_names",
+    "load_dataset",
+    "normalize",
+    "to_device",
+    "train_batches",
+]
