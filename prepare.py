@@ -15,7 +15,7 @@ _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to; default: $TFDS_DATA
 _MAX_SIDE = flags.DEFINE_integer(
     "max_side", 0, "Longest side of an image, pixels: larger ones are shrunk, into NAME_max_side_N; 0: any.", 0
 )
-_QUALITY = flags.DEFINE_integer("quality", 95, "Of the JPEG files that --max_side writes.", 1, 95)
+_QUALITY = flags.DEFINE_integer("quality", 90, "Of the JPEG files that --max_side writes.", 1, 95)
 
 
 def main(name: str) -> None:

@@ -232,9 +232,8 @@ def _tfds(config: ConfigDict, split: str) -> Dataset:
         preparation.prepare(name, data_dir=str(data_dir))
         builder = open_builder(name, data_dir)
     features, splits = builder.info.features, sorted(builder.info.splits)
-    if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(
-        features.get("label"), tfds.features.ClassLabel
-    ):
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(key in features and isinstance(features[key], kind) for key, kind in kinds.items()):
         raise ValueError(f"dataset {name!r} has features {', '.join(features)}: 'image' and a class 'label' are needed")
     if split == "eval":
         split = "validation" if "validation" in splits else "test"

@@ -74,7 +74,7 @@ def fetchable(name: str) -> bool:
 
 
 def prepare(
-    name: str, archives: Sequence[str] = (), data_dir: str | None = None, max_side: int = 0, quality: int = 95
+    name: str, archives: Sequence[str] = (), data_dir: str | None = None, max_side: int = 0, quality: int = 90
 ) -> None:
     """Writes a dataset into data_dir, and prints what it does.
 
@@ -102,10 +102,15 @@ def prepare(
         if max_side:
             builder = _own_builder(f"{builder.name}_max_side_{max_side}", data_dir, like=builder)
         if not builder.data_path.exists():
-            splits = read_splits()
-            if max_side:
-                splits = {split: _shrunk(records, max_side, quality) for split, records in splits.items()}
-            _write(builder, splits)
+            try:
+                splits = read_splits()
+                if max_side:
+                    splits = {split: _shrunk(records, max_side, quality) for split, records in splits.items()}
+                _write(builder, splits)
+            except (OSError, RuntimeError) as error:  # ArrayRecord's writer has no other exception
+                if "No space left" in str(error):
+                    error = f"the disk is full: make room in {data_dir}, and run the same command again"
+                raise OSError(str(error)) from None
     found = {split: info.num_examples for split, info in builder.info.splits.items()}
     print(f"{builder.info.full_name} is in {builder.data_path}: {_in_words(found)} images")
     official = EXAMPLES.get(name.split(":")[0], {})
@@ -167,7 +172,7 @@ def _own_builder(
 ) -> tfds.core.DatasetBuilder:
     """Returns the builder of a dataset that TFDS does not know, of its own kind or like another one."""
     config = like.builder_config.name if like and like.builder_config else None
-    features = features or tfds.features.FeaturesDict.from_json(like.info.features.to_json())
+    features = features or like.info.features
     attributes = {
         "name": name,
         "VERSION": like.version if like else tfds.core.Version("1.0.0"),
@@ -191,7 +196,8 @@ def _prepare_by_tfds(name: str, data_dir: Path) -> None:
                 f"dataset {name!r} has features {', '.join(builder.info.features)}: 'image' and 'label' are needed"
             )
         skip = tfds.download.ComputeStatsMode.SKIP
-        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats=skip))
+        with contextlib.redirect_stdout(io.StringIO()):  # it explains at length how to install TensorFlow
+            builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats=skip))
     except tfds.core.DatasetNotFoundError:
         raise not_prepared(name, data_dir) from None
     except ImportError as error:
@@ -415,7 +421,8 @@ def _shuffled(
     serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
 
     def load(position: int) -> bytes:
-        return serializer.serialize_example(features.encode_example(example(order[position])))
+        record = serializer.get_tf_example(features.encode_example(example(order[position])))
+        return record.SerializeToString(deterministic=True)
 
     num_bytes = 0
     if image_bytes:  # all other features take about as much in each record
@@ -440,7 +447,7 @@ def _shrunk(split: Split, max_side: int, quality: int) -> Split:
         except (OSError, SyntaxError) as error:
             name = b"".join(record.features.feature["file_name"].bytes_list.value).decode() or f"record {position}"
             raise ValueError(f"{name} cannot be decoded: {error}; replace or remove it") from error
-        return record.SerializeToString()
+        return record.SerializeToString(deterministic=True)
 
     return Split(load, split.size)
 
@@ -516,10 +523,7 @@ def _write_split(
             writer.write(record)
             written += len(record)
             progress.advance(task)
-        try:
-            writer.close()
-        except RuntimeError as error:  # it knows no other, and tells of a full disk only now
-            raise OSError(f"cannot write {path.name}: {error}") from error
+        writer.close()
     lengths = [last - first for first, last in itertools.pairwise([0, *ends])]
     return tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=written, filename_template=template)
 
