@@ -48,7 +48,8 @@ def get_config() -> ConfigDict:
 
     # Loading
     config.decode_threads = 0  # threads that decode images; 0: as many as the cores suggest
-    config.prefetch_batches = 2  # batches kept ready on the devices
+    config.prefetch_batches = 2  # batches kept ready on the devices, besides those that are being loaded
+    config.on_bad_image = "raise"  # an image that cannot be decoded: raise, or skip: the next good one takes its place
 
     # Length
     config.batch_size = 64  # images a step, on all devices together

@@ -27,6 +27,7 @@ NOT_OF_THE_RESULT = (
     "data_dir",
     "decode_threads",
     "prefetch_batches",
+    "on_bad_image",
     "eval_batch_size",
     "log_every_steps",
     "evaluate_every_epochs",
@@ -304,6 +305,7 @@ def _check_ranges(config: ConfigDict) -> None:
         "optimizer": ("sgd", "rmsprop"),
         "schedule": ("constant", "step", "exponential", "cosine", "polynomial"),
         "train_crop": ("random_resized", "scale_jitter", "pad", "none"),
+        "on_bad_image": ("raise", "skip"),
     }
     for option, names in choices.items():
         if config[option] not in names:

@@ -17,7 +17,9 @@ def evaluate(
     batches: Iterable[Batch],
     interruption: Interruption | None = None,
 ) -> dict[str, float] | None:
-    """Returns loss (nats), accuracy_top1 and accuracy_top5 (shares) over all batches, or None after an interruption.
+    """Returns loss (nats), accuracy_top1, accuracy_top5 (shares) and examples, or None after an interruption.
+
+    examples are the images that counted: all but those that the loader left out.
 
     Args:
       eval_step: from training.step.
@@ -34,4 +36,4 @@ def evaluate(
         jax.block_until_ready(sums[-3:-2])  # else batches would pile up on the devices
     # Added on the host in float64: the totals are exact for any number of images.
     totals = jax.tree.map(lambda *parts: float(np.sum(parts, dtype=np.float64)), *jax.device_get(sums))
-    return means(totals)
+    return means(totals) | {"examples": int(totals["examples"])}
