@@ -106,7 +106,7 @@ def train_batches(
         image, label = np.empty(shape, np.uint8), np.empty(rows, np.int32)
 
         def fill(row: int) -> None:
-            image[row], label[row] = _read(dataset, order[first + row], transform, uniforms[row])
+            image[row], label[row] = read_image(dataset, order[first + row], transform, uniforms[row])
 
         _fill_rows(pool, fill, rows)
         return {"image": image, "label": label}
@@ -149,7 +149,7 @@ def eval_batches(
         image[filled:] = 0
 
         def fill(row: int) -> None:
-            image[row], label[row] = _read(dataset, first + row, transform)
+            image[row], label[row] = read_image(dataset, first + row, transform)
 
         _fill_rows(pool, fill, filled)
         return {"image": image, "label": label, "mask": (np.arange(rows) < filled).astype(np.float32)}
@@ -167,7 +167,7 @@ def _ready(image: np.ndarray, *uniforms: np.ndarray) -> np.ndarray:
     return image
 
 
-def _read(dataset: Dataset, record: int, transform: Callable, *uniforms: np.ndarray) -> tuple[np.ndarray, int]:
+def read_image(dataset: Dataset, record: int, transform: Callable, *uniforms: np.ndarray) -> tuple[np.ndarray, int]:
     image, label = dataset[record]
     try:
         return transform(image, *uniforms), label

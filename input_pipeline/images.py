@@ -162,7 +162,7 @@ def _centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return image[top : top + height, left : left + width]
 
 
-def _to_array(image: bytes | np.ndarray, channels: int) -> np.ndarray:
+def to_array(image: bytes | np.ndarray, channels: int) -> np.ndarray:
     if isinstance(image, bytes):
         return decode(image, channels)
     if image.shape[-1] == channels:
@@ -180,7 +180,7 @@ def evaluation_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray], n
     """
     size, channels, eval_resize = config.image_size, config.channels, config.eval_resize
     _check_eval_resize(size, eval_resize)
-    return lambda image: resize_and_centre_crop(_to_array(image, channels), size, eval_resize)
+    return lambda image: resize_and_centre_crop(to_array(image, channels), size, eval_resize)
 
 
 def training_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray, np.ndarray], np.ndarray]:
@@ -200,7 +200,7 @@ def training_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray, np.n
         _check_eval_resize(size, eval_resize)
 
     def transform(image: bytes | np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        image = _to_array(image, channels)
+        image = to_array(image, channels)
         if train_crop == "none":
             image = resize_and_centre_crop(image, size, eval_resize)
         elif train_crop == "pad":
