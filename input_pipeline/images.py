@@ -140,15 +140,15 @@ def _whole(height: int, width: int) -> Box:
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes uint8 (H, W, C): bilinearly where no side shrinks, else without aliasing.
 
-    A side that shrinks to a quarter at most is resized bilinearly to twice its new length, and 2 x 2 pixels of that are
-    averaged: within half a grey level of the average by area, in a third to a half of the time. Sides that shrink by
-    more are averaged by area.
+    Sides that shrink to a third at most are resized bilinearly to twice their new lengths, and 2 x 2 pixels of that
+    averaged: within half a grey level of the average by area, in a third to a half of the time. Others are averaged by
+    area.
     """
     tall, wide = image.shape[:2]
     if (tall, wide) == (height, width):
         return image
     channels = image.shape[2]
-    if tall > 4 * height or wide > 4 * width:
+    if tall > 3 * height or wide > 3 * width:
         image = cv2.resize(image, (min(wide, width), min(tall, height)), interpolation=cv2.INTER_AREA)
     elif tall > height or wide > width:
         image = cv2.resize(image, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
