@@ -22,7 +22,7 @@ from training.interruption import Interruption
 from training.loss import zero_sums
 from training.metrics import RunLog, write_summary
 from training.optimizer import make_optimizer, make_schedule
-from training.platform import prepare_platform
+from training.platform import join_processes, prepare_platform
 from training.state import State, abstract_state, count_parameters, create_state, make_mesh, make_model
 from training.step import make_eval_step, make_train_step
 from training.transfer import initialize_from
@@ -34,6 +34,7 @@ flags.mark_flag_as_required("config")
 
 def main() -> int:
     """Runs the program; returns its exit code."""
+    join_processes()
     flag = flags.FLAGS["config"]
     path, overrides = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
     workdir = pathlib.Path(_WORKDIR.value or configuration.default_workdir(path, overrides))
@@ -112,13 +113,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
             return evaluate(eval_step, *variables, batches, interruption)
 
     if cache:
-        print(f"cache: {len(train_data):,} training images, {cache.num_bytes / 1e9:.2f} GB on each device")
+        print(f"cache: {len(train_data):,} images, {cache.num_bytes / 2**20:,.1f} MiB on each device")
         steps = list(last_steps(config, start, save_is_due))
         batches = cache.batches(start, steps)
     else:
         steps = range(start + 1, config.num_steps + 1)
         batches = input_pipeline.train_batches(train_data, config, start_step=start, num_steps=config.num_steps)
         batches = input_pipeline.to_device(batches, mesh, config.prefetch_batches)
+        print(f"input: {batches.host.threads} threads, at most {batches.num_bytes / 2**20:,.1f} MiB of batches")
 
     with RunLog(workdir, config, len(train_data), start) as log, batches, checkpoints:
         if start and evaluation_is_due(start) and not log.evaluated(start):  # a signal came in its midst
@@ -136,9 +138,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
                 jax.block_until_ready(in_flight.popleft())
             log.advance(step, batches.wait_seconds)
 
-            save_due = save_is_due(step) or interruption
-            if not (save_due or is_due(step, config.log_every_steps)):
+            save_due = save_is_due(step)
+            if not (save_due or is_due(step, config.log_every_steps) or interruption):
                 continue
+            interruption.agree()
+            save_due = save_due or interruption
             log.training(step, jax.device_get(sums), jax.device_get(learning_rate(state["step"])), batches.wait_seconds)
             sums = no_sums
             if save_due:
@@ -151,8 +155,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
                 return
             log.restart_clock(step, batches.wait_seconds)
 
+        bad_images = input_pipeline.count_bad_images(batches.host, train_data)
         checkpoints.wait()  # a summary says that the run is finished, its last checkpoint included
-        write_summary(workdir, config, log, count_parameters(state["params"]))
+        write_summary(workdir, config, log, count_parameters(state["params"]), bad_images)
     log.farewell()
 
 

@@ -59,7 +59,8 @@ def get_config() -> ConfigDict:
     config.cache = ""  # device: decode the dataset once, keep it on every device, crop and flip there; '': load batches
     config.steps_per_dispatch = 0  # cache=device: steps at most without the host between them; 0: 20; on a CPU always 1
     config.decode_threads = 0  # threads that decode images; 0: as many as the cores suggest
-    config.prefetch_batches = 2  # batches kept ready on the devices
+    config.prefetch_batches = 2  # batches kept ready on the devices, besides those that are being loaded
+    config.on_bad_image = "raise"  # an image that cannot be decoded: raise, or skip: the next good one takes its place
 
     # Length
     config.batch_size = 64  # images a step, on all devices together

@@ -1,7 +1,7 @@
 """From a dataset's name to uint8 batches on the mesh, and what happens to them inside the jitted step."""
 
 from input_pipeline.augmentation import MixedLabels, make_augmentation, normalize
-from input_pipeline.batches import eval_batches, to_device, train_batches
+from input_pipeline.batches import count_bad_images, eval_batches, to_device, train_batches
 from input_pipeline.datasets import DamagedImageError, Dataset, load_dataset
 from input_pipeline.device_cache import DeviceCache, cached_eval_batches
 
@@ -11,6 +11,7 @@ __all__ = [
     "DeviceCache",
     "MixedLabels",
     "cached_eval_batches",
+    "count_bad_images",
     "eval_batches",
     "load_dataset",
     "make_augmentation",

@@ -18,8 +18,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline.augmentation import TRIES, draw_uniforms, random_box, random_place, random_whole
-from input_pipeline.batches import read_image
-from input_pipeline.datasets import Dataset
+from input_pipeline.batches import read_good_image, read_image, skip_image
+from input_pipeline.datasets import DamagedImageError, Dataset
 
 Arrays = dict[str, jax.Array]
 Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
@@ -35,6 +35,7 @@ class DeviceCache:
     Attributes:
       arrays: on the devices: `label`, int32 (images,), and `pixels`, uint8 (images, image_size, image_size, channels),
         or (pixels of all images, channels) with each image's `offset`, `height` and `width`, int32 (images,).
+      bad_images: records that others take the place of, with on_bad_image='skip'.
     """
 
     def __init__(self, dataset: Dataset, config: ConfigDict, mesh: Mesh):
@@ -43,7 +44,7 @@ class DeviceCache:
         Args:
           dataset: the training records.
           config: batch_size, num_steps, seed, image_size, channels, the crop's options, steps_per_dispatch,
-            decode_threads.
+            decode_threads, on_bad_image.
           mesh: the devices; each holds all of it.
 
         Raises:
@@ -57,14 +58,19 @@ class DeviceCache:
             )
         self._config, self._num_images = config, len(dataset)
         self._resizes = config.train_crop in ("random_resized", "scale_jitter")
-        pixels, labels, shapes = _read_all(dataset, config, mesh, _own_size if self._resizes else _final_size)
+        self.bad_images: set[int] = set()
+
+        def read(record, transform):
+            return read_good_image(dataset, record, transform, self.bad_images, config)
+
+        pixels, labels, shapes = _read_all(dataset, config, mesh, _own_size if self._resizes else _final_size, read)
         if self._resizes:
             offsets = np.cumsum(np.append(0, shapes.prod(1)))
             if offsets[-1] >= 2**31:
                 raise ValueError(
                     f"{dataset.name} has {offsets[-1]:,} pixels, and cache=device takes 2^31; leave it out"
                 )
-            self._taps = [math.ceil(side / config.image_size) + 1 for side in _largest_box(config, *shapes.T)]
+            self._taps = _most_taps(config, *shapes.T)
             arrays = {"pixels": pixels.reshape(-1, config.channels), "label": labels}
             arrays |= {"offset": offsets[:-1].astype(np.int32), "height": shapes[:, 0], "width": shapes[:, 1]}
         else:
@@ -127,13 +133,14 @@ class CachedBatches:
     """An iterator of what a call of the cached step takes; made by DeviceCache.batches.
 
     Attributes:
+      host: the cache.
       wait_seconds: none; there is nothing to wait for.
     """
 
     wait_seconds = 0.0
 
     def __init__(self, cache: DeviceCache, config: ConfigDict, num_images: int, start: int, ends: Iterable[int]):
-        self._cache, self._batch_size, self._num_images = cache, config.batch_size, num_images
+        self.host, self._batch_size, self._num_images = cache, config.batch_size, num_images
         self._step, self._ends, self._epoch = start, iter(ends), None
         # The epochs that one call may touch.
         epochs = (num_images - 1 + config.steps_per_dispatch * config.batch_size - 1) // num_images + 1
@@ -156,10 +163,10 @@ class CachedBatches:
         if epoch != self._epoch:
             self._order, self._epoch = self._shuffle(self._scalar(np.uint32(epoch))), epoch
         self._step = end
-        return self._cache.arrays | self._order | {"count": self._scalar(np.int32(count))}
+        return self.host.arrays | self._order | {"count": self._scalar(np.int32(count))}
 
     def _scalar(self, value: np.generic) -> jax.Array:
-        return jax.make_array_from_process_local_data(self._cache.replicated, value)
+        return jax.make_array_from_process_local_data(self.host.replicated, value)
 
     def __enter__(self) -> "CachedBatches":
         return self
@@ -175,9 +182,18 @@ def cached_eval_batches(dataset: Dataset, config: ConfigDict, mesh: Mesh) -> lis
       ValueError: they do not fit.
       DamagedImageError: an image cannot be decoded.
     """
-    pixels, labels, _ = _read_all(dataset, config, mesh, _evaluated)
-    images = pixels.reshape(len(dataset), config.image_size, config.image_size, config.channels)
-    arrays = {"image": images, "label": labels, "mask": np.ones(len(dataset), np.float32)}
+    shape, mask = (config.image_size, config.image_size, config.channels), np.ones(len(dataset), np.float32)
+
+    def read(record, transform):
+        try:
+            return read_image(dataset, record, transform)
+        except DamagedImageError as error:
+            skip_image(error, record, set(), config)
+            mask[record] = 0
+            return np.zeros(shape, np.uint8), 0
+
+    pixels, labels, _ = _read_all(dataset, config, mesh, _evaluated, read)
+    arrays = {"image": pixels.reshape(-1, *shape), "label": labels, "mask": mask}
     missing = -len(dataset) % config.eval_batch_size
     arrays = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in arrays.items()}
     split, rows = NamedSharding(mesh, PartitionSpec("data")), config.eval_batch_size // jax.process_count()
@@ -226,7 +242,7 @@ def resized_crops(
     image_size: int,
     taps: Sequence[int],
 ) -> jax.Array:
-    """Resizes crops of images that lie one after the other: by area when both sides shrink, bilinearly otherwise.
+    """Resizes crops of images that lie one after the other as input_pipeline.images.resize does.
 
     Args:
       pixels: uint8 (pixels of all images, C).
@@ -238,12 +254,13 @@ def resized_crops(
       taps: pixels, down and across, that a pixel of the result may be made of.
 
     Returns:
-      uint8 (N, image_size, image_size, C); within one level of OpenCV's.
+      uint8 (N, image_size, image_size, C), within one level of the host's.
     """
     tops, lefts, heights, widths_of_boxes = boxes
-    shrink = (heights >= image_size) & (widths_of_boxes >= image_size)
-    y, weights_y = _sources(heights, shrink, image_size, taps[0])
-    x, weights_x = _sources(widths_of_boxes, shrink, image_size, taps[1])
+    longest = jnp.maximum(heights, widths_of_boxes)
+    shrinks, far = longest > image_size, longest > 3 * image_size
+    y, weights_y = _sources(heights, shrinks, far, image_size, taps[0])
+    x, weights_x = _sources(widths_of_boxes, shrinks, far, image_size, taps[1])
     x, weights_x = (jnp.where(flips[:, None, None], array[:, ::-1], array) for array in (x, weights_x))
     first_of_row = offsets[:, None, None] + (tops[:, None, None] + y) * widths[:, None, None]
     column = lefts[:, None, None] + x
@@ -256,15 +273,25 @@ def resized_crops(
     return jnp.round(total).astype(jnp.uint8)
 
 
-def _sources(lengths: jax.Array, shrink: jax.Array, size: int, taps: int) -> tuple[jax.Array, jax.Array]:
+def _sources(
+    lengths: jax.Array, shrinks: jax.Array, far: jax.Array, size: int, taps: int
+) -> tuple[jax.Array, jax.Array]:
     """Where along one side of its box each pixel of the result comes from: places and weights, (N, size, taps)."""
-    lengths, shrink = lengths[:, None, None].astype(jnp.float32), shrink[:, None, None]
+    lengths, shrinks, far = (sides[:, None, None] for sides in (lengths.astype(jnp.float32), shrinks, far))
     scale, pixel = lengths / size, jnp.arange(size, dtype=jnp.float32)[:, None]
+
+    def centre(share):
+        """A point of a pixel of the result, 0 its beginning and 1 its end, in pixels of the box, within its centres."""
+        return jnp.clip((pixel + share) * scale, 0.5, lengths - 0.5)
+
+    average = far & (lengths > size)  # the other side of a far crop may grow, and is interpolated
+    halves = jnp.where(shrinks & ~far, 0.25, 0.0)
+    first, second = centre(0.5 - halves), centre(0.5 + halves)
     begin, end = pixel * scale, (pixel + 1) * scale
-    centre = jnp.clip((pixel + 0.5) * scale, 0.5, lengths - 0.5)
-    place = jnp.floor(jnp.where(shrink, begin, centre - 0.5)) + jnp.arange(taps, dtype=jnp.float32)
+    place = jnp.floor(jnp.where(average, begin, first - 0.5)) + jnp.arange(taps, dtype=jnp.float32)
     area = jnp.minimum(place + 1, end) - jnp.maximum(place, begin)
-    weights = jnp.maximum(jnp.where(shrink, area, 1 - jnp.abs(place + 0.5 - centre)), 0)
+    linear = sum(jnp.maximum(1 - jnp.abs(place + 0.5 - point), 0) for point in (first, second))
+    weights = jnp.where(average, jnp.maximum(area, 0), linear)
     return jnp.minimum(place, lengths - 1).astype(jnp.int32), weights / weights.sum(-1, keepdims=True)
 
 
@@ -291,22 +318,26 @@ def scale_jitter_box(
     return *random_place(uniforms[2 * TRIES :], height, width, side, side), side, side
 
 
-def _largest_box(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> tuple[float, float]:
-    """Returns the largest height and width that any crop of these images can have, pixels."""
+def _most_taps(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> tuple[int, int]:
+    """Returns how many pixels, down and across, a pixel of any crop of these images may be made of."""
     if config.train_crop == "random_resized":
         narrowest, widest = config.crop_aspect
-        return (
-            np.minimum(heights, widths / narrowest + 1).max(),
-            np.minimum(widths, heights * widest + 1).max(),
-        )
-    side = np.minimum(heights, widths).max() * config.image_size / config.train_resize[0] + 1
-    return side, side
+        highest = np.minimum(heights, widths / narrowest + 1)
+        widest = np.minimum(widths, heights * widest + 1)
+    else:
+        highest = widest = np.minimum(heights, widths) * config.image_size / config.train_resize[0] + 1
+    scales = highest.max() / config.image_size, widest.max() / config.image_size
+    return tuple(math.ceil(scale) + 1 if scale > 3 else math.ceil(scale / 2) + 2 for scale in scales)
+
+
+def _whole(height: int, width: int) -> tuple[int, int, int, int]:
+    return 0, 0, height, width
 
 
 def _own_size(config: ConfigDict) -> Callable:
     from input_pipeline import images
 
-    return lambda image: images.to_array(image, config.channels)
+    return lambda image: images.decode_box(image, config.channels, _whole)
 
 
 def _final_size(config: ConfigDict) -> Callable:
@@ -314,7 +345,8 @@ def _final_size(config: ConfigDict) -> Callable:
         return _evaluated(config)
     from input_pipeline import images
 
-    return lambda image: images.resize(images.to_array(image, config.channels), config.image_size, config.image_size)
+    size = config.image_size
+    return lambda image: images.resize(images.decode_box(image, config.channels, _whole, size), size, size)
 
 
 def _evaluated(config: ConfigDict) -> Callable:
@@ -324,9 +356,13 @@ def _evaluated(config: ConfigDict) -> Callable:
 
 
 def _read_all(
-    dataset: Dataset, config: ConfigDict, mesh: Mesh, make_transform: Callable[[ConfigDict], Callable]
+    dataset: Dataset,
+    config: ConfigDict,
+    mesh: Mesh,
+    make_transform: Callable[[ConfigDict], Callable],
+    read: Callable[[int, Callable], tuple[np.ndarray, int]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Decodes every record on a pool of threads: all bytes, labels (images,), heights and widths (images, 2)."""
+    """Reads every record on a pool of threads: all bytes, labels (images,), heights and widths (images, 2)."""
     first, shape = dataset[0][0], (config.image_size, config.image_size, config.channels)
     # Arrays that are ready need no OpenCV, which may not be installed.
     ready = isinstance(first, np.ndarray) and first.shape == shape and not config.eval_resize
@@ -335,15 +371,12 @@ def _read_all(
     free = min((s["bytes_limit"] - s["bytes_in_use"] for s in statistics if "bytes_limit" in s), default=math.inf)
 
     pixels, labels, shapes = bytearray(), [], []
-
-    def read(records: range) -> list[tuple[np.ndarray, int]]:
-        return [read_image(dataset, record, transform) for record in records]
-
-    chunks = [range(first, min(first + 64, len(dataset))) for first in range(0, len(dataset), 64)]
+    # A task of many records: handing one over costs as much as decoding a small image.
+    tasks = [range(first, min(first + 64, len(dataset))) for first in range(0, len(dataset), 64)]
     pool = ThreadPoolExecutor(config.decode_threads or None, thread_name_prefix="decode")
     try:
-        for images in pool.map(read, chunks):
-            for image, label in images:
+        for examples in pool.map(lambda records: [read(record, transform) for record in records], tasks):
+            for image, label in examples:
                 pixels += image.tobytes()
                 labels.append(label)
                 shapes.append(image.shape[:2])
@@ -351,7 +384,7 @@ def _read_all(
             if needed > free:
                 raise ValueError(
                     f"cache=device does not fit: the {dataset.split} images of {dataset.name} take about "
-                    f"{needed / 1e9:.1f} GB, and a device has {free / 1e9:.1f} GB free; leave the cache out"
+                    f"{needed / 2**20:,.1f} MiB, and a device has {free / 2**20:,.1f} MiB free; leave the cache out"
                 )
     finally:
         pool.shutdown(cancel_futures=True)

@@ -28,6 +28,7 @@ NOT_OF_THE_RESULT = (
     "decode_threads",
     "prefetch_batches",
     "steps_per_dispatch",
+    "on_bad_image",
     "eval_batch_size",
     "log_every_steps",
     "evaluate_every_epochs",
@@ -318,6 +319,7 @@ def _check_ranges(config: ConfigDict) -> None:
         "train_crop": ("random_resized", "scale_jitter", "pad", "none"),
         "auto_augment": ("", "trivial", "rand"),
         "cache": ("", "device"),
+        "on_bad_image": ("raise", "skip"),
     }
     for option, names in choices.items():
         if config[option] not in names:
