@@ -129,7 +129,8 @@ def count_bytes(jaxpr: Jaxpr) -> int:
     works element by element is fused into them: an operand that it makes costs the lesser of itself and of what it is
     made of. A program that keeps maps in a cache, or fuses one layer into the next, moves less.
     """
-    total, numbers, written = 0, itertools.count(), set()
+    total, numbers = 0, itertools.count()
+    read_for = {}  # of arrays that equations make, by their numbers: the bytes read for them; 0 where they are counted
 
     def stored(variable) -> dict[int, int]:
         """The arrays in memory that a value is made of, by a number, and their bytes: here one of its own."""
@@ -155,15 +156,17 @@ def count_bytes(jaxpr: Jaxpr) -> int:
                 outputs = [stored(variable) for variable in equation.outvars]
                 if re.match(_UNFUSED, equation.primitive.name):
                     total += repeats * sum(sum(moved.values()) for moved in (read, *outputs))
-                    written.update(number for output in outputs for number in output)
+                    read_for.update((number, 0) for output in outputs for number in output)
                 else:
-                    outputs = [min(output, read, key=lambda arrays: sum(arrays.values())) for output in outputs]
+                    read_for.update((number, sum(read.values())) for output in outputs for number in output)
+                    outputs = [min(read, output, key=lambda arrays: sum(arrays.values())) for output in outputs]
             known.update(zip(equation.outvars, outputs, strict=False))
         return [sources(variable) for variable in jaxpr.outvars]
 
     results = run(jaxpr, [stored(variable) for variable in jaxpr.invars], 1)
     for variable, made_of in zip(jaxpr.outvars, results, strict=True):
-        total += 0 if made_of.keys() <= written else _bytes(variable) + sum(made_of.values())
+        reads = [read_for.get(number, size) for number, size in made_of.items()]
+        total += _bytes(variable) + sum(reads) if any(reads) else 0
     return total
 
 

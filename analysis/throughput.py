@@ -6,6 +6,7 @@
 """
 
 import contextlib
+import gc
 import pathlib
 import platform
 import re
@@ -56,15 +57,16 @@ def resolve(config: ConfigDict, mode: str) -> ConfigDict:
 
     Raises:
       ValueError: if an option does not fit the network, the devices or the dataset.
-      FileNotFoundError: if the dataset of the mode real is not there.
+      FileNotFoundError: if the dataset that a mode reads is not there.
     """
     config = config.copy_and_resolve_references()
-    if mode != "real":
+    reads_dataset = mode in ("real", "input")
+    if not reads_dataset:
         config.dataset = "synthetic"
         config.learning_rate = LEARNING_RATE
     config = configuration.resolve_network(config)
     classes, images = config.num_classes or models.get_entry(config.model).num_classes, config.batch_size
-    if mode == "real":
+    if reads_dataset:
         dataset = input_pipeline.load_dataset(config, "train")
         classes, images = dataset.num_classes, len(dataset)
     return configuration.resolve_run(config, classes, images)
@@ -131,6 +133,23 @@ def measure(
         }
         | shares
     )
+
+
+def guarded(measured: Callable[[], list[Row]]) -> list[Row]:
+    """Returns rows with the status ok, or one that says why there are none: out_of_memory, or error.
+
+    What stops one network must not stop the others, nor stay in the memory that is theirs.
+    """
+    try:
+        return [{"status": "ok", "error": None} | row for row in measured()]
+    except Exception as error:
+        name = "" if isinstance(error, (ValueError, MemoryError)) else f"{type(error).__name__}: "
+        message = f"{name}{' '.join(str(error).split())}"[:300]
+        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message
+        return [{"status": "out_of_memory" if full else "error", "error": message}]
+    finally:
+        gc.collect()
+        jax.clear_caches()
 
 
 def largest_batch_size(attempt: Callable[[int], Row], first: int, smallest: int) -> Iterator[Row]:
