@@ -1,0 +1,65 @@
+"""The search for the largest batch, and what happens to what cannot be measured."""
+
+import weakref
+
+import jax
+import pytest
+
+from analysis import memory, throughput
+from analysis.roofline import Ceilings
+from configs import base
+
+
+def attempt_on(fits):
+    """A device on which batches up to a size fit; beyond it fails as XLA does."""
+
+    def measured(size):
+        if size > fits:
+            raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 12345 bytes.")
+        return [{"batch_size": size}]
+
+    return lambda size: {"batch_size": size} | throughput.guarded(lambda: measured(size))[0]
+
+
+@pytest.mark.parametrize(
+    "fits, first, tried",
+    [
+        (100, 512, [512, 256, 128, 64]),
+        (100, 16, [16, 32, 64, 128]),
+        (64, 64, [64, 128]),
+        (4, 64, [64, 32, 16, 8]),  # eight devices: no smaller batch
+    ],
+)
+def test_each_step_to_the_largest_batch_is_a_row(fits, first, tried):
+    rows = list(throughput.largest_batch_size(attempt_on(fits), first, smallest=8))
+    assert [row["batch_size"] for row in rows] == tried
+    assert [row["status"] for row in rows] == ["ok" if size <= fits else "out_of_memory" for size in tried]
+
+
+def test_another_error_ends_the_search():
+    def attempt(size):
+        return throughput.guarded(lambda: 1 / 0)[0]
+
+    assert [row["status"] for row in throughput.largest_batch_size(attempt, 64, 1)] == ["error"]
+
+
+def test_a_failure_is_one_line_and_leaves_nothing_in_memory():
+    class Array:
+        pass
+
+    def measured():
+        array = Array()
+        kept.append(weakref.ref(array))
+        raise RuntimeError("first line\nsecond line")
+
+    kept = []
+    assert throughput.guarded(measured) == [{"status": "error", "error": "RuntimeError: first line second line"}]
+    assert kept[0]() is None
+
+
+def test_a_batch_that_would_not_fit_the_host_is_refused_before_it_is_made(monkeypatch):
+    monkeypatch.setattr(memory, "free_host_bytes", lambda: 1000)
+    monkeypatch.setattr(throughput, "create_state", None)  # nothing may be allocated
+    config = throughput.resolve(base.get_config(), "train")
+    (row,) = throughput.guarded(lambda: [throughput.measure(config, "train", Ceilings(1e9, 1e9), limit_seconds=0.0)])
+    assert row["status"] == "out_of_memory" and row["error"].startswith("the compiled program needs")
