@@ -11,7 +11,8 @@ from absl import flags
 import input_pipeline
 from training import command_line
 from training.evaluation import evaluate
-from training.platform import prepare_platform
+from training.metrics import write_atomically
+from training.platform import join_processes, prepare_platform
 from training.state import make_mesh, make_model
 from training.step import make_eval_step
 from training.transfer import load_weights
@@ -25,6 +26,7 @@ _JSON = flags.DEFINE_string("json", None, "A file for the result; - for standard
 
 def main() -> None:
     """Runs the program."""
+    join_processes()
     with command_line.refusing_bad_input():
         mesh = make_mesh()
         config, params, batch_stats, step = load_weights(
@@ -46,14 +48,16 @@ def main() -> None:
         command_line.refuse(str(error))
 
     result = {"model": config.model, "dataset": config.dataset, "split": dataset.split, "step": step}
-    result |= {"examples": len(dataset)} | metrics
+    result |= metrics
     if _JSON.value == "-":
         return print(json.dumps(result, indent=2))
     top1, top5 = (100 * metrics[name] for name in ("accuracy_top1", "accuracy_top5"))
-    print(f"{config.model}, step {step}, on {len(dataset):,} {dataset.split} images of {config.dataset}:", end=" ")
+    print(f"{config.model}, step {step}, on {metrics['examples']:,} {dataset.split} images of {config.dataset}", end="")
+    left_out = len(dataset) - metrics["examples"]
+    print(f" ({left_out:,} damaged ones left out):" if left_out else ":", end=" ")
     print(f"loss {metrics['loss']:.4f}, top-1 {top1:.2f} %, top-5 {top5:.2f} %")
     if _JSON.value:
-        pathlib.Path(_JSON.value).write_text(json.dumps(result, indent=2) + "\n")
+        write_atomically(pathlib.Path(_JSON.value), json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -217,6 +217,8 @@ def list_layers(
         last = group[-1]
         operation = next((traced.equation for traced in group if _kind(traced.equation)), last.equation)
         kind = _kind_between_modules(last) if position else _kind(operation) or _words(module)
+        if kind == "conv" and getattr(module, "groups", 1) > 1:  # Conv runs its groups one by one
+            kind = "grouped conv"
         kernel, stride = _window(operation)
         output = last.equation.outvars[0].aval
         layers.append(

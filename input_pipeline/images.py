@@ -3,12 +3,14 @@
 import io
 import math
 import os
+import struct
 from collections.abc import Callable
 
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what OpenCV cannot read, we name ourselves
 
 import cv2
 import numpy as np
+import simplejpeg
 from ml_collections import ConfigDict
 from PIL import Image, UnidentifiedImageError
 
@@ -25,7 +27,7 @@ TRAIN_CROPS = ("random_resized", "scale_jitter", "pad", "none")
 
 
 def decode(encoded: bytes, channels: int) -> np.ndarray:
-    """Decodes an image file of any kind that OpenCV or Pillow reads.
+    """Decodes an image file of any kind that libjpeg-turbo, OpenCV or Pillow reads.
 
     The orientation tag of EXIF is ignored, as TFDS and torchvision do, and so is transparency.
 
@@ -37,8 +39,73 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
       uint8 (H, W, channels).
 
     Raises:
-      ValueError: neither library can read it, or it is truncated.
+      ValueError: no library can read it, or it is truncated.
     """
+    return decode_box(encoded, channels, _whole)
+
+
+def decode_box(
+    image: bytes | np.ndarray, channels: int, choose_box: Callable[[int, int], Box], size: float = math.inf
+) -> np.ndarray:
+    """Decodes one box of an image, and of a JPEG no more than that takes.
+
+    Rows below the box are not decoded. A box that is to shrink much is decoded at 1/2, 1/4 or 1/8, by libjpeg's scaled
+    inverse DCT, as long as both sides stay at least twice as long as needed: after `resize` the result is as near to
+    the whole image's as that of another antialiasing filter.
+
+    Args:
+      image: a file's bytes, or uint8 (H, W, 1 or 3).
+      channels: 3 for RGB, 1 for grey.
+      choose_box: from the image's height and width to the box.
+      size: what both sides of the box will shrink to, in pixels.
+
+    Returns:
+      uint8 (h, w, channels): the box, or its half, quarter or eighth.
+
+    Raises:
+      ValueError: as decode does.
+    """
+    frame = _jpeg_frame(image) if isinstance(image, bytes) else None
+    if frame:
+        position, height, width = frame
+        # A thumbnail has its own end before the frame. Some decoders only warn, and make up the rest.
+        if image.rfind(b"\xff\xd9", position) < 0:
+            raise ValueError(f"cannot decode its {len(image)} bytes: it is truncated, a JPEG's end is missing")
+        top, left, box_height, box_width = choose_box(height, width)
+        scale = next((scale for scale in (8, 4, 2) if min(box_height, box_width) >= 2 * scale * size), 1)
+        # The decoder takes the image to end just below the box: one more row, for the interpolation of the colours.
+        rows = min(height, scale * (-(-(top + box_height) // scale) + 1))
+        shortened = bytearray(image)
+        shortened[position : position + 2] = rows.to_bytes(2, "big")
+        try:
+            pixels = simplejpeg.decode_jpeg(
+                shortened,
+                "GRAY" if channels == 1 else "RGB",
+                min_height=-(-rows // scale),
+                min_width=-(-width // scale),
+                strict=False,  # it would object to the bytes that follow
+            )
+            box = (round(edge / scale) for edge in (top, left, box_height, box_width))
+            return _cut(pixels, *box)
+        except ValueError:
+            pass  # CMYK, or damaged: the other decoders may know more
+    pixels = _decode_whole(image, channels) if isinstance(image, bytes) else image
+    return _convert(_cut(pixels, *choose_box(*pixels.shape[:2])), channels)
+
+
+def _jpeg_frame(encoded: bytes) -> tuple[int, int, int] | None:
+    """Returns where in a JPEG's bytes its height stands, its height and its width; None if there is no telling."""
+    position = 2 if encoded[:2] == b"\xff\xd8" else len(encoded)
+    while position + 9 <= len(encoded):
+        start, marker, length, _, height, width = struct.unpack_from(">BBHBHH", encoded, position)
+        if start == 0xFF and marker in (0xC0, 0xC1, 0xC2):  # the frame of a baseline, extended or progressive JPEG
+            # What is beyond the bound of a reasonable size is for decoders that refuse it.
+            return (position + 5, height, width) if 0 < height * width <= Image.MAX_IMAGE_PIXELS else None
+        position = position + 2 + length if start == 0xFF else len(encoded)
+    return None
+
+
+def _decode_whole(encoded: bytes, channels: int) -> np.ndarray:
     flags = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
     try:
         image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -55,13 +122,40 @@ def decode(encoded: bytes, channels: int) -> np.ndarray:
     return image.reshape(*image.shape[:2], channels)
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 (H, W, C) by area when both sides shrink, bilinearly otherwise."""
-    if image.shape[:2] == (height, width):
+def _convert(image: np.ndarray, channels: int) -> np.ndarray:
+    if image.shape[-1] == channels:
         return image
-    shrinks = height <= image.shape[0] and width <= image.shape[1]
-    resized = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA if shrinks else cv2.INTER_LINEAR)
-    return resized.reshape(height, width, -1)
+    converted = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if channels == 3 else cv2.COLOR_RGB2GRAY)
+    return converted.reshape(*image.shape[:2], channels)
+
+
+def _cut(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    return image[top : top + height, left : left + width]
+
+
+def _whole(height: int, width: int) -> Box:
+    return 0, 0, height, width
+
+
+def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """Resizes uint8 (H, W, C): bilinearly where no side shrinks, else without aliasing.
+
+    Sides that shrink to a third at most are resized bilinearly to twice their new lengths, and 2 x 2 pixels of that
+    averaged: within half a grey level of the average by area, in a third to a half of the time. Others are averaged by
+    area.
+    """
+    tall, wide = image.shape[:2]
+    if (tall, wide) == (height, width):
+        return image
+    channels = image.shape[2]
+    if tall > 3 * height or wide > 3 * width:
+        image = cv2.resize(image, (min(wide, width), min(tall, height)), interpolation=cv2.INTER_AREA)
+    elif tall > height or wide > width:
+        image = cv2.resize(image, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+    if image.shape[:2] != (height, width):
+        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+    return image.reshape(height, width, channels)
 
 
 def random_resized_box(
@@ -87,7 +181,7 @@ def random_resized_box(
             return _place(height, width, box_height, box_width, uniforms[2 * TRIES :])
     box_height = min(height, round(width / aspect[0]))
     box_width = min(width, round(height * aspect[1]))
-    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
+    return _centre(height, width, box_height, box_width)
 
 
 def scale_jitter_box(
@@ -132,8 +226,8 @@ def pad_and_crop(image: np.ndarray, padding: int, uniforms: np.ndarray) -> np.nd
     """
     height, width = image.shape[:2]
     top, left, *_ = _place(height + 2 * padding, width + 2 * padding, height, width, uniforms[2 * TRIES :])
-    padded = np.pad(image, ((padding, padding), (padding, padding), (0, 0)))
-    return padded[top : top + height, left : left + width]
+    padded = cv2.copyMakeBorder(image, padding, padding, padding, padding, cv2.BORDER_CONSTANT)
+    return padded.reshape(*padded.shape[:2], -1)[top : top + height, left : left + width]
 
 
 def resize_and_centre_crop(image: np.ndarray, image_size: int, eval_resize: int | None) -> np.ndarray:
@@ -149,27 +243,20 @@ def resize_and_centre_crop(image: np.ndarray, image_size: int, eval_resize: int 
     """
     if not eval_resize:
         return resize(image, image_size, image_size)
+    image = _cut(image, *_within_reach(*image.shape[:2]))
     height, width = image.shape[:2]
-    # A strip of 8 x 5000 pixels would grow to 256 x 160000: what the crop cannot reach goes first.
-    height, width = min(height, 3 * width), min(width, 3 * height)
-    image = _centre(image, height, width)
     scale = eval_resize / min(height, width)
-    return _centre(resize(image, round(height * scale), round(width * scale)), image_size, image_size)
+    resized = resize(image, round(height * scale), round(width * scale))
+    return _cut(resized, *_centre(*resized.shape[:2], image_size, image_size))
 
 
-def _centre(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    top, left = (image.shape[0] - height) // 2, (image.shape[1] - width) // 2
-    return image[top : top + height, left : left + width]
+def _within_reach(height: int, width: int) -> Box:
+    """What a centre crop can reach: a strip of 8 x 5000 pixels would grow to 256 x 160000."""
+    return _centre(height, width, min(height, 3 * width), min(width, 3 * height))
 
 
-def _to_array(image: bytes | np.ndarray, channels: int) -> np.ndarray:
-    if isinstance(image, bytes):
-        return decode(image, channels)
-    if image.shape[-1] == channels:
-        return image
-    return cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if channels == 3 else cv2.COLOR_RGB2GRAY).reshape(
-        *image.shape[:2], channels
-    )
+def _centre(height: int, width: int, box_height: int, box_width: int) -> Box:
+    return (height - box_height) // 2, (width - box_width) // 2, box_height, box_width
 
 
 def evaluation_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray], np.ndarray]:
@@ -180,7 +267,23 @@ def evaluation_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray], n
     """
     size, channels, eval_resize = config.image_size, config.channels, config.eval_resize
     _check_eval_resize(size, eval_resize)
-    return lambda image: resize_and_centre_crop(_to_array(image, channels), size, eval_resize)
+    choose_box, shrunk = (_within_reach, eval_resize) if eval_resize else (_whole, size)
+    return lambda image: resize_and_centre_crop(decode_box(image, channels, choose_box, shrunk), size, eval_resize)
+
+
+def training_box(config: ConfigDict) -> Callable[[int, int, np.ndarray], Box]:
+    """Makes the function from height, width and (UNIFORMS,) random numbers to the part of an image that is used."""
+    train_crop, eval_resize, size = config.train_crop, config.eval_resize, config.image_size
+    area, aspect, train_resize = config.crop_area, config.crop_aspect, config.train_resize
+
+    def choose_box(height: int, width: int, uniforms: np.ndarray) -> Box:
+        if train_crop == "random_resized":
+            return random_resized_box(height, width, area, aspect, uniforms)
+        if train_crop == "scale_jitter":
+            return scale_jitter_box(height, width, size, train_resize, uniforms)
+        return _within_reach(height, width) if train_crop == "none" and eval_resize else _whole(height, width)
+
+    return choose_box
 
 
 def training_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray, np.ndarray], np.ndarray]:
@@ -190,28 +293,27 @@ def training_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray, np.n
       ValueError: train_crop is unknown, or train_resize or eval_resize is smaller than image_size.
     """
     size, channels, train_crop, eval_resize = config.image_size, config.channels, config.train_crop, config.eval_resize
-    area, aspect, train_resize = config.crop_area, config.crop_aspect, config.train_resize
     padding, flip = config.crop_padding, config.random_flip
     if train_crop not in TRAIN_CROPS:
         raise ValueError(f"train_crop={train_crop!r} is unknown: use {', '.join(TRAIN_CROPS)}")
-    if train_crop == "scale_jitter" and train_resize[0] < size:
-        raise ValueError(f"train_resize={tuple(train_resize)} starts below image_size={size}: raise it")
+    if train_crop == "scale_jitter" and config.train_resize[0] < size:
+        raise ValueError(f"train_resize={tuple(config.train_resize)} starts below image_size={size}: raise it")
     if train_crop == "none":
         _check_eval_resize(size, eval_resize)
+    choose_box = training_box(config)
+    shrunk = train_crop == "none" and eval_resize or size
 
     def transform(image: bytes | np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        image = _to_array(image, channels)
+        image = decode_box(image, channels, lambda height, width: choose_box(height, width, uniforms), shrunk)
         if train_crop == "none":
             image = resize_and_centre_crop(image, size, eval_resize)
-        elif train_crop == "pad":
-            image = pad_and_crop(resize(image, size, size), padding, uniforms)
         else:
-            if train_crop == "random_resized":
-                top, left, height, width = random_resized_box(*image.shape[:2], area, aspect, uniforms)
-            else:
-                top, left, height, width = scale_jitter_box(*image.shape[:2], size, train_resize, uniforms)
-            image = resize(image[top : top + height, left : left + width], size, size)
-        return image[:, ::-1] if flip and uniforms[2 * TRIES + 2] < 0.5 else image
+            image = resize(image, size, size)
+            if train_crop == "pad":
+                image = pad_and_crop(image, padding, uniforms)
+        if flip and uniforms[2 * TRIES + 2] < 0.5:
+            image = cv2.flip(image, 1).reshape(image.shape)
+        return image
 
     return transform
 

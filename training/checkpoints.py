@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
 from training.state import State
@@ -130,10 +131,12 @@ class Checkpoints:
         return restored["state"]
 
     def _set_aside(self, part: str) -> None:
-        destination = self.directory.parent / "damaged" / part
-        shutil.rmtree(destination, ignore_errors=True)
-        destination.parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(self.directory / part, destination)
+        if jax.process_index() == 0:
+            destination = self.directory.parent / "damaged" / part
+            shutil.rmtree(destination, ignore_errors=True)
+            destination.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(self.directory / part, destination)
+        multihost_utils.sync_global_devices(f"set aside {part}")
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:

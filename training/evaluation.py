@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 
+from input_pipeline import DamagedImageError
 from training.interruption import Interruption
 from training.loss import means
 from training.step import Batch, Sums
@@ -17,7 +18,9 @@ def evaluate(
     batches: Iterable[Batch],
     interruption: Interruption | None = None,
 ) -> dict[str, float] | None:
-    """Returns loss (nats), accuracy_top1 and accuracy_top5 (shares) over all batches, or None after an interruption.
+    """Returns loss (nats), accuracy_top1, accuracy_top5 (shares) and examples, or None after an interruption.
+
+    examples are the images that counted: all but those that the loader left out.
 
     Args:
       eval_step: from training.step.
@@ -25,6 +28,9 @@ def evaluate(
       batch_stats: its running statistics.
       batches: padded batches on the devices, with `mask`.
       interruption: once it is true, there is no result.
+
+    Raises:
+      DamagedImageError: if the loader left every image out.
     """
     sums = []
     for batch in batches:
@@ -34,4 +40,6 @@ def evaluate(
         jax.block_until_ready(sums[-3:-2])  # else batches would pile up on the devices
     # Added on the host in float64: the totals are exact for any number of images.
     totals = jax.tree.map(lambda *parts: float(np.sum(parts, dtype=np.float64)), *jax.device_get(sums))
-    return means(totals)
+    if not totals["examples"]:
+        raise DamagedImageError("not one image of the evaluation could be decoded; choose another split or dataset")
+    return means(totals) | {"examples": int(totals["examples"])}

@@ -3,18 +3,25 @@
 import signal
 from types import FrameType
 
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
 from rich.console import Console
 
 
 class Interruption:
     """A context in which the first SIGINT or SIGTERM is only noted; a second one acts as without us.
 
+    It is true once the run is to stop: as soon as a signal has come, or, where several processes work together, once
+    they have agreed that one came to any of them.
+
     Attributes:
-      signal: the number of the signal that came, or None.
+      signal: the number of the signal that the run stops for, or None.
     """
 
     def __init__(self):
         self.signal: int | None = None
+        self._noted = 0
 
     def __enter__(self) -> "Interruption":
         self._previous = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -32,7 +39,14 @@ class Interruption:
         """What a shell expects of a program: 130 after SIGINT, 143 after SIGTERM, 0 without a signal."""
         return 128 + self.signal if self.signal else 0
 
+    def agree(self) -> None:
+        """Tells every process of a signal that came to any; all of them call it after the same step."""
+        if jax.distributed.is_initialized():
+            self.signal = int(multihost_utils.process_allgather(np.int32(self._noted)).max()) or None
+
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.signal = number
+        self._noted = number
+        if not jax.distributed.is_initialized():
+            self.signal = number
         signal.signal(number, self._previous[number])
         Console(stderr=True).print(f"{signal.Signals(number).name}: saving and stopping")

@@ -10,6 +10,7 @@ import sys
 import time
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 from rich.console import Console
@@ -24,7 +25,7 @@ class RunLog:
     """Turns sums into rows of metrics and shows them: on the terminal, in metrics.jsonl and to TensorBoard.
 
     On a terminal one live line holds epoch, step, loss, accuracy, images/s and the time left; elsewhere each row is a
-    plain line. Used as a context, it leaves curves.png behind.
+    plain line. Used as a context, it leaves curves.png behind. Of several processes only the first writes and prints.
     """
 
     def __init__(self, workdir: pathlib.Path, config: ConfigDict, num_images: int, start_step: int):
@@ -43,8 +44,11 @@ class RunLog:
         self._batch_size, self._num_images = config.batch_size, num_images
         self.rows = [row for row in read_rows(workdir) if row["step"] <= start_step]
         write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
-        self._file = open(workdir / "metrics.jsonl", "a", buffering=1)
-        self._tensorboard = SummaryWriter(str(workdir / "tensorboard"), purge_step=start_step + 1)
+        self._first = jax.process_index() == 0
+        self._file = open(workdir / "metrics.jsonl" if self._first else os.devnull, "a", buffering=1)
+        self._tensorboard = SummaryWriter(
+            str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=self._first
+        )
         self._seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
         self._start, self._start_step = time.perf_counter(), start_step
         self._console = Console(highlight=False, soft_wrap=True)
@@ -68,7 +72,8 @@ class RunLog:
         self._progress.stop()
         self._file.close()
         self._tensorboard.close()
-        plot_curves(self.workdir, self.rows)
+        if self._first:
+            plot_curves(self.workdir, self.rows)
 
     @property
     def seconds(self) -> float:
@@ -216,8 +221,18 @@ def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
     temporary.rename(workdir / "curves.png")
 
 
-def write_summary(workdir: pathlib.Path, config: ConfigDict, log: RunLog, parameters: int) -> dict[str, Any]:
-    """Writes summary.json, which marks a run as finished, and returns its content."""
+def write_summary(
+    workdir: pathlib.Path, config: ConfigDict, log: RunLog, parameters: int, bad_images: int = 0
+) -> dict[str, Any]:
+    """Writes summary.json, which marks a run as finished, and returns its content.
+
+    Args:
+      workdir: the run's folder.
+      config: resolved options.
+      log: with at least one evaluation.
+      parameters: numbers that the network's parameters hold.
+      bad_images: training images that others took the place of since the run was last started.
+    """
     evaluations = [row for row in log.rows if is_evaluation(row)]
     speeds = [row["images_per_second"] for row in log.rows if "images_per_second" in row]
     best = max(evaluations, key=lambda row: (row["accuracy_top1"], row["step"]))
@@ -233,6 +248,8 @@ def write_summary(workdir: pathlib.Path, config: ConfigDict, log: RunLog, parame
         "accuracy_top1": last["accuracy_top1"],
         "accuracy_top5": last["accuracy_top5"],
         "best": {"step": best["step"], "accuracy_top1": best["accuracy_top1"]},
+        "examples": last["examples"],
+        "bad_images": bad_images,
         "images_per_second_median": float(np.median(speeds)) if speeds else None,
         "seconds": log.seconds,
         "peak_host_memory_bytes": peak_host_memory(),
@@ -250,7 +267,12 @@ def peak_host_memory() -> int:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that a reader, or a kill, meets the old one or the new one whole."""
+    """Writes a text file so that a reader, or a kill, meets the old one or the new one whole.
+
+    Of several processes only the first writes.
+    """
+    if jax.process_index() > 0:
+        return
     temporary = path.with_name(f".{path.name}")
     temporary.write_text(text)
     temporary.rename(path)

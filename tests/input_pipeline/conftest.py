@@ -30,6 +30,7 @@ def make_config():
             eval_resize=10,
             decode_threads=2,
             prefetch_batches=2,
+            on_bad_image="raise",
         )
         return ConfigDict(config | options)
 
