@@ -151,6 +151,8 @@ def count_bytes(jaxpr: Jaxpr) -> int:
                 outputs = [stored(variable) for variable in equation.outvars]
             elif inner:
                 outputs = run(inner, operands, repeats)
+            elif equation.primitive.name == "optimization_barrier":
+                outputs = operands
             else:
                 read = {number: size for operand in operands for number, size in operand.items()}
                 outputs = [stored(variable) for variable in equation.outvars]

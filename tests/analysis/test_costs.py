@@ -1,6 +1,7 @@
 """The counts, against plain loops and the worked examples of lecture notes on convolutional networks."""
 
 import itertools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -165,6 +166,8 @@ PRODUCT = 4 * (4 * 8 + 8 * 16 + 4 * 16)  # both factors read, the result written
         (lambda x, w: x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16), (X, W), PRODUCT // 2),
         # Read once, though used twice; the result of the program is written.
         (lambda x: x * x + x, (X,), 2 * 4 * 32),
+        # A barrier moves nothing.
+        (lambda x, w: operator.matmul(*jax.lax.optimization_barrier((x, w))), (X, W), PRODUCT),
         # The optimizer reads the gradient's factors' product again, and the parameter; it writes the parameter.
         (lambda x, w: w - 0.1 * (x.T @ (x @ w)), (X, W), PRODUCT + 4 * (32 + 64 + 128) + 3 * 4 * 128),
         (lambda x, w: jax.lax.scan(lambda c, _: (c + (x @ w).sum(), None), 0.0, length=3)[0], (X, W), None),
