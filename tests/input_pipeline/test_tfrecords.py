@@ -46,6 +46,7 @@ def flip(path, position):
     path.write_bytes(data)
 
 
+@pytest.mark.smoke
 def test_records_of_several_files_in_any_order(tmp_path):
     first, second = tmp_path / "a", tmp_path / "b"
     write_tfrecord(first, RECORDS)
