@@ -20,7 +20,7 @@ from analysis.receptive_field import Axes, propagate
 
 # Equations that read their operands from memory and write their results there; all others, which work element by
 # element or only move, compilers fuse into these.
-_UNFUSED = r"conv_general_dilated|dot_general|reduce_(?!precision)|select_and_scatter|sort|gather|scatter|cum|arg|top_k"
+_UNFUSED = r"conv_general_dilated|dot_general|reduce_(?!precision)|select_and_scatter|sort|scatter|cum|arg|top_k"
 
 
 @dataclass(frozen=True)

@@ -36,7 +36,8 @@ class DamagedImageError(ValueError):
 class Dataset:
     """The records of one split, readable in any order and from any thread.
 
-    `len(dataset)` counts them; `dataset[i]` is (encoded bytes or uint8 (H, W, C), label).
+    `len(dataset)` counts them; `dataset[i]` is (encoded bytes or uint8 (H, W, C), label), or a ValueError where the
+    record is damaged, an OSError where its file cannot be read.
 
     Attributes:
       name: as the config has it.
@@ -242,23 +243,24 @@ def _tfds(config: ConfigDict, split: str) -> Dataset:
     decoders = {"image": tfds.decode.SkipDecoding()}
 
     def example(record: int) -> dict:
-        try:
-            return features.deserialize_example_np(records[record], decoders=decoders)
-        except ValueError as error:
-            raise DamagedImageError(
-                f"damaged record in dataset {name!r}, split {split!r}, {records.describe(record)}: {error}; "
-                f"remove {builder.data_path} and prepare it again"
-            ) from error
+        return features.deserialize_example_np(records[record], decoders=decoders)
 
     def read(record: int) -> tuple[bytes, int]:
         found = example(record)
         return found["image"], int(found["label"])
 
     def describe(record: int) -> str:
-        file = example(record).get("file_name", b"")
-        return f"{records.describe(record)}" + (f", file {file.decode()}" if file else "")
+        try:
+            file = example(record).get("file_name", b"")
+        except (ValueError, OSError):  # it is described because it is damaged
+            file = b""
+        return records.describe(record) + (f", file {file.decode()}" if file else "")
 
-    if not len(records) or not 0 <= read(0)[1] < len(class_names):
+    try:
+        labelled = len(records) > 0 and 0 <= read(0)[1] < len(class_names)
+    except ValueError:
+        labelled = True  # a damaged record is named when its turn comes
+    if not labelled:
         raise ValueError(f"split {split!r} of dataset {name!r} has no labelled images: choose one of {splits}")
     return Dataset(name, split, class_names, len(records), read, describe)
 
@@ -315,7 +317,7 @@ def open_records(builder: Any, split: str) -> "Records":
 
 
 class Records(Sequence):
-    """The serialized examples of a split, with one kind of error, that says in which file a record lies."""
+    """The serialized examples of a split, and where they lie."""
 
     def __init__(self, source: Sequence[bytes], files: Sequence[Any]):
         self._source = source
@@ -330,11 +332,14 @@ class Records(Sequence):
 
         Raises:
           ValueError: it is damaged.
+          OSError: the file cannot be read.
         """
         try:
             return self._source[record]
-        except (RuntimeError, TypeError, OSError) as error:  # ArrayRecord's readers know only the first two
-            raise ValueError(str(error)) from error
+        except RuntimeError as error:  # ArrayRecord's readers know no other, but for a TypeError at a file's early end
+            raise (OSError if "() failed" in str(error) else ValueError)(str(error)) from error
+        except TypeError as error:
+            raise ValueError("its file is truncated") from error
 
     def describe(self, record: int) -> str:
         """Returns the record's number in the split, the file that holds it, and its place there."""
