@@ -47,6 +47,7 @@ _DEVICES = flags.DEFINE_list("devices", [8, 64, 1024], "How many; at most 1,024.
 _TARGET = flags.DEFINE_string("target", "cpu", "cpu, tpu, or a file with XLA's description of a GPU.")
 _DTYPE = flags.DEFINE_string("dtype", "float32", "Of the computation: float32 or bfloat16.")
 _IMAGES = flags.DEFINE_integer("images_per_device", 256, "Images a step and device; a multiple of 32.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels a side; default: the network's. Changes no collective.")
 _STEP_MS = flags.DEFINE_list("step_ms", [25, 100], "A device's own time for a step, milliseconds, to compare with.")
 _JSON = flags.DEFINE_string("json", None, "A file for the figures.")
 
@@ -68,7 +69,7 @@ def read_collectives(model: str, bn_virtual_batch_size: int, devices: int) -> di
     """Returns a row: the collectives of a network's training step."""
     config = base.get_config()
     config.update({"model": model, "num_classes": 1000, "batch_size": _IMAGES.value * devices, "dtype": _DTYPE.value})
-    config.bn_virtual_batch_size = bn_virtual_batch_size
+    config.update({"bn_virtual_batch_size": bn_virtual_batch_size, "image_size": _IMAGE_SIZE.value})
     start = time.perf_counter()
     step = trace_train_step(configuration.resolve_network(config), target_mesh(devices)).lower()
     # Without a GPU its kernels cannot be timed against each other; that changes no collective.
