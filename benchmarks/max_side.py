@@ -19,7 +19,7 @@ sys.path.insert(0, str(ROOT))
 
 import cv2  # noqa: E402
 import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import app, flags, logging  # noqa: E402
 from ml_collections import ConfigDict  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
@@ -77,6 +77,7 @@ def describe(config: ConfigDict) -> dict[str, float]:
 
 def main(_: list[str]) -> None:
     """Runs the benchmark."""
+    logging.set_verbosity(logging.ERROR)  # TFDS tells what it opens
     with tempfile.TemporaryDirectory() as data_dir:
         for side in map(int, _SIDES.value):
             prepare(_FOLDER.value, data_dir=data_dir, max_side=side)
@@ -87,11 +88,10 @@ def main(_: list[str]) -> None:
             for key, config in configs.items():
                 runs[key].append(turn(config))
         rows = [
-            {"max_side": side, "image_size": image_size, "images_per_core_second": round(statistics.median(runs[key]))}
+            {"max_side": key[0], "image_size": key[1], "images_per_core_second": round(statistics.median(runs[key]))}
             | {"runs": [round(value) for value in runs[key]]}
             | describe(configs[key])
             for key in keys
-            for side, image_size in [key]
         ]
     table = Table(*(column for column in rows[0] if column != "runs"))
     for row in rows:
