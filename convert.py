@@ -83,9 +83,10 @@ def give_back(workdir: pathlib.Path) -> None:
 
 
 def class_names(config: ConfigDict) -> tuple[str, ...]:
-    """Returns the dataset's names of the classes where it is at hand and has as many, else their numbers."""
+    """Returns the dataset's names of the classes where they are at hand and as many, else their numbers."""
+    names = input_pipeline.known_class_names(config.dataset)
     try:
-        names = input_pipeline.load_dataset(config, "eval").class_names
+        names = names or input_pipeline.load_dataset(config, "eval").class_names
     except (ValueError, OSError):
         names = ()
     return names if len(names) == config.num_classes else tuple(map(str, range(config.num_classes)))

@@ -6,6 +6,7 @@ else (normalisation, pooling, activations) counts none.
 
 import collections
 import dataclasses
+import itertools
 import math
 import re
 from collections.abc import Generator
@@ -16,6 +17,10 @@ from flax import nnx
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
 from analysis.receptive_field import Axes, propagate
+
+# Equations that read their operands from memory and write their results there; all others, which work element by
+# element or only move, compilers fuse into these.
+_UNFUSED = r"conv_general_dilated|dot_general|reduce_(?!precision)|select_and_scatter|sort|scatter|cum|arg|top_k"
 
 
 @dataclass(frozen=True)
@@ -112,6 +117,66 @@ def count_macs(equation: JaxprEqn) -> int:
     return min(seen_from_output, seen_from_input)
 
 
+def count_flops(jaxpr: Jaxpr) -> int:
+    """Returns the floating-point operations of a traced program, two for each multiply-accumulate."""
+    return 2 * sum(traced.repeats * count_macs(traced.equation) for traced in walk(jaxpr, []))
+
+
+def count_bytes(jaxpr: Jaxpr) -> int:
+    """Returns the fewest bytes that a traced program moves through memory, layer by layer.
+
+    Convolutions, dot products, poolings and sums over a map read their operands and write their results once. What
+    works element by element is fused into them: an operand that it makes costs the lesser of itself and of what it is
+    made of. A program that keeps maps in a cache, or fuses one layer into the next, moves less.
+    """
+    total, numbers = 0, itertools.count()
+    read_for = {}  # of arrays that equations make, by their numbers: the bytes read for them; 0 where they are counted
+
+    def stored(variable) -> dict[int, int]:
+        """The arrays in memory that a value is made of, by a number, and their bytes: here one of its own."""
+        return {next(numbers): _bytes(variable)}
+
+    def run(jaxpr: Jaxpr, inputs: list[dict[int, int]], repeats: int) -> list[dict[int, int]]:
+        nonlocal total
+        known = dict(zip(jaxpr.invars, inputs, strict=False))
+
+        def sources(variable) -> dict[int, int]:
+            return {} if isinstance(variable, Literal) else known.setdefault(variable, stored(variable))
+
+        for equation in jaxpr.eqns:
+            operands = [sources(variable) for variable in equation.invars]
+            inner = next(jaxprs_in_params(equation.params), None)
+            if inner and equation.primitive.name in ("scan", "while"):
+                run(inner, [stored(variable) for variable in inner.invars], repeats * equation.params.get("length", 1))
+                outputs = [stored(variable) for variable in equation.outvars]
+            elif inner:
+                outputs = run(inner, operands, repeats)
+            elif equation.primitive.name == "optimization_barrier":
+                outputs = operands
+            else:
+                read = {number: size for operand in operands for number, size in operand.items()}
+                outputs = [stored(variable) for variable in equation.outvars]
+                if re.match(_UNFUSED, equation.primitive.name):
+                    total += repeats * sum(sum(moved.values()) for moved in (read, *outputs))
+                    read_for.update((number, 0) for output in outputs for number in output)
+                else:
+                    read_for.update((number, sum(read.values())) for output in outputs for number in output)
+                    outputs = [min(read, output, key=lambda arrays: sum(arrays.values())) for output in outputs]
+            known.update(zip(equation.outvars, outputs, strict=False))
+        return [sources(variable) for variable in jaxpr.outvars]
+
+    results = run(jaxpr, [stored(variable) for variable in jaxpr.invars], 1)
+    for variable, made_of in zip(jaxpr.outvars, results, strict=True):
+        reads = [read_for.get(number, size) for number, size in made_of.items()]
+        total += _bytes(variable) + sum(reads) if any(reads) else 0
+    return total
+
+
+def _bytes(variable) -> int:
+    aval = variable.aval
+    return aval.size * aval.dtype.itemsize if hasattr(aval, "size") else 0
+
+
 def count_backward_macs(jaxpr: Jaxpr) -> collections.Counter[str]:
     """Returns the multiply-accumulates of the gradients in a traced training step, by the name of the layer."""
     counts = collections.Counter()
@@ -154,6 +219,8 @@ def list_layers(
         last = group[-1]
         operation = next((traced.equation for traced in group if _kind(traced.equation)), last.equation)
         kind = _kind_between_modules(last) if position else _kind(operation) or _words(module)
+        if kind == "conv" and getattr(module, "groups", 1) > 1:  # Conv runs its groups one by one
+            kind = "grouped conv"
         kernel, stride = _window(operation)
         output = last.equation.outvars[0].aval
         layers.append(

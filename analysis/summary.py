@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import jax
 import numpy as np
 from flax import nnx
-from jax.extend.core import Jaxpr
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import models
@@ -73,7 +73,7 @@ def summarize(config: ConfigDict, backward: bool = False) -> Summary:
     images = jax.ShapeDtypeStruct((config.batch_size, size, size, config.channels), np.uint8)
     jaxpr = jax.make_jaxpr(make_apply(config, model))(*variables, images).jaxpr
     inputs = [None] * (len(jaxpr.invars) - 1) + [image_axes(size, size)]
-    backward_macs = count_backward_macs(_trace_training(config, images)) if backward else None
+    backward_macs = count_backward_macs(trace_train_step(config, make_mesh(1)).jaxpr.jaxpr) if backward else None
     layers = list_layers(jaxpr, inputs, model, config.batch_size, backward_macs)
     maps = [layer for layer in layers if len(layer.output_shape) == 3 and layer.kind != "adaptive average pool"]
     return Summary(
@@ -98,16 +98,22 @@ def read_reference() -> dict[str, dict[str, str]]:
         return {row["name"]: row for row in csv.DictReader(file)}
 
 
-def _trace_training(config: ConfigDict, images: jax.ShapeDtypeStruct) -> Jaxpr:
-    """The very step that train.py runs, on one device."""
+def trace_train_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Traced:
+    """Returns the very step that train.py runs, traced and not yet compiled; nothing is allocated.
+
+    Args:
+      config: with the network's options resolved and num_classes given.
+      mesh: the devices, which need not exist: a compiler's description of them will do.
+    """
     config = config.copy_and_resolve_references()
     config.num_steps = config.num_steps or 1
-    model, mesh = make_model(config, training=True), make_mesh(1)
+    model, size = make_model(config, training=True), config.image_size
     optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=1))
     state = abstract_state(config, model, optimizer, mesh)
+    images = jax.ShapeDtypeStruct((config.batch_size, size, size, config.channels), np.uint8)
     batch = {"image": images, "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32)}
     step = make_train_step(config, model, optimizer, mesh)
-    return jax.make_jaxpr(step)(state, zero_sums(len(config.aux_heads)), batch).jaxpr
+    return step.trace(state, zero_sums(len(config.aux_heads)), batch)
 
 
 def _count_with_own_heads(config: ConfigDict, entry: models.Entry) -> int | None:

@@ -27,7 +27,7 @@ def get_config() -> ConfigDict:
     config.init_from = ""  # a workdir whose newest weights the run starts from, all but a head of another size
 
     # Dataset
-    config.dataset = "digits"  # digits, synthetic, image_folder:/path, or the name of a prepared TFDS dataset
+    config.dataset = "digits"  # digits, synthetic, image_folder:/path, or a dataset of TFDS: docs/data.md
     config.data_dir = config_dict.placeholder(str)  # where TFDS datasets lie; None: ~/tensorflow_datasets
     config.train_split = config_dict.placeholder(str)  # None: train
     config.eval_split = config_dict.placeholder(str)  # None: validation, or test where there is none

@@ -2,6 +2,7 @@
 
 from input_pipeline.augmentation import MixedLabels, make_augmentation, normalize
 from input_pipeline.batches import count_bad_images, eval_batches, to_device, train_batches
+from input_pipeline.class_names import known_class_names
 from input_pipeline.datasets import DamagedImageError, Dataset, load_dataset
 from input_pipeline.device_cache import DeviceCache, cached_eval_batches
 
@@ -13,6 +14,7 @@ __all__ = [
     "cached_eval_batches",
     "count_bad_images",
     "eval_batches",
+    "known_class_names",
     "load_dataset",
     "make_augmentation",
     "normalize",

@@ -1,14 +1,19 @@
 """Datasets by name: how many records, which classes, and each record's image as bytes or pixels."""
 
+import bisect
 import dataclasses
 import difflib
+import itertools
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from ml_collections import ConfigDict
+
+from input_pipeline.class_names import in_words
 
 TFDS_NAMES = (
     "beans", "caltech101", "cats_vs_dogs", "cifar10", "cifar100", "fashion_mnist", "food101", "imagenet2012",
@@ -31,7 +36,8 @@ class DamagedImageError(ValueError):
 class Dataset:
     """The records of one split, readable in any order and from any thread.
 
-    `len(dataset)` counts them; `dataset[i]` is (encoded bytes or uint8 (H, W, C), label).
+    `len(dataset)` counts them; `dataset[i]` is (encoded bytes or uint8 (H, W, C), label), or a ValueError where the
+    record is damaged, an OSError where its file cannot be read.
 
     Attributes:
       name: as the config has it.
@@ -66,8 +72,8 @@ def load_dataset(config: ConfigDict, split: str) -> Dataset:
     """Opens a split of the dataset that config.dataset names.
 
     Names: 'digits' (scikit-learn's, in place), 'synthetic' (random pixels), 'image_folder:/path' (class folders of JPEG
-    and PNG files), and every dataset that TFDS has prepared as ArrayRecord in config.data_dir ('imagenet2012',
-    'imagenette/160px-v2', ...).
+    and PNG files), and every dataset that prepare.py or TFDS has prepared, as ArrayRecord or TFRecord, in
+    config.data_dir ('imagenet2012', 'imagenette/160px-v2', ...). What can be downloaded is prepared at its first use.
 
     Args:
       config: dataset, data_dir, train_split, eval_split, validation_share, split_seed, image_size, channels,
@@ -79,7 +85,7 @@ def load_dataset(config: ConfigDict, split: str) -> Dataset:
 
     Raises:
       ValueError: the name or split is unknown, or the records are not labelled images.
-      FileNotFoundError: the dataset is known, but not there.
+      OSError: the dataset is known, but not there, and cannot be fetched; or one of its files is missing.
     """
     split = {"train": config.train_split, "eval": config.eval_split}.get(split) or split
     if config.dataset == "digits":
@@ -165,21 +171,21 @@ def _image_folder(config: ConfigDict, split: str) -> Dataset:
         folder, held_out = splits.get("train", root), True
         split = _held_out_split(config, split)
 
-    class_names = tuple(path.name for path in _subfolders(folder))
-    if not class_names:
+    class_folders = [path.name for path in _subfolders(folder)]
+    if not class_folders:
         raise ValueError(f"{str(folder)!r} has no class folders: put each class's images into a folder of its name")
     for other in splits.values():
-        different = sorted(set(class_names) ^ {path.name for path in _subfolders(other)})
+        different = sorted(set(class_folders) ^ {path.name for path in _subfolders(other)})
         if different:
             raise ValueError(
                 f"class folders of {str(folder)!r} and {str(other)!r} differ: {', '.join(different[:5])} "
                 f"({len(different)} in all) must be in both or in neither"
             )
     files, labels = [], []
-    for label, class_name in enumerate(class_names):
-        found = _image_files(folder / class_name)
+    for label, class_folder in enumerate(class_folders):
+        found = _image_files(folder / class_folder)
         if not found:
-            raise ValueError(f"no JPEG or PNG file in {str(folder / class_name)!r}: add images or remove the folder")
+            raise ValueError(f"no JPEG or PNG file in {str(folder / class_folder)!r}: add images or remove the folder")
         files += found
         labels += [label] * len(found)
     if held_out:
@@ -188,7 +194,7 @@ def _image_folder(config: ConfigDict, split: str) -> Dataset:
     return Dataset(
         name=name,
         split=split,
-        class_names=class_names,
+        class_names=in_words(class_folders),
         size=len(files),
         read=lambda record: (Path(files[record]).read_bytes(), labels[record]),
         describe=lambda record: f"record {record}, file {files[record]}",
@@ -208,56 +214,149 @@ def _image_files(folder: Path) -> list[str]:
     )
 
 
+def default_data_dir(data_dir: str | None) -> Path:
+    """Returns where TFDS's datasets lie: data_dir, or $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+
+
 def _tfds(config: ConfigDict, split: str) -> Dataset:
     import tensorflow_datasets as tfds
-    from tensorflow_datasets.core import read_only_builder
 
-    name = config.dataset
-    data_dir = Path(config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
-    try:
-        # From the files, not from the dataset's code: any version that was prepared is good.
-        builder = read_only_builder.builder_from_files(name, data_dir=str(data_dir))
-    except (tfds.core.DatasetNotFoundError, ValueError):
-        raise _not_found(name, data_dir, tfds.list_builders(with_community_datasets=False)) from None
-    features, splits = dict(builder.info.features), sorted(builder.info.splits)
-    if not isinstance(features.get("image"), tfds.features.Image) or not isinstance(
-        features.get("label"), tfds.features.ClassLabel
-    ):
+    name, data_dir = config.dataset, default_data_dir(config.data_dir)
+    builder = open_builder(name, data_dir)
+    if not builder:
+        from input_pipeline import preparation
+
+        if not preparation.fetchable(name):
+            raise not_prepared(name, data_dir)
+        print(f"dataset {name} is not in {data_dir} yet", flush=True)
+        preparation.prepare(name, data_dir=str(data_dir))
+        builder = open_builder(name, data_dir)
+    features, splits = builder.info.features, sorted(builder.info.splits)
+    kinds = {"image": tfds.features.Image, "label": tfds.features.ClassLabel}
+    if not all(key in features and isinstance(features[key], kind) for key, kind in kinds.items()):
         raise ValueError(f"dataset {name!r} has features {', '.join(features)}: 'image' and a class 'label' are needed")
     if split == "eval":
         split = "validation" if "validation" in splits else "test"
-    try:
-        source = builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-    except NotImplementedError:
-        raise ValueError(
-            f"dataset {name!r} in {str(data_dir)!r} is stored as {builder.info.file_format.value}: "
-            "prepare it with file_format='array_record'"
-        ) from None
-    except (ValueError, KeyError):
-        raise ValueError(
-            f"dataset {name!r} has no split {split!r} but {', '.join(splits)}: set train_split and eval_split "
-            "(for example 'train[:90%]' and 'train[90%:]')"
-        ) from None
-    class_names = tuple(features["label"].names)
+    records = open_records(builder, split)
+    class_names = in_words(features["label"].names)
+    decoders = {"image": tfds.decode.SkipDecoding()}
+
+    def example(record: int) -> dict:
+        return features.deserialize_example_np(records[record], decoders=decoders)
 
     def read(record: int) -> tuple[bytes, int]:
-        example = source[record]
-        return example["image"], int(example["label"])
+        found = example(record)
+        return found["image"], int(found["label"])
 
     def describe(record: int) -> str:
-        file = source[record].get("file_name", b"")
-        return f"record {record}" + (f", file {file.decode()}" if file else "")
+        try:
+            file = example(record).get("file_name", b"")
+        except (ValueError, OSError):  # it is described because it is damaged
+            file = b""
+        return records.describe(record) + (f", file {file.decode()}" if file else "")
 
-    if not len(source) or not 0 <= read(0)[1] < len(class_names):
+    try:
+        labelled = len(records) > 0 and 0 <= read(0)[1] < len(class_names)
+    except ValueError:
+        labelled = True  # a damaged record is named when its turn comes
+    if not labelled:
         raise ValueError(f"split {split!r} of dataset {name!r} has no labelled images: choose one of {splits}")
-    return Dataset(name, split, class_names, len(source), read, describe)
+    return Dataset(name, split, class_names, len(records), read, describe)
 
 
-def _not_found(name: str, data_dir: Path, tfds_names: list[str]) -> Exception:
+def open_builder(name: str, data_dir: Path) -> Any:
+    """Returns TFDS's builder of a dataset that is prepared in data_dir, in any version; None if it is not."""
+    import tensorflow_datasets as tfds
+    from tensorflow_datasets.core import read_only_builder
+
+    try:
+        # From the files, not from the dataset's code: any version that was prepared is good.
+        return read_only_builder.builder_from_files(name, data_dir=str(data_dir))
+    except (tfds.core.DatasetNotFoundError, ValueError):
+        return None
+
+
+def open_records(builder: Any, split: str) -> "Records":
+    """Opens a split of a prepared dataset, stored as ArrayRecord or TFRecord.
+
+    Args:
+      builder: as `open_builder` returns it.
+      split: its name, or a slice of it, such as 'train[:90%]'.
+
+    Returns:
+      Its serialized examples.
+
+    Raises:
+      ValueError: there is no such split, it is stored in another format, or a file of it is damaged.
+      FileNotFoundError: a file of it is missing.
+    """
+    name, stored = builder.info.full_name, {file_format.value for file_format in builder.info.available_file_formats()}
+    try:
+        files = builder.info.splits[split].file_instructions
+    except (ValueError, KeyError):
+        raise ValueError(
+            f"dataset {name!r} has no split {split!r} but {', '.join(sorted(builder.info.splits))}: set train_split "
+            "and eval_split (for example 'train[:90%]' and 'train[90%:]')"
+        ) from None
+    for file in files:
+        path = Path(file.filename)
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is missing: copy it there, or remove {path.parent} and prepare it again")
+        if not path.stat().st_size:
+            raise ValueError(f"{path} is empty: copy it again, or remove {path.parent} and prepare it again")
+    if "array_record" in stored:
+        from array_record.python.array_record_data_source import ArrayRecordDataSource
+
+        return Records(ArrayRecordDataSource(files), files)
+    if "tfrecord" in stored:
+        from input_pipeline.tfrecords import TFRecords
+
+        return Records(TFRecords(files), files)
+    raise ValueError(f"dataset {name!r} is stored as {', '.join(stored)}: prepare it as array_record or tfrecord")
+
+
+class Records(Sequence):
+    """The serialized examples of a split, and where they lie."""
+
+    def __init__(self, source: Sequence[bytes], files: Sequence[Any]):
+        self._source = source
+        self._files = files
+        self._ends = list(itertools.accumulate(file.take for file in files))
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, record: int) -> bytes:
+        """Returns a record.
+
+        Raises:
+          ValueError: it is damaged.
+          OSError: the file cannot be read.
+        """
+        try:
+            return self._source[record]
+        except RuntimeError as error:  # ArrayRecord's readers know no other, but for a TypeError at a file's early end
+            raise (OSError if "() failed" in str(error) else ValueError)(str(error)) from error
+        except TypeError as error:
+            raise ValueError("its file is truncated") from error
+
+    def describe(self, record: int) -> str:
+        """Returns the record's number in the split, the file that holds it, and its place there."""
+        number = bisect.bisect_right(self._ends, record)
+        file = self._files[number]
+        place = file.skip + file.take - (self._ends[number] - record)
+        return f"record {record} ({os.path.basename(file.filename)}, place {place})"
+
+
+def not_prepared(name: str, data_dir: Path) -> Exception:
+    """Returns the error for a dataset that is not in data_dir: how to get it, or what it may be called."""
+    import tensorflow_datasets as tfds
+
     infos = [*data_dir.glob("*/*/dataset_info.json"), *data_dir.glob("*/*/*/dataset_info.json")]
     prepared = sorted({info.parent.parent.relative_to(data_dir).as_posix() for info in infos})
     there = f"{str(data_dir)!r} (there: {', '.join(prepared) or 'none'})"
-    if name.split("/")[0].split(":")[0] not in tfds_names:
+    if name.split("/")[0].split(":")[0] not in tfds.list_builders(with_community_datasets=False):
         known = ["digits", "synthetic", "image_folder:/path", *prepared, *TFDS_NAMES]
         nearest = [other for other in known if other.startswith(name)] or difflib.get_close_matches(name, known)
         hint = f"did you mean {' or '.join(nearest[:3])}?" if nearest else f"use {', '.join(known[:3])} or one of TFDS."
@@ -265,8 +364,9 @@ def _not_found(name: str, data_dir: Path, tfds_names: list[str]) -> Exception:
     if name.startswith("imagenet2012"):
         return FileNotFoundError(
             f"dataset {name!r} is not prepared in {there}: get ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar "
-            "from image-net.org and prepare them with TFDS as array_record, or use --config.dataset=image_folder:/path"
+            "from image-net.org and run `python prepare.py imagenet2012 --archive=ILSVRC2012_img_train.tar "
+            "--archive=ILSVRC2012_img_val.tar`, or use --config.dataset=image_folder:/path"
         )
     return FileNotFoundError(
-        f"dataset {name!r} is not prepared in {there}: prepare it with TFDS as array_record, or set data_dir"
+        f"dataset {name!r} is not prepared in {there}: run `python prepare.py {name}`, or set data_dir"
     )

@@ -192,15 +192,24 @@ class Conv(Module):
         """
         if self.padding != "SAME":
             _check_window(x, self.kernel_size, tuple(size for size, _ in self.padding))
-        y = lax.conv_general_dilated(
-            x.astype(self.dtype),
-            self.kernel.get_value().astype(self.dtype),
+        x, kernel = x.astype(self.dtype), self.kernel.get_value().astype(self.dtype)
+        if 1 < self.groups < x.shape[-1]:
+            # As one convolution XLA would gather the whole batch on every device; depthwise ones stay where they are.
+            groups = zip(jnp.split(x, self.groups, -1), jnp.split(kernel, self.groups, -1), strict=True)
+            y = jnp.concatenate([self._convolve(maps, filters, 1) for maps, filters in groups], -1)
+        else:
+            y = self._convolve(x, kernel, self.groups)
+        return y if self.bias is None else y + self.bias.get_value().astype(self.dtype)
+
+    def _convolve(self, x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
+        return lax.conv_general_dilated(
+            x,
+            kernel,
             window_strides=(self.stride, self.stride),
             padding=self.padding,
             dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=self.groups,
+            feature_group_count=groups,
         )
-        return y if self.bias is None else y + self.bias.get_value().astype(self.dtype)
 
 
 class Dense(Module):

@@ -2,28 +2,34 @@
 
 import contextlib
 import functools
+import os
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 
 from configs import base
 from training.configuration import nearest_name
 
 
-def run(main: Callable[[], int | None], default_config: pathlib.Path | None = None) -> None:
+def run(
+    main: Callable[..., int | None], default_config: pathlib.Path | None = None, argument: str | None = None
+) -> None:
     """Parses the flags, calls main and exits with what it returns; bad flags are one line and exit code 2.
 
     Args:
       main: the program.
       default_config: the recipe where no --config names one.
+      argument: what the program's one argument besides the flags is called, if it takes one; main is called with it.
     """
     logging.set_verbosity(logging.ERROR)  # Orbax and JAX tell every step they take
     try:
-        app.run(lambda _: sys.exit(main()), flags_parser=functools.partial(_parse, default_config=default_config))
+        parse = functools.partial(_parse, default_config=default_config, argument=argument)
+        app.run(lambda argv: sys.exit(main(*argv[1:])), flags_parser=parse)
     except KeyboardInterrupt:
         sys.exit(130)  # a second SIGINT, or one before there was anything to save
 
@@ -62,10 +68,13 @@ def step(value: str | None) -> int | str | None:
 
 def _end(message: str, exit_code: int) -> NoReturn:
     print(f"{pathlib.Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(exit_code)  # an orderly end would wait for the other processes, which may wait for this one
     sys.exit(exit_code)
 
 
-def _parse(argv: list[str], default_config: pathlib.Path | None) -> list[str]:
+def _parse(argv: list[str], default_config: pathlib.Path | None, argument: str | None) -> list[str]:
     """Parses the flags as absl does, but says what is wrong in one line, with the nearest name."""
     if default_config and not any(re.match("--?config(=|$)", word) for word in argv):
         argv = [argv[0], f"--config={default_config}", *argv[1:]]
@@ -86,8 +95,11 @@ def _parse(argv: list[str], default_config: pathlib.Path | None) -> list[str]:
         if unknown is None:
             raise
         refuse(f"option --config.{unknown} does not exist{nearest_name(unknown, known) or '; see configs/base.py'}")
-    if len(rest) > 1:
-        refuse(f"{rest[1]!r} is no flag; every option begins with --")
+    taken = 2 if argument else 1
+    if len(rest) > taken:
+        refuse(f"{rest[taken]!r} is no flag; every option begins with --")
+    if len(rest) < taken:
+        refuse(f"{argument} is missing; see --help")
     return rest
 
 

@@ -84,6 +84,10 @@ def make_train_step(
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         compute = accumulated_gradients if config.accumulation_steps > 1 else gradients
         gradient, (batch_stats, batch_sums) = compute(state["params"], state["batch_stats"], key, images, labels)
+        if mesh.size > 1:
+            # Else XLA may fuse a layer's update with the cast of its kernel, for which the backward pass waits: on a
+            # GPU in bfloat16 ResNet-50 then needs 36 all-reduces one after the other, and so 3.
+            gradient = jax.lax.optimization_barrier(gradient)
         updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"step": state["step"] + 1, "params": params, "batch_stats": batch_stats, "opt_state": opt_state}

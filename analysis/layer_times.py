@@ -1,0 +1,133 @@
+"""Where the time of a program goes: a profile of some steps, with each operation under its layer's name.
+
+JAX's profiler calls operations as the compiled program does, copy.451 or fusion.12; the compiled program's text knows
+from which line of which layer each came. Both together give a trace that Perfetto (ui.perfetto.dev) or Chrome
+(chrome://tracing) shows with the layers' names, and the time of each kind of layer.
+"""
+
+import collections
+import gzip
+import json
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from ml_collections import ConfigDict
+
+from analysis.summary import summarize
+
+STEPS = 3
+# Kinds of work, in the order of the picture.
+KINDS = (
+    "convolution",
+    "depthwise or grouped convolution",
+    "dense",
+    "normalisation",
+    "pooling",
+    "activation, sum, loss",
+    "optimizer, input",
+    "copy",
+    "unknown",
+)
+
+
+def measure(
+    step: Callable[[], Any], compiled: jax.stages.Compiled, config: ConfigDict, folder: pathlib.Path
+) -> dict[str, float | None]:
+    """Profiles some steps and returns the share of the device's time that each kind of layer took.
+
+    The folder then holds what JAX's profiler writes, for xprof, and layers.json.gz, the same trace with the layers'
+    names. Shares are None where the profiler did not tell of single operations.
+
+    Args:
+      step: runs the compiled program once more, and returns what its end is awaited by.
+      compiled: the program.
+      config: of the network, whose layers have the kinds.
+      folder: for the profile.
+    """
+    with jax.profiler.trace(str(folder)):
+        for _ in range(STEPS):
+            jax.block_until_ready(step())
+    newest = max(folder.glob("plugins/profile/*/*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
+    trace, origins = json.loads(gzip.decompress(newest.read_bytes())), read_origins(compiled.as_text())
+    kinds = {layer.name: _kind_of_layer(layer.kind) for layer in summarize(config).layers}
+    seconds: collections.Counter[str] = collections.Counter()
+    for event in trace["traceEvents"]:
+        operation = event.get("args", {}).get("hlo_op")
+        # A loop's body has events of its own.
+        if operation is None or re.match("while|conditional", operation):
+            continue
+        origin = origins.get(operation, "")
+        scope, kind = classify(operation, origin, kinds)
+        seconds[kind] += event["dur"]
+        event["name"] = f"{scope or kind}: {operation}"
+        event["args"] |= {"layer": scope, "kind": kind, "origin": origin}
+    (folder / "layers.json.gz").write_bytes(gzip.compress(json.dumps(trace).encode()))
+    total = seconds.total()
+    return {column(kind): seconds[kind] / total if total else None for kind in KINDS}
+
+
+def column(kind: str) -> str:
+    """Returns the key of a row that holds a kind's share of the time."""
+    return "time_share_" + re.sub(r"\W+", "_", kind)
+
+
+def read_origins(text: str) -> dict[str, str]:
+    """Returns for each operation of a compiled program's text the traced operation that it came from.
+
+    A fusion that has none of its own has that which most of its parts have; of a convolution that the compiler rewrote,
+    on a CPU a kernel's gradient, "convolution" is all that is known.
+    """
+    origins, calls, computations, computation = {}, {}, collections.defaultdict(collections.Counter), ""
+    for line in text.splitlines():
+        if line and not line[0].isspace():
+            computation = line.removeprefix("ENTRY ").split(" ")[0].lstrip("%")
+        name = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = ", line)
+        if not name:
+            continue
+        # Other names are those of arguments, or of a primitive alone.
+        origin = re.search(r'op_name="(jit\([^"]*)"', line) or re.search(r" (convolution)\(", line)
+        if origin:
+            origins[name[1]] = origin[1]
+            computations[computation][origin[1]] += 1
+        elif called := re.search(r"(?:calls|to_apply)=%?([\w.-]+)", line):
+            calls[name[1]] = called[1]
+    for name, called in calls.items():
+        if computations[called]:
+            origins[name] = computations[called].most_common(1)[0][0]
+    return origins
+
+
+def classify(operation: str, origin: str, kinds: dict[str, str]) -> tuple[str, str]:
+    """Returns the layer of an operation, "" where it is of none, and what kind of work it is.
+
+    Args:
+      operation: its name in the compiled program.
+      origin: where it came from, as in jit(train_step)/transpose(jvp(stage1.0))/conv1/conv_general_dilated; or "".
+      kinds: of the layers, by name.
+    """
+    # Without the names of transformations, the function's own and the primitive: stage1.0/conv1.
+    parts = [part for part in re.sub(r"\w+\(|\)", "", origin.split(";")[0]).split("/") if part][1:-1]
+    paths = ["/".join(parts[:length]) for length in range(len(parts), 0, -1)]
+    scope = next((path for path in paths if any(f"{name}/".startswith(f"{path}/") for name in kinds)), "")
+    if re.match(r"copy|transpose", operation):
+        return scope, "copy"
+    if scope in kinds:
+        return scope, kinds[scope]
+    if re.search("reduce_window|select_and_scatter", origin):
+        return scope, "pooling"
+    if origin == "convolution":
+        return scope, origin
+    if scope or "jvp(" in origin or "relu" in origin:
+        return scope, "activation, sum, loss"
+    return scope, "optimizer, input" if origin else "unknown"
+
+
+def _kind_of_layer(kind: str) -> str:
+    """What analysis.Layer calls the kind of a layer, in the words of KINDS."""
+    words = {"conv": "convolution", "dense": "dense", "batch norm": "normalisation"}
+    words |= {"local response norm": "normalisation"}
+    words |= {f"{word} conv": "depthwise or grouped convolution" for word in ("depthwise", "grouped")}
+    return words.get(kind, "pooling" if "pool" in kind else "activation, sum, loss")

@@ -1,0 +1,61 @@
+"""What an NVIDIA GPU's driver tells, through its own program: what the GPUs draw, and the driver's version."""
+
+import contextlib
+import os
+import shutil
+import statistics
+import subprocess
+from collections.abc import Iterator
+
+import jax
+
+
+class PowerMeter:
+    """What the GPUs draw, as nvidia-smi tells every half second.
+
+    Attributes:
+      watts: of all GPUs in use together; None where there is no nvidia-smi, or it does not know.
+    """
+
+    watts: float | None = None
+
+
+@contextlib.contextmanager
+def measuring_power() -> Iterator[PowerMeter]:
+    """A context that, once it is left, knows what the GPUs drew: the median, as at first they are still idle."""
+    meter = PowerMeter()
+    if not _is_there():
+        yield meter
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(str(gpu.id) for gpu in jax.local_devices())
+    query = ["nvidia-smi", f"--id={visible}", "--query-gpu=power.draw", "--format=csv,noheader,nounits"]
+    with subprocess.Popen([*query, "--loop-ms=500"], text=True, stdout=subprocess.PIPE) as process:
+        try:
+            yield meter
+        finally:
+            process.terminate()
+            output = process.communicate()[0]
+    meter.watts = _median_draw(output, jax.local_device_count())
+
+
+def _median_draw(output: str, gpus: int) -> float | None:
+    """The median of the total draw over the readings of nvidia-smi, a line a GPU; None if a GPU does not tell."""
+    try:
+        draws = [float(line) for line in output.split("\n") if line.strip()]
+    except ValueError:
+        return None
+    totals = [sum(draws[first : first + gpus]) for first in range(0, len(draws) - gpus + 1, gpus)]
+    return statistics.median(totals) if totals else None
+
+
+def driver_version() -> str | None:
+    """Returns the version of the driver, or None where there is no such GPU."""
+    if _is_there():
+        query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
+        output = subprocess.run(query, capture_output=True, text=True).stdout.split()
+        return output[0] if output else None
+    return None
+
+
+def _is_there() -> bool:
+    return jax.default_backend() == "gpu" and shutil.which("nvidia-smi") is not None

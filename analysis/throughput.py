@@ -1,0 +1,311 @@
+"""How fast a network runs: one row of the benchmark, measured on the product's own programs.
+
+- train: the training step, on a batch that is on the devices already; uint8, so that the normalisation is included.
+- infer: the network's logits on such a batch.
+- real: the training step, fed from the dataset as in training.
+"""
+
+import contextlib
+import gc
+import itertools
+import pathlib
+import platform
+import re
+import time
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+import input_pipeline
+import models
+from analysis import layer_times, memory, nvidia_smi, timing
+from analysis.costs import count_bytes, count_flops
+from analysis.roofline import Ceilings, data_sheet_peak
+from analysis.rows import Row
+from training import configuration
+from training.loss import zero_sums
+from training.optimizer import make_optimizer, make_schedule
+from training.state import abstract_state, count_parameters, create_state, make_mesh, make_model, select
+from training.step import Batch, make_apply, make_train_step
+
+# So small that weights stay those of a new network for any number of steps: the time of none depends on NaNs.
+LEARNING_RATE = 1e-6
+
+
+class Work(NamedTuple):
+    """A program and what it runs on.
+
+    Attributes:
+      program: jitted.
+      arguments: their shapes, types and shardings.
+      begin: from the compiled program to a function that runs it once more, and returns what its end is awaited by.
+      parameters: trainable numbers.
+      steps: that a run of the program takes.
+      single: the same program for one step, whose costs are counted: the length of a loop is not known.
+    """
+
+    program: Callable
+    arguments: tuple
+    begin: Callable[[jax.stages.Compiled], Callable[[], Any]]
+    parameters: int
+    steps: int
+    single: Callable
+
+
+def resolve(config: ConfigDict, mode: str) -> ConfigDict:
+    """Returns a copy of the config with everything filled in that a mode needs.
+
+    Raises:
+      ValueError: if an option does not fit the network, the devices or the dataset.
+      FileNotFoundError: if the dataset that a mode reads is not there.
+    """
+    config = config.copy_and_resolve_references()
+    reads_dataset = mode in ("real", "input")
+    if not reads_dataset:
+        config.dataset, config.cache = "synthetic", ""
+        config.learning_rate = LEARNING_RATE
+    config = configuration.resolve_network(config)
+    classes, images = config.num_classes or models.get_entry(config.model).num_classes, config.batch_size
+    if reads_dataset:
+        dataset = input_pipeline.load_dataset(config, "train")
+        classes, images = dataset.num_classes, len(dataset)
+    return configuration.resolve_run(config, classes, images)
+
+
+def measure(
+    config: ConfigDict, mode: str, ceilings: Ceilings, limit_seconds: float, profile: pathlib.Path | None = None
+) -> Row:
+    """Measures one mode of a network.
+
+    Args:
+      config: from resolve.
+      mode: train, infer or real.
+      ceilings: what the devices can do at most, in the config's dtype.
+      limit_seconds: that the iterations may take.
+      profile: a folder for a profile of some steps after the measured ones, which also tells the time of each kind of
+        layer.
+
+    Raises:
+      MemoryError: if it would not fit; nothing was allocated.
+      jax.errors.JaxRuntimeError: with RESOURCE_EXHAUSTED, if it did not fit after all; or for what else may fail.
+    """
+    start, peak, mesh, waits = time.perf_counter(), memory.PeakMemory(), make_mesh(), []
+    dataset = input_pipeline.load_dataset(config, "train") if mode == "real" else None
+    cache = input_pipeline.DeviceCache(dataset, config, mesh) if dataset and config.cache else None
+    if dataset and not cache:
+        batches = _real_batches(dataset, config, mesh, waits)
+    else:
+        batches = _cached_batches(cache, config) if cache else _synthetic_batches(config, mesh)
+    with contextlib.closing(batches):
+        work = _inference(config, mesh, batches) if mode == "infer" else _training(config, mesh, batches, cache)
+        compile_start = time.perf_counter()
+        traced = work.program.trace(*work.arguments)
+        compiled = traced.lower().compile()
+        compile_seconds = time.perf_counter() - compile_start
+        memory.check_fit(compiled)
+        step = work.begin(compiled)
+        jax.block_until_ready(step())
+        first_step_seconds = time.perf_counter() - start
+        with nvidia_smi.measuring_power() as power:
+            seconds = timing.time_iterations(step, limit_seconds)
+        waited = float(sum(waits[-len(seconds) :]) / seconds.sum()) if mode == "real" else None
+        device_bytes, source = peak.device(compiled)
+        shares = layer_times.measure(step, compiled, config, profile) if profile else {}
+
+    row = timing.describe(seconds / work.steps, config.batch_size)
+    jaxpr = (traced if work.steps == 1 else work.single.trace(*work.arguments)).jaxpr.jaxpr
+    flops, moved = (count(jaxpr) / config.batch_size for count in (count_flops, count_bytes))
+    achieved = flops * row["images_per_second"]
+    promised = data_sheet_peak(jax.devices()[0].device_kind, config.dtype, config.tf32)
+    return (
+        row
+        | {
+            "dataset": config.dataset,
+            "cache": config.cache,
+            "input_wait_share": waited,
+            "compile_seconds": compile_seconds,
+            "first_step_seconds": first_step_seconds,
+            "peak_memory_bytes": device_bytes,
+            "peak_memory_source": source,
+            "peak_host_memory_bytes": peak.host(),
+            "parameters": work.parameters,
+            "flops_per_image": flops,
+            "bytes_per_image": moved,
+            "roofline_share": achieved / ceilings.attainable(flops, moved),
+            "mfu": achieved / (promised * mesh.size) if promised else None,
+            "ceiling_flops_per_second": ceilings.flops_per_second,
+            "ceiling_bytes_per_second": ceilings.bytes_per_second,
+            "watts": power.watts,
+            "images_per_second_per_watt": power.watts and row["images_per_second"] / power.watts,
+        }
+        | shares
+    )
+
+
+def guarded(measured: Callable[[], list[Row]]) -> list[Row]:
+    """Returns rows with the status ok, or one that says why there are none: out_of_memory, or error.
+
+    What stops one network must not stop the others, nor stay in the memory that is theirs.
+    """
+    try:
+        return [{"status": "ok", "error": None} | row for row in measured()]
+    except Exception as error:
+        name = "" if isinstance(error, (ValueError, MemoryError)) else f"{type(error).__name__}: "
+        message = f"{name}{' '.join(str(error).split())}"[:300]
+        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message
+        return [{"status": "out_of_memory" if full else "error", "error": message}]
+    finally:
+        gc.collect()
+        jax.clear_caches()
+
+
+def largest_batch_size(attempt: Callable[[int], Row], first: int, smallest: int) -> Iterator[Row]:
+    """Yields a row for each batch size on the way to the largest that fits, by halving or doubling.
+
+    Args:
+      attempt: measures a batch size; the row's status is ok, out_of_memory or error.
+      first: the batch size to begin with.
+      smallest: the batch size that is not cut any more.
+    """
+    size = first
+    yield (row := attempt(size))
+    if row["status"] == "ok":
+        while row["status"] == "ok":
+            size *= 2
+            yield (row := attempt(size))
+        return
+    while row["status"] == "out_of_memory" and size // 2 >= smallest:
+        size //= 2
+        yield (row := attempt(size))
+
+
+def describe_machine() -> Row:
+    """Returns hardware, driver, versions and git commit, flat, as each row carries them."""
+    environment = configuration.describe_environment()
+    hardware = environment["hardware"]
+    row = {
+        "platform": hardware["platform"],
+        "device": hardware["devices"][0],
+        "device_count": len(hardware["devices"]),
+        "processor": _processor(),
+        "cpu_cores": hardware["cpu_cores"],
+        "driver": nvidia_smi.driver_version(),
+        "git_commit": environment["git_commit"],
+    }
+    return row | {f"{name.replace('-', '_')}_version": value for name, value in environment["versions"].items()}
+
+
+def _processor() -> str:
+    """The host's processor by its maker's name, where the system knows it."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    name = cpuinfo.exists() and re.search(r"model name\s*: (.*)", cpuinfo.read_text())
+    return name[1] if name else platform.processor() or platform.machine()
+
+
+def _training(
+    config: ConfigDict, mesh: Mesh, batches: Iterator[Batch], cache: input_pipeline.DeviceCache | None
+) -> Work:
+    """The very step that train.py runs, or where the dataset is on the devices, its loop of steps."""
+    model = make_model(config, training=True)
+    optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=config.num_steps / config.num_epochs))
+    single = config.copy_and_resolve_references()
+    single.steps_per_dispatch = 1
+    program, single = (make_train_step(each, model, optimizer, mesh, cache) for each in (config, single))
+    target = abstract_state(config, model, optimizer, mesh)
+    (replicated, _), no_sums = _shardings(mesh), zero_sums(len(config.aux_heads))
+
+    def begin(compiled: jax.stages.Compiled) -> Callable[[], Any]:
+        state, sums = create_state(target, model, config.seed), jax.device_put(no_sums, replicated)
+
+        def step() -> Any:
+            nonlocal state, sums
+            state, sums = compiled(state, sums, next(batches))
+            return sums
+
+        return step
+
+    batch = _abstract(next(cache.batches(0, [1])), replicated) if cache else _abstract_batch(config, mesh)
+    arguments, parameters = (target, _abstract(no_sums, replicated), batch), count_parameters(target["params"])
+    return Work(program, arguments, begin, parameters, config.steps_per_dispatch if cache else 1, single)
+
+
+def _inference(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work:
+    """The network's logits, added to those before: so a batch waits for the one before, as on a busy device."""
+    model = make_model(config, training=False)
+    apply, (replicated, split) = make_apply(config, model), _shardings(mesh)
+    variables = [nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat)]
+
+    def infer(params, batch_stats, total, images):
+        return total + apply(params, batch_stats, images)
+
+    images = _abstract_batch(config, mesh)["image"]
+    variables = tuple(_abstract(part, replicated) for part in variables)
+    total = _abstract(jax.eval_shape(apply, *variables, images), split)
+    program = jax.jit(infer, in_shardings=(replicated, replicated, split, split), out_shardings=split)
+
+    def begin(compiled: jax.stages.Compiled) -> Callable[[], Any]:
+        values = models.initial_values(model, config.seed)
+        params, batch_stats = (jax.device_put(select(values, part), replicated) for part in variables)
+        logits = jax.device_put(np.zeros(total.shape, total.dtype), split)
+
+        def step() -> Any:
+            nonlocal logits
+            logits = compiled(params, batch_stats, logits, next(batches)["image"])
+            return logits
+
+        return step
+
+    return Work(program, (*variables, total, images), begin, count_parameters(variables[0]), 1, program)
+
+
+def _synthetic_batches(config: ConfigDict, mesh: Mesh) -> Iterator[Batch]:
+    """The same random batch over and over, once on the devices; made when it is asked for."""
+    random = np.random.default_rng(config.seed)
+    image, label = _abstract_batch(config, mesh).values()
+    batch = {
+        "image": random.integers(0, 256, image.shape, image.dtype),
+        "label": random.integers(0, config.num_classes, label.shape, label.dtype),
+    }
+    batch = jax.device_put(batch, image.sharding)
+    while True:
+        yield batch
+
+
+def _real_batches(
+    dataset: input_pipeline.Dataset, config: ConfigDict, mesh: Mesh, waits: list[float]
+) -> Iterator[Batch]:
+    """The dataset's, as train.py has them; notes the seconds that each was waited for."""
+    batches = input_pipeline.train_batches(dataset, config)
+    with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
+        while True:
+            before = batches.wait_seconds
+            batch = next(batches)
+            waits.append(batches.wait_seconds - before)
+            yield batch
+
+
+def _cached_batches(cache: input_pipeline.DeviceCache, config: ConfigDict) -> Iterator[Batch]:
+    """What the steps take of a dataset that is on the devices, a call after the other; nothing is waited for."""
+    yield from cache.batches(0, itertools.count(config.steps_per_dispatch, config.steps_per_dispatch))
+
+
+def _abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:
+    shape, (_, split) = (config.batch_size, config.image_size, config.image_size, config.channels), _shardings(mesh)
+    return {
+        "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=split),
+        "label": jax.ShapeDtypeStruct(shape[:1], np.int32, sharding=split),
+    }
+
+
+def _abstract(tree: Any, sharding: NamedSharding) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree)
+
+
+def _shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
+    """On every device whole, and split over them by the first axis."""
+    return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))

@@ -1,0 +1,400 @@
+"""Pictures of a benchmark: accuracy against cost, throughput over the batch, time by kind of layer, the roofline.
+
+The published accuracies are those of reference.csv, with their sources; the user's own runs stand beside them.
+"""
+
+import glob
+import json
+import math
+import pathlib
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+from ml_collections import ConfigDict
+
+import models
+from analysis import layer_times
+from analysis.rows import Row
+from analysis.summary import read_reference, summarize
+from configs import base
+from training.configuration import read_config
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
+    from matplotlib.figure import Figure
+
+DATASETS = {"imagenet2012": "ImageNet", "cifar10": "CIFAR-10"}
+FAMILIES = list(dict.fromkeys(entry.family for entry in models.REGISTRY.values()))
+
+
+class Network(NamedTuple):
+    """A trained network: whose it is, and what it costs.
+
+    Attributes:
+      label: its name; of a run that of its workdir.
+      model: its name in the registry.
+      dataset: that its accuracy is of.
+      top1: its accuracy, %.
+      gflops: billions of floating-point operations for one image, two for each multiply-accumulate.
+      parameters: trainable numbers, millions.
+      kind: published, published (10 crops) or own run.
+    """
+
+    label: str
+    model: str
+    dataset: str
+    top1: float
+    gflops: float
+    parameters: float
+    kind: str
+
+
+def draw(rows: list[Row], folder: pathlib.Path, runs: str | None = None) -> list[pathlib.Path]:
+    """Draws what the rows have figures for.
+
+    Args:
+      rows: of a benchmark.
+      folder: for the pictures.
+      runs: a pattern of the workdirs of finished runs whose accuracy is drawn, too.
+
+    Returns:
+      The pictures.
+
+    Raises:
+      FileNotFoundError: if no run fits the pattern.
+    """
+    networks = published_networks() + (own_networks(runs) if runs else [])
+    measured = [row for row in rows if row["status"] == "ok" and row.get("step_ms_median")]
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = [
+        _save(folder / "accuracy_over_gflops.png", _draw_accuracy_over_gflops, networks),
+        _save(folder / "accuracy_per_parameter.png", _draw_accuracy_per_parameter, networks),
+    ]
+    if measured:
+        pictures.append(_save(folder / "throughput_over_batch_size.png", _draw_throughput, measured, rows))
+        pictures.append(_save(folder / "roofline.png", _draw_roofline, measured))
+    if profiled := [row for row in measured if row.get(layer_times.column(layer_times.KINDS[0])) is not None]:
+        pictures.append(_save(folder / "time_by_layer_kind.png", _draw_time_by_kind, profiled))
+    return pictures
+
+
+def published_networks() -> list[Network]:
+    """Returns the networks of reference.csv that have an accuracy."""
+    networks = []
+    for name, row in read_reference().items():
+        if row["top1"]:
+            dataset = "ImageNet" if row["num_classes"] == "1000" else "CIFAR-10"
+            kind = "published, 10 crops" if "10 crops" in row["accuracy_source"] else "published"
+            gflops = 2 * float(row["gmacs"]) if row["gmacs"] else _gflops(name)
+            parameters = int(row["parameters"]) / 1e6
+            networks.append(Network(name, name, dataset, float(row["top1"]), gflops, parameters, kind))
+    return networks
+
+
+def own_networks(pattern: str) -> list[Network]:
+    """Returns the finished runs whose workdirs fit a pattern, with their last evaluation.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    networks = []
+    for path in sorted(map(pathlib.Path, glob.glob(pattern))):
+        if (path / "summary.json").exists():
+            config, summary = read_config(path), json.loads((path / "summary.json").read_text())
+            dataset = DATASETS.get(config.dataset, config.dataset.split(":")[-1].rstrip("/").split("/")[-1])
+            costs = _gflops(config.model, config), summary["parameters"] / 1e6
+            networks.append(
+                Network(path.name, config.model, dataset, 100 * summary["accuracy_top1"], *costs, "own run")
+            )
+    if not networks:
+        raise FileNotFoundError(f"--runs={pattern} names no finished run; give workdirs that hold a summary.json")
+    return networks
+
+
+def _gflops(model: str, config: ConfigDict | None = None) -> float:
+    """Counts from the traced program, at the image size of a run, or the network's own."""
+    config = config or base.get_config()
+    config.model, config.batch_size = model, 1
+    return 2 * summarize(config).macs / 1e9
+
+
+def _save(path: pathlib.Path, draw_on: Callable, *arguments) -> pathlib.Path:
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained", dpi=110)
+    draw_on(figure, *arguments)
+    temporary = path.with_name(f".{path.name}")
+    figure.savefig(temporary)
+    return temporary.rename(path)
+
+
+def _panels(
+    figure: "Figure", networks: list[Network], width: float, height: float
+) -> list[tuple["Axes", str, list[Network]]]:
+    """A panel for ImageNet, and one for each other dataset that a run is of."""
+    datasets = ["ImageNet"]
+    datasets += sorted({each.dataset for each in networks if each.kind == "own run"} - {"ImageNet"})
+    figure.set_size_inches(width * len(datasets), height)
+    panels = figure.subplots(1, len(datasets), squeeze=False)[0]
+    return [
+        (axes, dataset, [each for each in networks if each.dataset == dataset])
+        for axes, dataset in zip(panels, datasets, strict=True)
+    ]
+
+
+def _draw_accuracy_over_gflops(figure: "Figure", networks: list[Network]) -> None:
+    """Canziani, Culurciello and Paszke 2017, Fig. 2."""
+    from matplotlib.lines import Line2D
+
+    for axes, dataset, shown in _panels(figure, networks, 12, 8):
+        areas = [12 * each.parameters for each in shown]
+        for each, area in zip(shown, areas, strict=True):
+            color = _color(each.model)
+            face = "none" if each.kind == "published, 10 crops" else color
+            edge = "black" if each.kind == "own run" else color
+            axes.scatter(each.gflops, each.top1, area, facecolor=face, edgecolor=edge, alpha=0.55, linewidth=1.2)
+            axes.scatter(each.gflops, each.top1, *((60, "black", "*") if each.kind == "own run" else (5, "black", "o")))
+        axes.set_xscale("log")
+        _round_ticks(axes.xaxis)
+        axes.margins(0.1, 0.1)
+        axes.set_xlabel("GFLOPs for one image: two for each multiply-accumulate")
+        axes.set_ylabel(f"top-1 accuracy on {dataset}, %")
+        axes.grid(alpha=0.25)
+        sizes = [size for size in (1, 5, 25, 125) if size <= 2 * max(each.parameters for each in shown)]
+        circle = {"marker": "o", "linestyle": "", "markerfacecolor": "none", "markeredgecolor": "gray"}
+        handles = [Line2D([], [], markersize=math.sqrt(12 * size), label=f"{size} M", **circle) for size in sizes]
+        if any(each.kind == "published, 10 crops" for each in shown):
+            handles.append(Line2D([], [], markersize=8, label="not filled: 10 crops", **circle))
+        if any(each.kind == "own run" for each in shown):
+            handles.append(Line2D([], [], marker="*", linestyle="", color="black", label="own run"))
+        axes.legend(
+            handles=handles,
+            title="parameters" if sizes else None,
+            loc="lower right",
+            labelspacing=1.7,
+            handletextpad=2,
+            borderpad=1.5,
+        )
+        points = [(each.gflops, each.top1) for each in shown]
+        _label(axes, points, [each.label for each in shown], [math.sqrt(area) / 2 for area in areas])
+    figure.suptitle("Accuracy over cost; the area is the number of parameters")
+
+
+def _draw_accuracy_per_parameter(figure: "Figure", networks: list[Network]) -> None:
+    """Canziani, Culurciello and Paszke 2017, Fig. 10: how well a network uses its parameters."""
+    tallest = max(map(len, (panel for panel in _by_dataset(networks).values())))
+    for axes, dataset, shown in _panels(figure, networks, 8, 0.2 * tallest + 1.6):
+        shown = sorted(shown, key=lambda each: each.top1 / each.parameters)
+        values = [each.top1 / each.parameters for each in shown]
+        bars = axes.barh(range(len(shown)), values, color=[_color(each.model) for each in shown])
+        axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3, fontsize=8)
+        axes.set_yticks(range(len(shown)), [each.label for each in shown], fontsize=8)
+        axes.set_ylim(len(shown) - tallest - 0.7, len(shown) - 0.3)
+        axes.margins(x=0.1)
+        axes.set_xlabel(f"top-1 accuracy on {dataset}, % for each million parameters")
+        axes.grid(alpha=0.25, axis="x")
+        axes.set_axisbelow(True)
+        for bar, each in zip(bars, shown, strict=True):
+            if each.kind == "own run":
+                bar.set(edgecolor="black", linewidth=1.5)
+    figure.suptitle("Accuracy per parameter")
+
+
+def _by_dataset(networks: list[Network]) -> dict[str, list[Network]]:
+    return {name: [each for each in networks if each.dataset == name] for name in {each.dataset for each in networks}}
+
+
+def _draw_throughput(figure: "Figure", measured: list[Row], rows: list[Row]) -> None:
+    modes = sorted({row["mode"] for row in measured})
+    figure.set_size_inches(7 * len(modes), 6)
+    for axes, mode in zip(figure.subplots(1, len(modes), squeeze=False)[0], modes, strict=True):
+        ends = []
+        curves = _grouped(measured, mode)
+        for number, (name, rows_of) in enumerate(curves.items()):
+            points = sorted((row["batch_size"], row["images_per_second"]) for row in rows_of)
+            errors = np.transpose(
+                [
+                    (
+                        row["images_per_second"] - row["images_per_second_low"],
+                        row["images_per_second_high"] - row["images_per_second"],
+                    )
+                    for row in sorted(rows_of, key=lambda row: row["batch_size"])
+                ]
+            )
+            color = f"C{number % 10}"
+            axes.errorbar(*zip(*points, strict=True), yerr=errors, marker="o", markersize=4, capsize=3, color=color)
+            ends.append((points[-1], name, color))
+        for row in rows:
+            if row["status"] == "out_of_memory" and row["mode"] == mode and _name(row, measured) in curves:
+                best = max(each["images_per_second"] for each in curves[_name(row, measured)])
+                color = f"C{list(curves).index(_name(row, measured)) % 10}"
+                axes.plot(row["batch_size"], best, "x", color=color, markersize=8, markeredgewidth=2)
+        axes.set_xscale("log", base=2)
+        axes.set_yscale("log")
+        axes.xaxis.set_major_formatter("{x:.0f}")
+        _round_ticks(axes.yaxis)
+        axes.margins(0.2, 0.15)
+        axes.set_xlabel("images a step")
+        axes.set_ylabel("images/s")
+        axes.set_title(mode)
+        axes.grid(alpha=0.25)
+        points, names, colors = zip(*ends, strict=True)
+        _label(axes, points, names, [4] * len(ends), colors, widest_angle=1.3)
+    crosses = "; a cross: out of memory" if any(row["status"] == "out_of_memory" for row in rows) else ""
+    figure.suptitle(f"Throughput over batch size, {_machine(measured)}; bars: 95 %{crosses}")
+
+
+def _draw_roofline(figure: "Figure", measured: list[Row]) -> None:
+    """Williams, Waterman and Patterson 2009, Fig. 1, with the ceilings that this machine reached."""
+    figure.set_size_inches(11, 7)
+    axes = figure.subplots()
+    best: dict[tuple, Row] = {}
+    for row in sorted(measured, key=lambda row: row["images_per_second"]):
+        best[row["mode"], _name(row, measured)] = row
+    measured = list(best.values())
+    intensities = [row["flops_per_image"] / row["bytes_per_image"] for row in measured]
+    achieved = [row["flops_per_image"] * row["images_per_second"] for row in measured]
+    ceilings = {
+        (row["dtype"], row["ceiling_flops_per_second"], row["ceiling_bytes_per_second"]): None for row in measured
+    }
+    for number, (dtype, flops, moved) in enumerate(ceilings):
+        ends = min(min(intensities) / 2, flops / moved / 4), max(max(intensities) * 2, flops / moved * 4)
+        x = np.array([ends[0], flops / moved, ends[1]])
+        style = {"color": "black", "linestyle": ("-", "--", "-.", ":")[number % 4], "linewidth": 1.5}
+        axes.plot(x, np.minimum(flops, x * moved), **style, label=f"{dtype}: {_si(flops)}FLOP/s, {_si(moved)}B/s")
+    markers = dict(zip(("train", "infer", "real"), "os^", strict=True))
+    for row, x, y in zip(measured, intensities, achieved, strict=True):
+        axes.plot(x, y, markers[row["mode"]], color=_color(row["model"]), markersize=7, markeredgecolor="black")
+    for mode in dict.fromkeys(row["mode"] for row in measured):
+        axes.plot([], [], markers[mode], color="lightgray", markeredgecolor="black", label=mode)
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    axes.margins(0.05, 0.12)
+    axes.set_xlabel("floating-point operations for each byte that must move at least")
+    axes.set_ylabel("FLOP/s")
+    _round_ticks(axes.xaxis)
+    _round_ticks(axes.yaxis)
+    axes.yaxis.set_major_formatter(lambda value, _: _si(value))
+    axes.grid(alpha=0.25)
+    axes.legend(loc="upper left")
+    names = [name for _, name in best]
+    _label(axes, list(zip(intensities, achieved, strict=True)), names, [5] * len(measured))
+    figure.suptitle(f"Networks at their best batch size under the roofline of the same run: {_machine(measured)}")
+
+
+def _draw_time_by_kind(figure: "Figure", profiled: list[Row]) -> None:
+    figure.set_size_inches(11, 0.42 * len(profiled) + 2.2)
+    axes = figure.subplots()
+    left = np.zeros(len(profiled))
+    for number, kind in enumerate(layer_times.KINDS):
+        shares = 100 * np.array([row[layer_times.column(kind)] for row in profiled])
+        bars = axes.barh(range(len(profiled)), shares, left=left, label=kind, color=f"C{number}", height=0.75)
+        axes.bar_label(bars, [f"{share:.0f}" if share >= 4 else "" for share in shares], label_type="center", color="w")
+        left += shares
+    names = [f"{_name(row, profiled)}, {row['mode']} {row['batch_size']}" for row in profiled]
+    axes.set_yticks(range(len(profiled)), names)
+    axes.set(xlim=(0, 100), ylim=(len(profiled) - 0.4, -0.6))
+    axes.set_xlabel("share of the time of all operations, %, by a profile of three steps")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside upper center", ncols=4, frameon=False)
+
+
+def _grouped(measured: list[Row], mode: str) -> dict[str, list[Row]]:
+    """The rows of a mode by the names of their curves: what differs but for the batch size."""
+    curves: dict[str, list[Row]] = {}
+    for row in measured:
+        if row["mode"] == mode:
+            curves.setdefault(_name(row, measured), []).append(row)
+    return curves
+
+
+def _name(row: Row, rows: list[Row]) -> str:
+    """The model, and what else tells its rows apart."""
+    parts = [row["model"]]
+    parts += [f"{row['image_size']} px"] * (
+        len({each["image_size"] for each in rows if each["model"] == row["model"]}) > 1
+    )
+    parts += [row["dtype"]] * (len({each["dtype"] for each in rows}) > 1)
+    return ", ".join(parts)
+
+
+def _machine(rows: list[Row]) -> str:
+    """The hardware, as rows have it."""
+    names = {
+        f"{row['device_count']} x {row['device'] if row['platform'] != 'cpu' else row['processor']}" for row in rows
+    }
+    return ", ".join(sorted(names))
+
+
+def _color(model: str) -> str:
+    return f"C{FAMILIES.index(models.get_entry(model).family) % 10}"
+
+
+def _round_ticks(axis: "Axis") -> None:
+    """Puts the ticks of a logarithmic axis at 1, 2, 5, 10 and so on."""
+    from matplotlib.ticker import LogLocator, NullLocator
+
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_minor_locator(NullLocator())
+    axis.set_major_formatter("{x:,g}")
+
+
+def _si(value: float) -> str:
+    """A number as 1.2 T, 34 G and so on."""
+    power = min(max(int(math.log10(value) // 3), 0), 5) if value > 0 else 0
+    return f"{value / 1000**power:.3g} {' kMGTP'[power].strip()}"
+
+
+def _label(
+    axes: "Axes",
+    points: Sequence[tuple[float, float]],
+    texts: Sequence[str],
+    radii: Sequence[float],
+    colors: Sequence[str] = (),
+    widest_angle: float = math.pi,
+) -> None:
+    """Writes a name beside each point where it covers the least: of other names, of other points, of the edges.
+
+    Args:
+      axes: with its scales and limits set.
+      points: in data coordinates.
+      texts: their names.
+      radii: of what is drawn at them, typographic points.
+      colors: of the names; default: black.
+      widest_angle: how far from the point's right a name may stand, radians; default: anywhere.
+    """
+    axes.figure.draw_without_rendering()  # from here on the layout is known
+    pixels = axes.figure.dpi / 72
+    centers = axes.transData.transform(points)
+    # Within a large circle a name is legible, on its middle not. Boxes are lower left and upper right corners.
+    halves = np.clip(radii, 3, 12)[:, None] * pixels
+    taken = [*np.hstack([centers - halves, centers + halves])]
+    if axes.get_legend():
+        taken.append(axes.get_legend().get_window_extent().extents)
+    angles = np.array(sorted(np.linspace(-widest_angle, widest_angle, 17), key=abs))  # to the right, if all is equal
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
+    for number, (center, text, point) in enumerate(zip(centers, texts, points, strict=True)):
+        color = colors[number] if colors else "black"
+        note = axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", fontsize=8, color=color)
+        half, reach = np.array(note.get_window_extent().size) / 2, min(radii[number], 12) * pixels
+        best, least = None, math.inf
+        for distance in (3, 8, 14, 22, 32, 44, 60):
+            middles = center + directions * (reach + distance * pixels + half)
+            boxes = np.hstack([middles - half, middles + half])
+            outside = 4 * half.prod() - _overlap(boxes, axes.bbox.extents)
+            costs = distance + 10 * outside + sum(_overlap(boxes, other) for other in taken)
+            if costs.min() < least:
+                best, least = boxes[costs.argmin()], costs.min()
+        taken.append(best)
+        note.set_position((best[:2] - center) / pixels)
+        nearest = np.clip(center, best[:2], best[2:])
+        if np.hypot(*(nearest - center)) > reach + 10 * pixels:
+            ends = axes.transData.inverted().transform([center, nearest])
+            axes.plot(*ends.T, color="gray", linewidth=0.6, scalex=False, scaley=False)
+
+
+def _overlap(boxes: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The area that each of the boxes, (n, 4), shares with another one, (4,), square pixels."""
+    sides = np.minimum(boxes[:, 2:], other[2:]) - np.maximum(boxes[:, :2], other[:2])
+    return np.clip(sides, 0, None).prod(axis=-1)

@@ -1,0 +1,131 @@
+"""Reads from compiled training steps what the devices send each other, and what efficiency that lets expect.
+
+python benchmarks/scaling.py [--target=cpu] [--json=FILE] compiles the product's own step for 8, 64 and 1,024 devices,
+none of which need exist, lists its collectives and sets the time that links take for them beside a device's own time.
+
+--target=cpu: virtual devices of this machine, which shows what the program asks for; a CPU has no bfloat16 to send.
+--target=tpu: slices of TPU v5p, by their own compiler; needs `pip install "jax[tpu]"`, and no TPU.
+--target=h200.txtpb: GPUs as XLA's description of one says (its sources have some, under
+xla/backends/gpu/target_config/specs), by their own compiler; needs `pip install "jax[cuda13]"`, and no GPU.
+"""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+# Before JAX starts: the virtual devices, whose kernels nobody runs, and no search for a TPU that is not there.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1024 --xla_backend_optimization_level=0"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+
+import jax  # noqa: E402
+import numpy as np  # noqa: E402
+from absl import app, flags  # noqa: E402
+from flax import nnx  # noqa: E402
+from jax.experimental import topologies  # noqa: E402
+from jax.sharding import AxisType, Mesh  # noqa: E402
+from rich.console import Console  # noqa: E402
+from rich.table import Table  # noqa: E402
+
+import models  # noqa: E402
+from analysis.collectives import FABRICS, communication_seconds, efficiency, find_collectives  # noqa: E402
+from analysis.summary import trace_train_step  # noqa: E402
+from configs import base  # noqa: E402
+from training import configuration  # noqa: E402
+from training.metrics import write_atomically  # noqa: E402
+from training.state import make_mesh  # noqa: E402
+
+NETWORKS = ["alexnet", "vgg16", "googlenet", "inception_v3", "resnet50", "densenet121", "mobilenet_v1"]
+TPU_SLICES = {8: "v5p:2x2x2", 64: "v5p:4x4x4", 1024: "v5p:8x8x16"}
+
+_MODELS = flags.DEFINE_list("models", NETWORKS, "Names of models.REGISTRY.")
+_DEVICES = flags.DEFINE_list("devices", [8, 64, 1024], "How many; at most 1,024.")
+_TARGET = flags.DEFINE_string("target", "cpu", "cpu, tpu, or a file with XLA's description of a GPU.")
+_DTYPE = flags.DEFINE_string("dtype", "float32", "Of the computation: float32 or bfloat16.")
+_IMAGES = flags.DEFINE_integer("images_per_device", 256, "Images a step and device; a multiple of 32.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels a side; default: the network's. Changes no collective.")
+_STEP_MS = flags.DEFINE_list("step_ms", [25, 100], "A device's own time for a step, milliseconds, to compare with.")
+_JSON = flags.DEFINE_string("json", None, "A file for the figures.")
+
+
+def target_mesh(devices: int) -> Mesh:
+    """Returns the target's mesh of that many devices."""
+    if _TARGET.value == "cpu":
+        return make_mesh(devices)
+    if _TARGET.value == "tpu":
+        topology = topologies.get_topology_desc(TPU_SLICES[devices], platform="tpu")
+    else:
+        description = pathlib.Path(_TARGET.value).read_text()
+        shape = f"1x{devices // 8}x8"  # machines of 8 GPUs
+        topology = topologies.get_topology_desc(shape, platform="cuda", topology=shape, target_config=description)
+    return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def read_collectives(model: str, bn_virtual_batch_size: int, devices: int) -> dict:
+    """Returns a row: the collectives of a network's training step."""
+    config = base.get_config()
+    config.update({"model": model, "num_classes": 1000, "batch_size": _IMAGES.value * devices, "dtype": _DTYPE.value})
+    config.update({"bn_virtual_batch_size": bn_virtual_batch_size, "image_size": _IMAGE_SIZE.value})
+    start = time.perf_counter()
+    step = trace_train_step(configuration.resolve_network(config), target_mesh(devices)).lower()
+    # Without a GPU its kernels cannot be timed against each other; that changes no collective.
+    on_gpu = _TARGET.value not in ("cpu", "tpu")
+    compiled = step.compile({"xla_gpu_autotune_level": 0} if on_gpu else None)
+    collectives = find_collectives(compiled.as_text())
+    kinds = sorted({each.kind for each in collectives})
+    return {
+        "model": model,
+        "bn_virtual_batch_size": bn_virtual_batch_size,
+        "devices": devices,
+        "compile_seconds": time.perf_counter() - start,
+        "count": {kind: sum(each.repeats for each in collectives if each.kind == kind) for kind in kinds},
+        "bytes": {kind: sum(each.repeats * each.bytes for each in collectives if each.kind == kind) for kind in kinds},
+        "seconds": {name: communication_seconds(collectives, devices, links) for name, links in FABRICS.items()},
+    }
+
+
+def main(_) -> None:
+    """Compiles, prints tables, writes JSON."""
+    rows = []
+    for model in _MODELS.value:
+        normalised = nnx.to_flat_state(nnx.state(models.create_model(model, abstract=True), nnx.BatchStat)).leaves
+        for bn_virtual_batch_size in (32, 0) if normalised else (0,):
+            for devices in map(int, _DEVICES.value):
+                rows.append(read_collectives(model, bn_virtual_batch_size, devices))
+                jax.clear_caches()
+
+    console, names = Console(width=200), {0: "whole batch", 32: "32 images"}
+    table = Table("network", "batch statistics", "devices", "collectives", "MB", "seconds to compile")
+    for row in rows:
+        counts = ", ".join(f"{count} {kind}" for kind, count in row["count"].items())
+        megabytes = ", ".join(f"{row['bytes'][kind] / 1e6:,.2f}" for kind in row["count"])
+        label = row["model"], names[row["bn_virtual_batch_size"]], f"{row['devices']:,}"
+        table.add_row(*label, counts, megabytes, f"{row['compile_seconds']:.0f}")
+    console.print(table)
+    for milliseconds in map(float, _STEP_MS.value):
+        title = (
+            f"Efficiency, %, communication after all else and behind it, where a device alone takes {milliseconds:g} ms"
+        )
+        table = Table("network", "batch statistics", "devices", *FABRICS, title=title)
+        for row in rows:
+            bounds = [efficiency(milliseconds / 1e3, row["seconds"][name]) for name in FABRICS]
+            cells = [f"{100 * after:.1f} to {100 * behind:.1f}" for after, behind in bounds]
+            table.add_row(row["model"], names[row["bn_virtual_batch_size"]], f"{row['devices']:,}", *cells)
+        console.print(table)
+    if _JSON.value:
+        setting = {
+            "target": pathlib.Path(_TARGET.value).stem,
+            "dtype": _DTYPE.value,
+            "images_per_device": _IMAGES.value,
+        }
+        content = {"command": " ".join(["python", *sys.argv]), **configuration.describe_environment(), **setting}
+        del content["hardware"]  # the target's is what counts
+        write_atomically(pathlib.Path(_JSON.value), json.dumps(content | {"rows": rows}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,28 @@
+"""Prepares a dataset: python prepare.py NAME [--archive=FILE ...] [--data_dir=DIR] [--max_side=N].
+
+NAME: imagenet2012, imagenette/160px-v2 (320px-v2, full-size-v2), cifar10, cifar100, mnist, fashion_mnist, another
+dataset of TFDS, or a folder of images in class folders. It is written as ArrayRecord, under TFDS's name and in its
+layout, and read by --config.dataset=NAME, by tfds.data_source and others. docs/data.md says how to get each.
+"""
+
+from absl import flags
+
+from input_pipeline.preparation import prepare
+from training import command_line
+
+_ARCHIVE = flags.DEFINE_multi_string("archive", [], "A file or folder that NAME comes in; none: it is downloaded.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.")
+_MAX_SIDE = flags.DEFINE_integer(
+    "max_side", 0, "Longest side of an image, pixels: larger ones are shrunk, into NAME_max_side_N; 0: any.", 0
+)
+_QUALITY = flags.DEFINE_integer("quality", 90, "Of the JPEG files that --max_side writes.", 1, 95)
+
+
+def main(name: str) -> None:
+    """Runs the program."""
+    with command_line.refusing_bad_input():
+        prepare(name, _ARCHIVE.value, _DATA_DIR.value, _MAX_SIDE.value, _QUALITY.value)
+
+
+if __name__ == "__main__":
+    command_line.run(main, argument="NAME")
