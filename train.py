@@ -132,7 +132,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
         sums, in_flight = no_sums, collections.deque()
         for step in steps:
             state, sums = train_step(state, sums, next(batches))
-            # The host runs ahead by no more steps than batches are kept ready: what it then waits for is the input.
+            # The host runs ahead by no more calls than batches are kept ready: what it then waits for is the input.
             in_flight.append(sums)
             if len(in_flight) > config.prefetch_batches or step == start + 1:
                 jax.block_until_ready(in_flight.popleft())
@@ -171,21 +171,15 @@ def start_state(config: ConfigDict, target: State, model: nnx.Module, mesh: Mesh
 
 
 def last_steps(config: ConfigDict, start: int, save_is_due: Callable[[int], bool]) -> Iterator[int]:
-    """Yields the last step of each call to a step that takes several: all where the host has something to do end one.
+    """Yields the last step of each call where one takes several: a log, evaluation or checkpoint ends it early.
 
     The first call takes one step, after which the speed is measured.
     """
     step = start
     while step < config.num_steps:
         most = min(step + (config.steps_per_dispatch if step > start else 1), config.num_steps)
-        step = next(
-            (
-                number
-                for number in range(step + 1, most)
-                if save_is_due(number) or is_due(number, config.log_every_steps)
-            ),
-            most,
-        )
+        inner = range(step + 1, most)
+        step = next((n for n in inner if save_is_due(n) or is_due(n, config.log_every_steps)), most)
         yield step
 
 

@@ -22,7 +22,9 @@ def get_config() -> ConfigDict:
     config.random_flip = True
     config.mean = (0.4914, 0.4822, 0.4465)
     config.std = (0.2470, 0.2435, 0.2616)
+    config.cache = "device"
     config.batch_size = 128
+    config.eval_batch_size = 1024
     config.num_steps = 64_000
     config.learning_rate = 0.1
     config.weight_decay = 1e-4

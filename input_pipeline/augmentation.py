@@ -19,7 +19,6 @@ from input_pipeline.image_operations import OPERATIONS, apply_operation, blend, 
 TRIES = 10
 """How often a random box is drawn before it counts as too large for its image."""
 
-AUTO_AUGMENT = ("", "trivial", "rand")
 MAGNITUDES = 31
 """Strengths of an operation of RandAugment and TrivialAugment, 0 to 30."""
 

@@ -8,8 +8,6 @@ import optax
 from input_pipeline import MixedLabels
 
 Outputs = jax.Array | tuple[jax.Array, list[jax.Array]]
-
-
 Labels = jax.Array | MixedLabels
 
 

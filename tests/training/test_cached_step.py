@@ -117,6 +117,9 @@ class InterruptedAfter:
         self.calls -= 1
         return self.calls < 0
 
+    def agree(self):
+        """There is one process."""
+
 
 @pytest.fixture
 def digits_config(monkeypatch):
