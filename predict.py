@@ -43,7 +43,9 @@ def main() -> None:
             pathlib.Path(_WORKDIR.value), mesh, command_line.step(_STEP.value)
         )
         prepare_platform(config)
-        apply = jax.jit(make_apply(config, make_model(config, training=False)))
+        apply = jax.jit(
+            make_apply(config, make_model(config, training=False)), compiler_options=compiler_options(config)
+        )
         if _INPUTS.value:
             inputs, target = read_inputs(pathlib.Path(_INPUTS.value), config), pathlib.Path(_LOGITS.value)
             jax.eval_shape(apply, params, batch_stats, inputs[:1])  # refuses a size that is too small

@@ -28,6 +28,7 @@ from analysis.rows import Row
 from training import configuration
 from training.loss import zero_sums
 from training.optimizer import make_optimizer, make_schedule
+from training.platform import compiler_options
 from training.state import abstract_state, count_parameters, create_state, make_mesh, make_model, select
 from training.step import Batch, make_apply, make_train_step
 
@@ -210,7 +211,12 @@ def _inference(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work
     images = _abstract_batch(config, mesh)["image"]
     variables = tuple(_abstract(part, replicated) for part in variables)
     total = _abstract(jax.eval_shape(apply, *variables, images), split)
-    program = jax.jit(infer, in_shardings=(replicated, replicated, split, split), out_shardings=split)
+    program = jax.jit(
+        infer,
+        in_shardings=(replicated, replicated, split, split),
+        out_shardings=split,
+        compiler_options=compiler_options(config),
+    )
 
     def begin(compiled: jax.stages.Compiled) -> Callable[[], Any]:
         values = models.initial_values(model, config.seed)
