@@ -18,7 +18,7 @@ from rich.table import Table
 
 from input_pipeline.images import evaluation_transform
 from training import command_line, configuration
-from training.platform import prepare_platform
+from training.platform import compiler_options, prepare_platform
 from training.state import make_mesh, make_model
 from training.step import make_apply
 from training.transfer import load_weights

@@ -91,7 +91,7 @@ def measure(
     start, peak, mesh, waits = time.perf_counter(), memory.PeakMemory(), make_mesh(), []
     batches = _real_batches(config, mesh, waits) if mode == "real" else _synthetic_batches(config, mesh)
     with contextlib.closing(batches):
-        work = (_inference if mode == "infer" else _training)(config, mesh, batches)
+        work = _make_work(config, mode, mesh, batches)
         compile_start = time.perf_counter()
         traced = work.program.trace(*work.arguments)
         compiled = traced.lower().compile()
@@ -175,6 +175,10 @@ def _processor() -> str:
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     name = cpuinfo.exists() and re.search(r"model name\s*: (.*)", cpuinfo.read_text())
     return name[1] if name else platform.processor() or platform.machine()
+
+
+def _make_work(config: ConfigDict, mode: str, mesh: Mesh, batches: Iterator[Batch]) -> Work:
+    return (_inference if mode == "infer" else _training)(config, mesh, batches)
 
 
 def _training(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work:

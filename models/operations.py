@@ -1,8 +1,8 @@
-"""Convolutions, biases, batch normalisation and pooling in the form that XLA compiles well: the same numbers, to rounding.
+"""Convolution, bias, batch normalisation and max pooling in the form that XLA compiles well; the same to rounding.
 
 On an accelerator these are the plain operations of jax.lax. XLA's compiler for CPUs is slow at some of those, and there
-other forms of the same sums run many times faster (docs/benchmarks.md has the figures). `lax.platform_dependent` chooses
-when a program is compiled: a traced program holds both, and what analysis/ counts is the plain one, the last.
+other forms of the same sums run many times faster (docs/benchmarks.md). `lax.platform_dependent` chooses when a program
+is compiled: a traced program holds both, and what analysis/ counts is the plain one, the last.
 """
 
 import functools
