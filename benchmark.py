@@ -12,7 +12,6 @@ import contextlib
 import datetime
 import fnmatch
 import functools
-import gc
 import itertools
 import pathlib
 import shlex
@@ -102,6 +101,7 @@ def main() -> int:
         tasks = [] if _ROWS.value else list_tasks()
         check_outputs()
 
+    jax.config.update("jax_enable_compilation_cache", False)  # compiling is measured, too
     with rows.Display(len(tasks), to_errors="-" in (_JSON.value, _CSV.value)) as display:
         if tasks:
             columns = choose_columns(tasks)
@@ -139,6 +139,8 @@ def list_tasks() -> list[Task]:
         for word in set(words) - set(choices):
             hint = nearest_name(word, list(choices)) or f"; choose {', '.join(choices)}"
             raise ValueError(f"--{flag}={word} is unknown{hint}")
+    if not _MODE.value:
+        raise ValueError(f"--mode is empty; choose {', '.join(MODES)}")
     image_sizes = [number("image_size", word) for word in _IMAGE_SIZE.value or []]
     batch_sizes = [None if word == "auto" else number("batch_sizes", word) for word in _BATCH_SIZES.value or []]
     tasks, inputs = [], set()
@@ -151,12 +153,12 @@ def list_tasks() -> list[Task]:
     ):
         config, entry = _CONFIG.value.copy_and_resolve_references(), models.get_entry(name)
         config.update({"model": name, "dtype": dtype, "image_size": image_size or entry.image_size})
-        # Compiling is measured, too.
-        config.update({"batch_size": batch_size or config.batch_size, "compilation_cache_dir": ""})
-        images = config.image_size, config.channels or entry.channels, config.batch_size
-        if mode == "input" and images in inputs:
-            continue  # networks that see the same images have the same loader
-        inputs.add(images)
+        config.batch_size = batch_size or config.batch_size
+        if mode == "input":
+            images = config.image_size, config.channels or entry.channels, config.batch_size
+            if images in inputs:
+                continue  # networks that see the same images have the same loader
+            inputs.add(images)
         if len(names) == 1:  # of several networks, one that does not fit says so in its row
             throughput.resolve(config, mode)
         tasks.append(Task(mode, config, auto=batch_size is None and mode != "input"))
@@ -207,16 +209,8 @@ def measure(task: Task, begin: Callable[[str], None]) -> Iterator[Row]:
         begin(f"{config.model} {task.mode} {batch_size}")
         identity = {"model": config.model, "mode": task.mode, "batch_size": batch_size}
         identity |= {"image_size": config.image_size, "dtype": config.dtype, "auto": task.auto}
-        try:
-            measured, status, message = measure_once(config, task.mode), "ok", None
-        except Exception as error:  # whatever stops one network must not stop the others
-            measured, message = [{}], " ".join(str(error).split())[:300] or type(error).__name__
-            full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message
-            status = "out_of_memory" if full else "error"
-        # The error is gone, and with it the arrays of the frames that it came through.
-        gc.collect()
-        jax.clear_caches()
-        return [identity | {"status": status, "error": message} | row for row in measured]
+        measured = throughput.guarded(lambda: measure_once(config, task.mode))
+        return [identity | row for row in measured]
 
     if task.auto:
         smallest = jax.device_count()
@@ -227,11 +221,11 @@ def measure(task: Task, begin: Callable[[str], None]) -> Iterator[Row]:
 
 def measure_once(config: ConfigDict, mode: str) -> list[Row]:
     """Measures a mode of a network, a row; of the mode input one for each stage."""
+    config = throughput.resolve(config, mode)
     if mode == "input":
         from analysis.input_stages import measure_input  # Grain and OpenCV are for this alone
 
-        return measure_input(throughput.resolve(config, "real"), seconds=_SECONDS.value)
-    config = throughput.resolve(config, mode)
+        return measure_input(config, seconds=_SECONDS.value)
     prepare_platform(config)
     ceilings = measure_ceilings(config.dtype, config.tf32)
     with contextlib.ExitStack() as stack:

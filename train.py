@@ -6,6 +6,7 @@ The same command goes on where it stopped. Exit codes: 0 done; 2 bad flags, conf
 
 import collections
 import pathlib
+from collections.abc import Callable, Iterator
 
 import jax
 from absl import flags
@@ -82,29 +83,44 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
     schedule = make_schedule(config, steps_per_epoch)
     optimizer = make_optimizer(config, schedule)
     model = make_model(config, training=True)
-    train_step = make_train_step(config, model, optimizer, mesh)
     eval_step = make_eval_step(config, make_model(config, training=False), mesh)
     no_sums = jax.device_put(zero_sums(len(config.aux_heads)), NamedSharding(mesh, PartitionSpec()))
     learning_rate = jax.jit(lambda steps_done: schedule(steps_done - 1))
 
     with command_line.refusing_bad_input():
+        cache = input_pipeline.DeviceCache(train_data, config, mesh) if config.cache else None
+        cached_eval_batches = input_pipeline.cached_eval_batches(eval_data, config, mesh) if config.cache else None
         target = abstract_state(config, model, optimizer, mesh)
         state = None if has_checkpoints(workdir) else start_state(config, target, model, mesh)
         configuration.write_config(workdir, config, train_data.class_names)
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         state = state or checkpoints.restore(target)
     start = int(state["step"])
-    batches = input_pipeline.train_batches(train_data, config, start_step=start, num_steps=config.num_steps)
-    batches = input_pipeline.to_device(batches, mesh, config.prefetch_batches)
-    print(f"input: {batches.host.threads} threads, at most {batches.num_bytes / 2**20:,.1f} MiB of batches")
-
-    def evaluate_state():
-        batches = input_pipeline.eval_batches(eval_data, config)
-        with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
-            return evaluate(eval_step, state.get("ema", state["params"]), state["batch_stats"], batches, interruption)
+    train_step = make_train_step(config, model, optimizer, mesh, cache)
 
     def evaluation_is_due(step):
         return step == config.num_steps or is_due(step, config.evaluate_every_epochs * steps_per_epoch)
+
+    def save_is_due(step):
+        return evaluation_is_due(step) or is_due(step, config.checkpoint_every_steps)
+
+    def evaluate_state():
+        variables = state.get("ema", state["params"]), state["batch_stats"]
+        if cache:
+            return evaluate(eval_step, *variables, cached_eval_batches, interruption)
+        batches = input_pipeline.eval_batches(eval_data, config)
+        with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
+            return evaluate(eval_step, *variables, batches, interruption)
+
+    if cache:
+        print(f"cache: {len(train_data):,} images, {cache.num_bytes / 2**20:,.1f} MiB on each device")
+        steps = list(last_steps(config, start, save_is_due))
+        batches = cache.batches(start, steps)
+    else:
+        steps = range(start + 1, config.num_steps + 1)
+        batches = input_pipeline.train_batches(train_data, config, start_step=start, num_steps=config.num_steps)
+        batches = input_pipeline.to_device(batches, mesh, config.prefetch_batches)
+        print(f"input: {batches.host.threads} threads, at most {batches.num_bytes / 2**20:,.1f} MiB of batches")
 
     with RunLog(workdir, config, len(train_data), start) as log, batches, checkpoints:
         if start and evaluation_is_due(start) and not log.evaluated(start):  # a signal came in its midst
@@ -114,7 +130,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
             log.evaluation(start, eval_data.split, metrics)
 
         sums, in_flight = no_sums, collections.deque()
-        for step in range(start + 1, config.num_steps + 1):
+        for step in steps:
             state, sums = train_step(state, sums, next(batches))
             # The host runs ahead by no more steps than batches are kept ready: what it then waits for is the input.
             in_flight.append(sums)
@@ -122,7 +138,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
                 jax.block_until_ready(in_flight.popleft())
             log.advance(step, batches.wait_seconds)
 
-            save_due = evaluation_is_due(step) or is_due(step, config.checkpoint_every_steps)
+            save_due = save_is_due(step)
             if not (save_due or is_due(step, config.log_every_steps) or interruption):
                 continue
             interruption.agree()
@@ -152,6 +168,25 @@ def start_state(config: ConfigDict, target: State, model: nnx.Module, mesh: Mesh
         state, new = initialize_from(state, pathlib.Path(config.init_from), mesh)
         print(f"weights are those of {config.init_from}, but for {', '.join(new) or 'nothing'}")
     return state
+
+
+def last_steps(config: ConfigDict, start: int, save_is_due: Callable[[int], bool]) -> Iterator[int]:
+    """Yields the last step of each call to a step that takes several: all where the host has something to do end one.
+
+    The first call takes one step, after which the speed is measured.
+    """
+    step = start
+    while step < config.num_steps:
+        most = min(step + (config.steps_per_dispatch if step > start else 1), config.num_steps)
+        step = next(
+            (
+                number
+                for number in range(step + 1, most)
+                if save_is_due(number) or is_due(number, config.log_every_steps)
+            ),
+            most,
+        )
+        yield step
 
 
 def is_due(step: int, period: float) -> bool:

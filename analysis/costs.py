@@ -20,7 +20,7 @@ from analysis.receptive_field import Axes, propagate
 
 # Equations that read their operands from memory and write their results there; all others, which work element by
 # element or only move, compilers fuse into these.
-_UNFUSED = r"conv_general_dilated|dot_general|reduce_(?!precision)|select_and_scatter|sort|gather|scatter|cum|arg|top_k"
+_UNFUSED = r"conv_general_dilated|dot_general|reduce_(?!precision)|select_and_scatter|sort|scatter|cum|arg|top_k"
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,8 @@ def count_bytes(jaxpr: Jaxpr) -> int:
     works element by element is fused into them: an operand that it makes costs the lesser of itself and of what it is
     made of. A program that keeps maps in a cache, or fuses one layer into the next, moves less.
     """
-    total, numbers, written = 0, itertools.count(), set()
+    total, numbers = 0, itertools.count()
+    read_for = {}  # of arrays that equations make, by their numbers: the bytes read for them; 0 where they are counted
 
     def stored(variable) -> dict[int, int]:
         """The arrays in memory that a value is made of, by a number, and their bytes: here one of its own."""
@@ -159,20 +160,24 @@ def count_bytes(jaxpr: Jaxpr) -> int:
                 outputs = [stored(variable) for variable in equation.outvars]
             elif inner:
                 outputs = run(inner, operands, repeats)
+            elif equation.primitive.name == "optimization_barrier":
+                outputs = operands
             else:
                 read = {number: size for operand in operands for number, size in operand.items()}
                 outputs = [stored(variable) for variable in equation.outvars]
                 if re.match(_UNFUSED, equation.primitive.name):
                     total += repeats * sum(sum(moved.values()) for moved in (read, *outputs))
-                    written.update(number for output in outputs for number in output)
+                    read_for.update((number, 0) for output in outputs for number in output)
                 else:
-                    outputs = [min(output, read, key=lambda arrays: sum(arrays.values())) for output in outputs]
+                    read_for.update((number, sum(read.values())) for output in outputs for number in output)
+                    outputs = [min(read, output, key=lambda arrays: sum(arrays.values())) for output in outputs]
             known.update(zip(equation.outvars, outputs, strict=False))
         return [sources(variable) for variable in jaxpr.outvars]
 
     results = run(jaxpr, [stored(variable) for variable in jaxpr.invars], 1)
     for variable, made_of in zip(jaxpr.outvars, results, strict=True):
-        total += 0 if made_of.keys() <= written else _bytes(variable) + sum(made_of.values())
+        reads = [read_for.get(number, size) for number, size in made_of.items()]
+        total += _bytes(variable) + sum(reads) if any(reads) else 0
     return total
 
 

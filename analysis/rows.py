@@ -4,8 +4,10 @@ import csv
 import io
 import json
 import pathlib
-import sys
 from typing import Any, NamedTuple
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Row = dict[str, Any]
 
@@ -67,57 +69,39 @@ def as_csv(rows: list[Row]) -> str:
 
 
 class Display:
-    """Lines on the terminal, and below them a bar that tells how far the whole is; only lines where there is no rich.
-
-    Used as a context.
-    """
+    """Lines on the terminal, and below them a bar that tells how far the whole is. Used as a context."""
 
     def __init__(self, total: int, to_errors: bool):
         """Begins at 0 of a total; to_errors leaves the standard output to others."""
-        self._file = sys.stderr if to_errors else sys.stdout
-        self._progress = _make_progress(total, to_errors) if self._file.isatty() and total else None
+        self._console = Console(stderr=to_errors, highlight=False, markup=False, soft_wrap=True)
+        columns = BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
+        hidden = not (self._console.is_terminal and total)
+        self._progress = Progress(*columns, console=self._console, transient=True, disable=hidden)
+        self._task = self._progress.add_task("", total=total)
 
     def __enter__(self) -> "Display":
-        if self._progress:
-            self._progress.start()
+        self._progress.start()
         return self
 
     def __exit__(self, *_) -> None:
-        if self._progress:
-            self._progress.stop()
+        self._progress.stop()
 
     def say(self, text: str) -> None:
         """Prints lines above the bar."""
-        if self._progress:
-            self._progress.console.print(text, markup=False, highlight=False, soft_wrap=True)
-        else:
-            print(text, file=self._file, flush=True)
+        self._console.print(text)
 
     def begin(self, text: str) -> None:
         """Says what is measured now."""
-        if self._progress:
-            self._progress.update(self._progress.task_ids[0], description=text)
+        self._progress.update(self._task, description=text)
 
     def advance(self) -> None:
         """Moves the bar by one."""
-        if self._progress:
-            self._progress.advance(self._progress.task_ids[0])
-
-
-def _make_progress(total: int, to_errors: bool):
-    try:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-    except ImportError:
-        return None
-    columns = BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-    progress = Progress(*columns, console=Console(stderr=to_errors), transient=True)
-    progress.add_task("", total=total)
-    return progress
+        self._progress.advance(self._task)
 
 
 def _keys(rows: list[Row]) -> list[str]:
-    return list(dict.fromkeys(name for row in rows for name in row))
+    """All that rows have, in the order of the fullest: failed ones lack much."""
+    return list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
 
 
 def _padded(text: str, column: Column) -> str:

@@ -6,6 +6,8 @@
 """
 
 import contextlib
+import gc
+import itertools
 import pathlib
 import platform
 import re
@@ -44,12 +46,16 @@ class Work(NamedTuple):
       arguments: their shapes, types and shardings.
       begin: from the compiled program to a function that runs it once more, and returns what its end is awaited by.
       parameters: trainable numbers.
+      steps: that a run of the program takes.
+      single: the same program for one step, whose costs are counted: the length of a loop is not known.
     """
 
     program: Callable
     arguments: tuple
     begin: Callable[[jax.stages.Compiled], Callable[[], Any]]
     parameters: int
+    steps: int
+    single: Callable
 
 
 def resolve(config: ConfigDict, mode: str) -> ConfigDict:
@@ -57,15 +63,16 @@ def resolve(config: ConfigDict, mode: str) -> ConfigDict:
 
     Raises:
       ValueError: if an option does not fit the network, the devices or the dataset.
-      FileNotFoundError: if the dataset of the mode real is not there.
+      FileNotFoundError: if the dataset that a mode reads is not there.
     """
     config = config.copy_and_resolve_references()
-    if mode != "real":
-        config.dataset = "synthetic"
+    reads_dataset = mode in ("real", "input")
+    if not reads_dataset:
+        config.dataset, config.cache = "synthetic", ""
         config.learning_rate = LEARNING_RATE
     config = configuration.resolve_network(config)
     classes, images = config.num_classes or models.get_entry(config.model).num_classes, config.batch_size
-    if mode == "real":
+    if reads_dataset:
         dataset = input_pipeline.load_dataset(config, "train")
         classes, images = dataset.num_classes, len(dataset)
     return configuration.resolve_run(config, classes, images)
@@ -89,9 +96,14 @@ def measure(
       jax.errors.JaxRuntimeError: with RESOURCE_EXHAUSTED, if it did not fit after all; or for what else may fail.
     """
     start, peak, mesh, waits = time.perf_counter(), memory.PeakMemory(), make_mesh(), []
-    batches = _real_batches(config, mesh, waits) if mode == "real" else _synthetic_batches(config, mesh)
+    dataset = input_pipeline.load_dataset(config, "train") if mode == "real" else None
+    cache = input_pipeline.DeviceCache(dataset, config, mesh) if dataset and config.cache else None
+    if dataset and not cache:
+        batches = _real_batches(dataset, config, mesh, waits)
+    else:
+        batches = _cached_batches(cache, config) if cache else _synthetic_batches(config, mesh)
     with contextlib.closing(batches):
-        work = _make_work(config, mode, mesh, batches)
+        work = _inference(config, mesh, batches) if mode == "infer" else _training(config, mesh, batches, cache)
         compile_start = time.perf_counter()
         traced = work.program.trace(*work.arguments)
         compiled = traced.lower().compile()
@@ -102,18 +114,20 @@ def measure(
         first_step_seconds = time.perf_counter() - start
         with nvidia_smi.measuring_power() as power:
             seconds = timing.time_iterations(step, limit_seconds)
-        waited = float(sum(waits[-len(seconds) :]) / seconds.sum()) if waits else None
+        waited = float(sum(waits[-len(seconds) :]) / seconds.sum()) if mode == "real" else None
         device_bytes, source = peak.device(compiled)
         shares = layer_times.measure(step, compiled, config, profile) if profile else {}
 
-    row = timing.describe(seconds, config.batch_size)
-    flops, moved = (count(traced.jaxpr.jaxpr) / config.batch_size for count in (count_flops, count_bytes))
+    row = timing.describe(seconds / work.steps, config.batch_size)
+    jaxpr = (traced if work.steps == 1 else work.single.trace(*work.arguments)).jaxpr.jaxpr
+    flops, moved = (count(jaxpr) / config.batch_size for count in (count_flops, count_bytes))
     achieved = flops * row["images_per_second"]
     promised = data_sheet_peak(jax.devices()[0].device_kind, config.dtype, config.tf32)
     return (
         row
         | {
             "dataset": config.dataset,
+            "cache": config.cache,
             "input_wait_share": waited,
             "compile_seconds": compile_seconds,
             "first_step_seconds": first_step_seconds,
@@ -132,6 +146,39 @@ def measure(
         }
         | shares
     )
+
+
+def make_step(config: ConfigDict, mode: str) -> tuple[Callable[[], Any], int]:
+    """Compiles a mode's program on a synthetic batch, for measurements of other kinds.
+
+    Args:
+      config: from resolve.
+      mode: train or infer.
+
+    Returns:
+      A function that runs it once more and returns what its end is awaited by; and the number of parameters.
+    """
+    mesh = make_mesh()
+    batches = _synthetic_batches(config, mesh)
+    work = _inference(config, mesh, batches) if mode == "infer" else _training(config, mesh, batches, None)
+    return work.begin(work.program.trace(*work.arguments).lower().compile()), work.parameters
+
+
+def guarded(measured: Callable[[], list[Row]]) -> list[Row]:
+    """Returns rows with the status ok, or one that says why there are none: out_of_memory, or error.
+
+    What stops one network must not stop the others, nor stay in the memory that is theirs.
+    """
+    try:
+        return [{"status": "ok", "error": None} | row for row in measured()]
+    except Exception as error:
+        name = "" if isinstance(error, (ValueError, MemoryError)) else f"{type(error).__name__}: "
+        message = f"{name}{' '.join(str(error).split())}"[:300]
+        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message
+        return [{"status": "out_of_memory" if full else "error", "error": message}]
+    finally:
+        gc.collect()
+        jax.clear_caches()
 
 
 def largest_batch_size(attempt: Callable[[int], Row], first: int, smallest: int) -> Iterator[Row]:
@@ -177,15 +224,15 @@ def _processor() -> str:
     return name[1] if name else platform.processor() or platform.machine()
 
 
-def _make_work(config: ConfigDict, mode: str, mesh: Mesh, batches: Iterator[Batch]) -> Work:
-    return (_inference if mode == "infer" else _training)(config, mesh, batches)
-
-
-def _training(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work:
-    """The very step that train.py runs."""
+def _training(
+    config: ConfigDict, mesh: Mesh, batches: Iterator[Batch], cache: input_pipeline.DeviceCache | None
+) -> Work:
+    """The very step that train.py runs, or where the dataset is on the devices, its loop of steps."""
     model = make_model(config, training=True)
     optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=config.num_steps / config.num_epochs))
-    program = make_train_step(config, model, optimizer, mesh)
+    single = config.copy_and_resolve_references()
+    single.steps_per_dispatch = 1
+    program, single = (make_train_step(each, model, optimizer, mesh, cache) for each in (config, single))
     target = abstract_state(config, model, optimizer, mesh)
     (replicated, _), no_sums = _shardings(mesh), zero_sums(len(config.aux_heads))
 
@@ -199,8 +246,9 @@ def _training(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work:
 
         return step
 
-    arguments = target, _abstract(no_sums, replicated), _abstract_batch(config, mesh)
-    return Work(program, arguments, begin, count_parameters(target["params"]))
+    batch = _abstract(next(cache.batches(0, [1])), replicated) if cache else _abstract_batch(config, mesh)
+    arguments, parameters = (target, _abstract(no_sums, replicated), batch), count_parameters(target["params"])
+    return Work(program, arguments, begin, parameters, config.steps_per_dispatch if cache else 1, single)
 
 
 def _inference(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work:
@@ -234,7 +282,7 @@ def _inference(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work
 
         return step
 
-    return Work(program, (*variables, total, images), begin, count_parameters(variables[0]))
+    return Work(program, (*variables, total, images), begin, count_parameters(variables[0]), 1, program)
 
 
 def _synthetic_batches(config: ConfigDict, mesh: Mesh) -> Iterator[Batch]:
@@ -250,9 +298,10 @@ def _synthetic_batches(config: ConfigDict, mesh: Mesh) -> Iterator[Batch]:
         yield batch
 
 
-def _real_batches(config: ConfigDict, mesh: Mesh, waits: list[float]) -> Iterator[Batch]:
+def _real_batches(
+    dataset: input_pipeline.Dataset, config: ConfigDict, mesh: Mesh, waits: list[float]
+) -> Iterator[Batch]:
     """The dataset's, as train.py has them; notes the seconds that each was waited for."""
-    dataset = input_pipeline.load_dataset(config, "train")
     batches = input_pipeline.train_batches(dataset, config)
     with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
         while True:
@@ -260,6 +309,11 @@ def _real_batches(config: ConfigDict, mesh: Mesh, waits: list[float]) -> Iterato
             batch = next(batches)
             waits.append(batches.wait_seconds - before)
             yield batch
+
+
+def _cached_batches(cache: input_pipeline.DeviceCache, config: ConfigDict) -> Iterator[Batch]:
+    """What the steps take of a dataset that is on the devices, a call after the other; nothing is waited for."""
+    yield from cache.batches(0, itertools.count(config.steps_per_dispatch, config.steps_per_dispatch))
 
 
 def _abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:

@@ -155,7 +155,7 @@ def _draw_accuracy_over_gflops(figure: "Figure", networks: list[Network]) -> Non
             face = "none" if each.kind == "published, 10 crops" else color
             edge = "black" if each.kind == "own run" else color
             axes.scatter(each.gflops, each.top1, area, facecolor=face, edgecolor=edge, alpha=0.55, linewidth=1.2)
-            axes.scatter(each.gflops, each.top1, 5, color="black", marker="*" if each.kind == "own run" else "o")
+            axes.scatter(each.gflops, each.top1, *((60, "black", "*") if each.kind == "own run" else (5, "black", "o")))
         axes.set_xscale("log")
         _round_ticks(axes.xaxis)
         axes.margins(0.1, 0.1)
@@ -170,7 +170,12 @@ def _draw_accuracy_over_gflops(figure: "Figure", networks: list[Network]) -> Non
         if any(each.kind == "own run" for each in shown):
             handles.append(Line2D([], [], marker="*", linestyle="", color="black", label="own run"))
         axes.legend(
-            handles=handles, title="parameters", loc="lower right", labelspacing=1.7, handletextpad=2, borderpad=1.5
+            handles=handles,
+            title="parameters" if sizes else None,
+            loc="lower right",
+            labelspacing=1.7,
+            handletextpad=2,
+            borderpad=1.5,
         )
         points = [(each.gflops, each.top1) for each in shown]
         _label(axes, points, [each.label for each in shown], [math.sqrt(area) / 2 for area in areas])
@@ -186,7 +191,7 @@ def _draw_accuracy_per_parameter(figure: "Figure", networks: list[Network]) -> N
         bars = axes.barh(range(len(shown)), values, color=[_color(each.model) for each in shown])
         axes.bar_label(bars, [f"{value:.3g}" for value in values], padding=3, fontsize=8)
         axes.set_yticks(range(len(shown)), [each.label for each in shown], fontsize=8)
-        axes.set_ylim(-0.7, len(shown) - 0.3)
+        axes.set_ylim(len(shown) - tallest - 0.7, len(shown) - 0.3)
         axes.margins(x=0.1)
         axes.set_xlabel(f"top-1 accuracy on {dataset}, % for each million parameters")
         axes.grid(alpha=0.25, axis="x")
@@ -224,7 +229,8 @@ def _draw_throughput(figure: "Figure", measured: list[Row], rows: list[Row]) -> 
         for row in rows:
             if row["status"] == "out_of_memory" and row["mode"] == mode and _name(row, measured) in curves:
                 best = max(each["images_per_second"] for each in curves[_name(row, measured)])
-                axes.plot(row["batch_size"], best, "x", color="black", markersize=8)
+                color = f"C{list(curves).index(_name(row, measured)) % 10}"
+                axes.plot(row["batch_size"], best, "x", color=color, markersize=8, markeredgewidth=2)
         axes.set_xscale("log", base=2)
         axes.set_yscale("log")
         axes.xaxis.set_major_formatter("{x:.0f}")
@@ -358,43 +364,37 @@ def _label(
       colors: of the names; default: black.
       widest_angle: how far from the point's right a name may stand, radians; default: anywhere.
     """
-    from matplotlib.transforms import Bbox
-
     axes.figure.draw_without_rendering()  # from here on the layout is known
     pixels = axes.figure.dpi / 72
     centers = axes.transData.transform(points)
-    # Within a large circle a name is legible, on its middle not.
-    taken = [
-        Bbox.from_extents(*(center - half), *(center + half))
-        for center, half in zip(centers, np.clip(radii, 3, 12) * pixels, strict=True)
-    ]
+    # Within a large circle a name is legible, on its middle not. Boxes are lower left and upper right corners.
+    halves = np.clip(radii, 3, 12)[:, None] * pixels
+    taken = [*np.hstack([centers - halves, centers + halves])]
     if axes.get_legend():
-        taken.append(axes.get_legend().get_window_extent())
+        taken.append(axes.get_legend().get_window_extent().extents)
+    angles = np.array(sorted(np.linspace(-widest_angle, widest_angle, 17), key=abs))  # to the right, if all is equal
+    directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     for number, (center, text, point) in enumerate(zip(centers, texts, points, strict=True)):
         color = colors[number] if colors else "black"
         note = axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", fontsize=8, color=color)
-        half = np.array(note.get_window_extent().size) / 2
-        reach = min(radii[number], 12) * pixels
+        half, reach = np.array(note.get_window_extent().size) / 2, min(radii[number], 12) * pixels
         best, least = None, math.inf
         for distance in (3, 8, 14, 22, 32, 44, 60):
-            for angle in np.linspace(-widest_angle, widest_angle, 17):
-                direction = np.array([np.cos(angle), np.sin(angle)])
-                middle = center + direction * (reach + distance * pixels + half)
-                box = Bbox.from_extents(*(middle - half), *(middle + half))
-                outside = 4 * half.prod() - _overlap(box, axes.bbox)
-                cost = distance + 10 * outside + sum(_overlap(box, other) for other in taken)
-                if cost < least:
-                    best, least = box, cost
+            middles = center + directions * (reach + distance * pixels + half)
+            boxes = np.hstack([middles - half, middles + half])
+            outside = 4 * half.prod() - _overlap(boxes, axes.bbox.extents)
+            costs = distance + 10 * outside + sum(_overlap(boxes, other) for other in taken)
+            if costs.min() < least:
+                best, least = boxes[costs.argmin()], costs.min()
         taken.append(best)
-        note.set_position((best.min - center) / pixels)
-        nearest = np.clip(center, best.min, best.max)
+        note.set_position((best[:2] - center) / pixels)
+        nearest = np.clip(center, best[:2], best[2:])
         if np.hypot(*(nearest - center)) > reach + 10 * pixels:
             ends = axes.transData.inverted().transform([center, nearest])
             axes.plot(*ends.T, color="gray", linewidth=0.6, scalex=False, scaley=False)
 
 
-def _overlap(one, other) -> float:
-    """The area that two boxes share, square pixels."""
-    width = min(one.x1, other.x1) - max(one.x0, other.x0)
-    height = min(one.y1, other.y1) - max(one.y0, other.y0)
-    return max(width, 0) * max(height, 0)
+def _overlap(boxes: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """The area that each of the boxes, (n, 4), shares with another one, (4,), square pixels."""
+    sides = np.minimum(boxes[:, 2:], other[2:]) - np.maximum(boxes[:, :2], other[:2])
+    return np.clip(sides, 0, None).prod(axis=-1)

@@ -42,11 +42,22 @@ def get_config() -> ConfigDict:
     config.train_resize = (256, 480)  # scale_jitter: range of the shorter side before the crop, pixels
     config.crop_padding = 4  # pad: black pixels added to each side before the random crop
     config.random_flip = False  # mirror every other training image
+    config.auto_augment = ""  # trivial (TrivialAugment), rand (RandAugment) or '': none
+    config.rand_augment_layers = 2  # rand: operations an image, one after the other
+    config.rand_augment_magnitude = 9  # rand: their strength, 0 to 30
+    config.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation (factor 1 +- this), hue (0 to 0.5)
+    config.random_erasing = 0.0  # share of the training images that lose a rectangle, which becomes the mean
+    config.erasing_area = (0.02, 0.4)  # random_erasing: range of the rectangle's area, a share of the image's
+    config.erasing_aspect = (0.3, 1 / 0.3)  # random_erasing: range of its width over its height
+    config.mixup_alpha = 0.0  # pairs of images are blended, their shares drawn from Beta(alpha, alpha); 0: no mixup
+    config.cutmix_alpha = 0.0  # the same with a rectangle of the other image; with both on, half each; 0: no cutmix
     config.eval_resize = 0  # shorter side before the centre crop, pixels; 0: squeeze to image_size
     config.mean = (0.5,)  # subtracted from each channel of pixels in [0, 1]; one value serves all channels
     config.std = (0.5,)  # each channel is then divided by this
 
     # Loading
+    config.cache = ""  # device: decode the dataset once, keep it on every device, crop and flip there; '': load batches
+    config.steps_per_dispatch = 0  # cache=device: steps at most without the host between them; 0: 20; on a CPU always 1
     config.decode_threads = 0  # threads that decode images; 0: as many as the cores suggest
     config.prefetch_batches = 2  # batches kept ready on the devices, besides those that are being loaded
     config.on_bad_image = "raise"  # an image that cannot be decoded: raise, or skip: the next good one takes its place
@@ -56,7 +67,7 @@ def get_config() -> ConfigDict:
     config.eval_batch_size = 0  # images an evaluation step, on all devices together; 0: batch_size
     config.num_epochs = 30.0  # passes over the training images; may be a fraction
     config.num_steps = config_dict.placeholder(int)  # optimizer steps; None: num_epochs decides
-    config.seed = 0  # of the initial weights, the order of the images, their crops and the dropout
+    config.seed = 0  # of the initial weights, the order of the images, their crops and changes, and the dropout
 
     # Loss
     config.label_smoothing = 0.0  # share of the target spread evenly over all classes, [0, 1)

@@ -1,17 +1,22 @@
-"""From a dataset's name to uint8 batches on the mesh, and their normalisation inside the jitted step."""
+"""From a dataset's name to uint8 batches on the mesh, and what happens to them inside the jitted step."""
 
-from input_pipeline.augmentation import normalize
+from input_pipeline.augmentation import MixedLabels, make_augmentation, normalize
 from input_pipeline.batches import count_bad_images, eval_batches, to_device, train_batches
 from input_pipeline.class_names import known_class_names
 from input_pipeline.datasets import DamagedImageError, Dataset, load_dataset
+from input_pipeline.device_cache import DeviceCache, cached_eval_batches
 
 __all__ = [
     "DamagedImageError",
     "Dataset",
+    "DeviceCache",
+    "MixedLabels",
+    "cached_eval_batches",
     "count_bad_images",
     "eval_batches",
     "known_class_names",
     "load_dataset",
+    "make_augmentation",
     "normalize",
     "to_device",
     "train_batches",

@@ -142,8 +142,8 @@ def download(url: str, size: int, sha256: str, target: Path, advance: Callable[[
             except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
                 reason = getattr(error, "reason", error)
                 raise ConnectionError(
-                    f"cannot download {url}: {reason}; the same command goes on where it stopped, and --archive takes "
-                    "a file that came another way"
+                    f"cannot download {url}: {reason}; the same command goes on where it stopped, and "
+                    "`prepare.py NAME --archive=FILE` takes a file that came another way"
                 ) from error
     if part.stat().st_size < size:
         raise ConnectionError(

@@ -1,9 +1,44 @@
-"""What happens to a batch on the device, inside the jitted step."""
+"""What happens to a batch on the device, inside the jitted step.
 
-from collections.abc import Sequence
+All randomness is a function of (seed, global position of the image): the same on any number of devices. No image leaves
+its device.
+"""
+
+import functools
+import zlib
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from input_pipeline.image_operations import OPERATIONS, apply_operation, blend, grayscale, shift_hue
+
+TRIES = 10
+"""How often a random box is drawn before it counts as too large for its image."""
+
+AUTO_AUGMENT = ("", "trivial", "rand")
+MAGNITUDES = 31
+"""Strengths of an operation of RandAugment and TrivialAugment, 0 to 30."""
+
+
+class MixedLabels(NamedTuple):
+    """The labels of images that mixup or cutmix made of two each.
+
+    Attributes:
+      label: (N,) int32, the class that has the larger share.
+      other: (N,) int32, the other one.
+      share: (N,) float32, of `label`, 0.5 to 1.
+    """
+
+    label: jax.Array
+    other: jax.Array
+    share: jax.Array
+
+
+Augmentation = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | MixedLabels]]
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype) -> jax.Array:
@@ -21,3 +56,272 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
     compute = jnp.promote_types(dtype, jnp.float32)
     mean, std = jnp.asarray(mean, compute), jnp.asarray(std, compute)
     return ((images.astype(compute) / 255 - mean) / std).astype(dtype)
+
+
+def make_augmentation(config: ConfigDict) -> Augmentation | None:
+    """Returns what the options ask for beyond normalisation, or None where all of it is off.
+
+    RandAugment or TrivialAugment, then colour jitter, normalisation, random erasing, mixup or cutmix.
+
+    Returns:
+      A function of images, uint8 (N, H, W, C), labels, (N,) int32, and the images' positions in the run, (N,) uint32,
+      to normalised images in config.dtype and labels, MixedLabels where images are mixed.
+    """
+    changes = []
+    if config.auto_augment == "trivial":
+        changes.append(("trivial_augment", 3, trivial_augment))
+    if config.auto_augment == "rand":
+        layer = functools.partial(rand_augment, magnitude=config.rand_augment_magnitude)
+        changes += [(f"rand_augment{number}", 3, layer) for number in range(config.rand_augment_layers)]
+    if any(config.color_jitter):
+        changes.append(("color_jitter", 4, functools.partial(color_jitter, strengths=config.color_jitter)))
+    mixes = config.mixup_alpha > 0 or config.cutmix_alpha > 0
+    if not (changes or config.random_erasing or mixes):
+        return None
+    dtype = np.dtype(config.dtype)
+
+    def augment(images, labels, positions):
+        for purpose, count, change in changes:
+            images = jax.vmap(change)(images, draw_uniforms(config.seed, purpose, positions, count))
+        images = normalize(images, config.mean, config.std, jnp.promote_types(dtype, jnp.float32))
+        if config.random_erasing:
+            erase = functools.partial(
+                random_erasing,
+                probability=config.random_erasing,
+                area=config.erasing_area,
+                aspect=config.erasing_aspect,
+            )
+            uniforms = draw_uniforms(config.seed, "random_erasing", positions, 2 * TRIES + 3)
+            images = jax.vmap(erase)(images, uniforms)
+        if mixes:
+            uniforms = draw_uniforms(config.seed, "mix", positions, 4)
+            images, labels = mix(images, labels, config.mixup_alpha, config.cutmix_alpha, uniforms)
+        return images.astype(dtype), labels
+
+    return augment
+
+
+def draw_uniforms(seed: int, purpose: str, positions: jax.Array, count: int) -> jax.Array:
+    """Returns random numbers in [0, 1) for each image, float32 (N, count), a function of (seed, position) alone.
+
+    Args:
+      seed: of the run.
+      purpose: numbers for different purposes are independent of each other.
+      positions: (N,) uint32, of the images in the endless sequence of the run.
+      count: how many an image.
+    """
+    key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
+
+    def draw(position):
+        return jax.random.uniform(jax.random.fold_in(key, position), (count,), jnp.float32)
+
+    return jax.vmap(draw)(positions)
+
+
+def trivial_augment(image: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """One operation at a random strength: Müller and Hutter 2021, TrivialAugment, section 3, its wide space.
+
+    Args:
+      image: uint8 (H, W, C).
+      uniforms: (3,) in [0, 1): the operation, its strength, its sign.
+
+    Returns:
+      uint8 (H, W, C).
+    """
+    wide = {"Shear": 0.99, "TranslateX": 32, "TranslateY": 32, "Rotate": 135, "Enhance": 0.99, "Posterize": 6}
+    return _augment(image, uniforms, _magnitudes(wide), random_whole(uniforms[1], MAGNITUDES))
+
+
+def rand_augment(image: jax.Array, uniforms: jax.Array, magnitude: int) -> jax.Array:
+    """One random operation at a fixed strength, a layer of RandAugment: Cubuk et al. 2019, section 3.
+
+    Args:
+      image: uint8 (H, W, C).
+      uniforms: (3,) in [0, 1): the operation, nothing, its sign.
+      magnitude: strength, 0 to 30.
+
+    Returns:
+      uint8 (H, W, C).
+    """
+    height, width = image.shape[:2]
+    translate = {"TranslateX": 150 / 331 * width, "TranslateY": 150 / 331 * height}
+    space = {"Shear": 0.3, **translate, "Rotate": 30, "Enhance": 0.9, "Posterize": 4}
+    return _augment(image, uniforms, _magnitudes(space), magnitude)
+
+
+def _magnitudes(space: dict[str, float]) -> np.ndarray:
+    """The magnitude of each operation at each strength, (14, 31), as torchvision has them."""
+    strengths = np.linspace(0, 1, MAGNITUDES, dtype=np.float32)
+    kinds = dict.fromkeys(("ShearX", "ShearY"), "Shear") | dict.fromkeys(
+        ("Brightness", "Color", "Contrast", "Sharpness"), "Enhance"
+    )
+    table = {name: space.get(kinds.get(name, name), 0) * strengths for name in OPERATIONS}
+    table["Posterize"] = 8 - np.round(space["Posterize"] * strengths)
+    table["Solarize"] = 255 * (1 - strengths)
+    return np.stack(list(table.values())).astype(np.float32)
+
+
+def _augment(image: jax.Array, uniforms: jax.Array, magnitudes: np.ndarray, strength: jax.Array | int) -> jax.Array:
+    operation = random_whole(uniforms[0], len(OPERATIONS))
+    signed = np.array([name not in ("Posterize", "Solarize") for name in OPERATIONS])
+    sign = jnp.where(jnp.asarray(signed)[operation] & (uniforms[2] < 0.5), -1, 1)
+    return apply_operation(image, operation, sign * jnp.asarray(magnitudes)[operation, strength])
+
+
+def color_jitter(image: jax.Array, uniforms: jax.Array, strengths: Sequence[float]) -> jax.Array:
+    """Random brightness, contrast, saturation and hue, in this order: Howard 2013, section 2.2.
+
+    Args:
+      image: uint8 (H, W, C).
+      uniforms: (4,) in [0, 1).
+      strengths: the factors of the first three are drawn from [1 - strength, 1 + strength], but at least 0; the hue's
+        shift, a share of the circle, from [-strength, strength].
+
+    Returns:
+      uint8 (H, W, C).
+    """
+    brightness, contrast, saturation, hue = strengths
+
+    def factor(uniform, strength):
+        lowest = max(1 - strength, 0)
+        return lowest + uniform * (1 + strength - lowest)
+
+    if brightness:
+        image = blend(image, 0, factor(uniforms[0], brightness))
+    if contrast:
+        image = blend(image, grayscale(image).astype(jnp.float32).mean(), factor(uniforms[1], contrast))
+    if saturation:
+        image = blend(image, grayscale(image), factor(uniforms[2], saturation))
+    return shift_hue(image, hue * (2 * uniforms[3] - 1)) if hue else image
+
+
+def random_erasing(
+    image: jax.Array, uniforms: jax.Array, probability: float, area: Sequence[float], aspect: Sequence[float]
+) -> jax.Array:
+    """Erases a random rectangle: Zhong et al. 2017, section 3, with the mean pixel, which is zero.
+
+    Args:
+      image: normalised (H, W, C).
+      uniforms: (23,) in [0, 1).
+      probability: share of the images that lose something.
+      area: range of the rectangle's share of the image.
+      aspect: range of its width over its height.
+
+    Returns:
+      (H, W, C) with zeros in the rectangle.
+    """
+    height, width = image.shape[:2]
+    box_height, box_width, fits = random_box(uniforms, height, width, area, aspect)
+    top, left = random_place(uniforms[2 * TRIES :], height, width, box_height, box_width)
+    erased = fits & (uniforms[-1] < probability)
+    return jnp.where(erased & _inside((height, width), top, left, box_height, box_width)[..., None], 0, image)
+
+
+def random_box(
+    uniforms: jax.Array,
+    height: jax.Array | int,
+    width: jax.Array | int,
+    area: Sequence[float],
+    aspect: Sequence[float],
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Draws the size of a box of random area and aspect ratio that fits into an image.
+
+    Args:
+      uniforms: in [0, 1), of which the first 2 TRIES serve: area and aspect of each try.
+      height: of the image, in pixels.
+      width: of the image, in pixels.
+      area: range of the box's share of the image.
+      aspect: range of width / height, drawn uniformly in its logarithm.
+
+    Returns:
+      Height and width of the first box that fits, int32, and whether any did.
+    """
+    areas, aspects = uniforms[: 2 * TRIES].reshape(TRIES, 2).T
+    pixels = jnp.asarray(height * width, jnp.float32) * (area[0] + areas * (area[1] - area[0]))
+    ratios = aspect[0] * (aspect[1] / aspect[0]) ** aspects
+    heights, widths = (jnp.round(jnp.sqrt(side)).astype(jnp.int32) for side in (pixels / ratios, pixels * ratios))
+    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
+    first = jnp.argmax(fits)
+    return heights[first], widths[first], jnp.any(fits)
+
+
+def random_place(
+    uniforms: jax.Array, height: jax.Array | int, width: jax.Array | int, box_height: jax.Array, box_width: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """Returns top and left of a box placed anywhere in an image; of the uniforms the first two serve."""
+    return random_whole(uniforms[0], height - box_height + 1), random_whole(uniforms[1], width - box_width + 1)
+
+
+def mix(
+    images: jax.Array, labels: jax.Array, mixup_alpha: float, cutmix_alpha: float, uniforms: jax.Array
+) -> tuple[jax.Array, MixedLabels]:
+    """Mixes each image with its neighbour: rows 0 and 1, 2 and 3, ... of a batch that is shuffled anyway.
+
+    mixup (Zhang et al. 2017, section 2) takes `share` of the image and the rest of its neighbour; cutmix (Yun et al.
+    2019, section 3.1) puts a rectangle of the neighbour, about 1 - share of the area, in the same place. The share has
+    the distribution Beta(alpha, alpha) and is drawn for each image. With both, either has half of the images.
+
+    Args:
+      images: normalised (N, H, W, C), N even.
+      labels: (N,) int32.
+      mixup_alpha: of the distribution; 0 for no mixup.
+      cutmix_alpha: of the distribution; 0 for no cutmix.
+      uniforms: (N, 4) in [0, 1).
+
+    Returns:
+      (N, H, W, C), and what each of them now shows.
+    """
+    height, width = images.shape[1:3]
+    weights = []
+    if mixup_alpha:
+        share = beta_quantile(mixup_alpha, uniforms[:, 1])
+        weights.append(jnp.broadcast_to(share[:, None, None], images.shape[:3]))
+    if cutmix_alpha:
+        cut = jax.vmap(functools.partial(_cutmix_box, height, width))
+        weights.append(1 - cut(beta_quantile(cutmix_alpha, uniforms[:, 1]), uniforms[:, 2:]))
+    weight = jnp.where(uniforms[:, 0, None, None] < 0.5, weights[0], weights[-1])
+    share, weight = weight.mean((1, 2)), weight[..., None].astype(images.dtype)
+    mixed = weight * images + (1 - weight) * _neighbours(images)
+    others, lighter = _neighbours(labels), share < 0.5
+    label, other = jnp.where(lighter, others, labels), jnp.where(lighter, labels, others)
+    return mixed, MixedLabels(label, other, jnp.maximum(share, 1 - share))
+
+
+def _neighbours(rows: jax.Array) -> jax.Array:
+    return rows.reshape(-1, 2, *rows.shape[1:])[:, ::-1].reshape(rows.shape)
+
+
+def _cutmix_box(height: int, width: int, share: jax.Array, uniforms: jax.Array) -> jax.Array:
+    """1 where the neighbour shows, float32 (H, W): around a random pixel, cut off at the image's sides."""
+    half = 0.5 * jnp.sqrt(1 - share)
+    sides = []
+    for size, uniform in ((height, uniforms[0]), (width, uniforms[1])):
+        centre, reach = random_whole(uniform, size), (half * size).astype(jnp.int32)
+        sides.append((jnp.maximum(centre - reach, 0), jnp.minimum(centre + reach, size)))
+    (top, bottom), (left, right) = sides
+    return _inside((height, width), top, left, bottom - top, right - left).astype(jnp.float32)
+
+
+def beta_quantile(alpha: float, uniforms: jax.Array) -> jax.Array:
+    """Returns the quantiles of Beta(alpha, alpha) at numbers in [0, 1), float32.
+
+    Read from a table of 1,025 with straight lines between them: exact at every 1/1024. Drawing by rejection would need
+    a loop that is as long as the slowest image's.
+    """
+    from scipy.special import betaincinv
+
+    table = jnp.asarray(betaincinv(alpha, alpha, np.linspace(0, 1, 1025)), jnp.float32)
+    place = uniforms * 1024
+    below = place.astype(jnp.int32)
+    return table[below] + (place - below) * (table[below + 1] - table[below])
+
+
+def random_whole(uniform: jax.Array, count: jax.Array | int) -> jax.Array:
+    """Returns a whole number from 0 to count - 1; the product may round up to count."""
+    return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
+
+
+def _inside(shape: tuple[int, int], top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array) -> jax.Array:
+    """Whether each pixel lies in a box, bool (H, W)."""
+    y, x = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])[None, :]
+    return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)

@@ -129,16 +129,8 @@ def train_batches(
         image, label = np.empty(shape, np.uint8), np.empty(rows, np.int32)
 
         def fill(row: int) -> None:
-            drawn = order[first + row]
-            for record in range(drawn, drawn + len(dataset)):
-                try:
-                    example = read_image(dataset, record % len(dataset), transform, uniforms[row])
-                except DamagedImageError as error:
-                    _skip(error, record % len(dataset), bad_images, config)
-                else:
-                    image[row], label[row] = example
-                    return
-            raise DamagedImageError(f"no image of dataset {dataset.name!r}, split {dataset.split!r}, can be decoded")
+            record = order[first + row]
+            image[row], label[row] = read_good_image(dataset, record, transform, bad_images, config, uniforms[row])
 
         _fill_rows(pool, fill, rows)
         return {"image": image, "label": label}
@@ -188,7 +180,7 @@ def eval_batches(
                 image[row], label[row] = read_image(dataset, first + row, transform)
                 mask[row] = 1
             except DamagedImageError as error:
-                _skip(error, first + row, bad_images, config)
+                skip_image(error, first + row, bad_images, config)
                 image[row] = 0
 
         _fill_rows(pool, fill, filled)
@@ -225,7 +217,28 @@ def read_image(dataset: Dataset, record: int, transform: Callable, *uniforms: np
         raise DamagedImageError(f"damaged image in {where}: {error}; {advice}") from error
 
 
-def _skip(error: DamagedImageError, record: int, bad_images: set[int], config: ConfigDict) -> None:
+def read_good_image(
+    dataset: Dataset,
+    record: int,
+    transform: Callable,
+    bad_images: set[int],
+    config: ConfigDict,
+    *uniforms: np.ndarray,
+) -> tuple[np.ndarray, int]:
+    """Returns what read_image does; with on_bad_image='skip' of the nearest good record, from this one onwards.
+
+    Raises:
+      DamagedImageError: as skip_image does, or if no record is good.
+    """
+    for candidate in range(record, record + len(dataset)):
+        try:
+            return read_image(dataset, candidate % len(dataset), transform, *uniforms)
+        except DamagedImageError as error:
+            skip_image(error, candidate % len(dataset), bad_images, config)
+    raise DamagedImageError(f"no image of dataset {dataset.name!r}, split {dataset.split!r}, can be decoded")
+
+
+def skip_image(error: DamagedImageError, record: int, bad_images: set[int], config: ConfigDict) -> None:
     """Notes a bad image and says so once, unless it must end the run: a disk that is gone is no bad image."""
     if config.on_bad_image == "raise" or isinstance(error.__cause__, OSError):
         raise error

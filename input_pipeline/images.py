@@ -140,15 +140,15 @@ def _whole(height: int, width: int) -> Box:
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes uint8 (H, W, C): bilinearly where no side shrinks, else without aliasing.
 
-    A side that shrinks to a quarter at most is resized bilinearly to twice its new length, and 2 x 2 pixels of that are
-    averaged: within half a grey level of the average by area, in a third to a half of the time. Sides that shrink by
-    more are averaged by area.
+    Sides that shrink to a third at most are resized bilinearly to twice their new lengths, and 2 x 2 pixels of that
+    averaged: within half a grey level of the average by area, in a third to a half of the time. Others are averaged by
+    area.
     """
     tall, wide = image.shape[:2]
     if (tall, wide) == (height, width):
         return image
     channels = image.shape[2]
-    if tall > 4 * height or wide > 4 * width:
+    if tall > 3 * height or wide > 3 * width:
         image = cv2.resize(image, (min(wide, width), min(tall, height)), interpolation=cv2.INTER_AREA)
     elif tall > height or wide > width:
         image = cv2.resize(image, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
@@ -267,12 +267,23 @@ def evaluation_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray], n
     """
     size, channels, eval_resize = config.image_size, config.channels, config.eval_resize
     _check_eval_resize(size, eval_resize)
-    return lambda image: _evaluation_image(image, size, channels, eval_resize)
+    choose_box, shrunk = (_within_reach, eval_resize) if eval_resize else (_whole, size)
+    return lambda image: resize_and_centre_crop(decode_box(image, channels, choose_box, shrunk), size, eval_resize)
 
 
-def _evaluation_image(image: bytes | np.ndarray, size: int, channels: int, eval_resize: int | None) -> np.ndarray:
-    pixels = decode_box(image, channels, _within_reach if eval_resize else _whole, eval_resize or size)
-    return resize_and_centre_crop(pixels, size, eval_resize)
+def training_box(config: ConfigDict) -> Callable[[int, int, np.ndarray], Box]:
+    """Makes the function from height, width and (UNIFORMS,) random numbers to the part of an image that is used."""
+    train_crop, eval_resize, size = config.train_crop, config.eval_resize, config.image_size
+    area, aspect, train_resize = config.crop_area, config.crop_aspect, config.train_resize
+
+    def choose_box(height: int, width: int, uniforms: np.ndarray) -> Box:
+        if train_crop == "random_resized":
+            return random_resized_box(height, width, area, aspect, uniforms)
+        if train_crop == "scale_jitter":
+            return scale_jitter_box(height, width, size, train_resize, uniforms)
+        return _within_reach(height, width) if train_crop == "none" and eval_resize else _whole(height, width)
+
+    return choose_box
 
 
 def training_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray, np.ndarray], np.ndarray]:
@@ -282,27 +293,24 @@ def training_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray, np.n
       ValueError: train_crop is unknown, or train_resize or eval_resize is smaller than image_size.
     """
     size, channels, train_crop, eval_resize = config.image_size, config.channels, config.train_crop, config.eval_resize
-    area, aspect, train_resize = config.crop_area, config.crop_aspect, config.train_resize
     padding, flip = config.crop_padding, config.random_flip
     if train_crop not in TRAIN_CROPS:
         raise ValueError(f"train_crop={train_crop!r} is unknown: use {', '.join(TRAIN_CROPS)}")
-    if train_crop == "scale_jitter" and train_resize[0] < size:
-        raise ValueError(f"train_resize={tuple(train_resize)} starts below image_size={size}: raise it")
+    if train_crop == "scale_jitter" and config.train_resize[0] < size:
+        raise ValueError(f"train_resize={tuple(config.train_resize)} starts below image_size={size}: raise it")
     if train_crop == "none":
         _check_eval_resize(size, eval_resize)
+    choose_box = training_box(config)
+    shrunk = train_crop == "none" and eval_resize or size
 
     def transform(image: bytes | np.ndarray, uniforms: np.ndarray) -> np.ndarray:
-        def choose_box(height: int, width: int) -> Box:
-            if train_crop == "random_resized":
-                return random_resized_box(height, width, area, aspect, uniforms)
-            return scale_jitter_box(height, width, size, train_resize, uniforms)
-
+        image = decode_box(image, channels, lambda height, width: choose_box(height, width, uniforms), shrunk)
         if train_crop == "none":
-            image = _evaluation_image(image, size, channels, eval_resize)
-        elif train_crop == "pad":
-            image = pad_and_crop(resize(decode_box(image, channels, _whole, size), size, size), padding, uniforms)
+            image = resize_and_centre_crop(image, size, eval_resize)
         else:
-            image = resize(decode_box(image, channels, choose_box, size), size, size)
+            image = resize(image, size, size)
+            if train_crop == "pad":
+                image = pad_and_crop(image, padding, uniforms)
         if flip and uniforms[2 * TRIES + 2] < 0.5:
             image = cv2.flip(image, 1).reshape(image.shape)
         return image

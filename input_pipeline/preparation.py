@@ -189,6 +189,8 @@ def _own_builder(
 
 def _prepare_by_tfds(name: str, data_dir: Path) -> None:
     """Lets TFDS's own code prepare one of its other datasets."""
+    if name.split("/")[0].split(":")[0] not in tfds.list_builders(with_community_datasets=False):
+        raise not_prepared(name, data_dir)
     try:
         builder = tfds.builder(name, data_dir=str(data_dir), file_format="array_record")
         if not {"image", "label"} <= set(builder.info.features):
@@ -198,8 +200,6 @@ def _prepare_by_tfds(name: str, data_dir: Path) -> None:
         skip = tfds.download.ComputeStatsMode.SKIP
         with contextlib.redirect_stdout(io.StringIO()):  # it explains at length how to install TensorFlow
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats=skip))
-    except tfds.core.DatasetNotFoundError:
-        raise not_prepared(name, data_dir) from None
     except ImportError as error:
         raise ValueError(
             f"TFDS needs a library to prepare {name!r} that is not installed ({error.name}): prepare it with "

@@ -19,8 +19,10 @@ def config():
     return config
 
 
-def test_no_implicit_copy_in_the_whole_run(config, tmp_path):
+@pytest.mark.parametrize("cache", ["", "device"])
+def test_no_implicit_copy_in_the_whole_run(config, tmp_path, cache):
     """The guard raises on every copy that nobody asked for, in any thread; a CPU sees those to the device."""
+    config.cache = cache
     jax.config.update("jax_transfer_guard", "disallow")
     try:
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):

@@ -2,12 +2,14 @@
 
 import contextlib
 import functools
+import os
 import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+import jax
 from absl import app, flags, logging
 
 from configs import base
@@ -66,6 +68,9 @@ def step(value: str | None) -> int | str | None:
 
 def _end(message: str, exit_code: int) -> NoReturn:
     print(f"{pathlib.Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    if jax.distributed.is_initialized():
+        sys.stderr.flush()
+        os._exit(exit_code)  # an orderly end would wait for the other processes, which may wait for this one
     sys.exit(exit_code)
 
 

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 import jax
 import numpy as np
 
+from input_pipeline import DamagedImageError
 from training.interruption import Interruption
 from training.loss import means
 from training.step import Batch, Sums
@@ -27,6 +28,9 @@ def evaluate(
       batch_stats: its running statistics.
       batches: padded batches on the devices, with `mask`.
       interruption: once it is true, there is no result.
+
+    Raises:
+      DamagedImageError: if the loader left every image out.
     """
     sums = []
     for batch in batches:
@@ -36,4 +40,6 @@ def evaluate(
         jax.block_until_ready(sums[-3:-2])  # else batches would pile up on the devices
     # Added on the host in float64: the totals are exact for any number of images.
     totals = jax.tree.map(lambda *parts: float(np.sum(parts, dtype=np.float64)), *jax.device_get(sums))
+    if not totals["examples"]:
+        raise DamagedImageError("not one image of the evaluation could be decoded; choose another split or dataset")
     return means(totals) | {"examples": int(totals["examples"])}

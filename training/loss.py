@@ -5,14 +5,23 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from input_pipeline import MixedLabels
+
 Outputs = jax.Array | tuple[jax.Array, list[jax.Array]]
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float = 0.0) -> jax.Array:
+Labels = jax.Array | MixedLabels
+
+
+def cross_entropy(logits: jax.Array, labels: Labels, label_smoothing: float = 0.0) -> jax.Array:
     """Returns each image's cross-entropy in nats, shape (N,), from logits (N, classes) and labels (N,).
 
-    Label smoothing (Szegedy et al. 2015, section 7) spreads that share of the target evenly over all classes.
+    Label smoothing (Szegedy et al. 2015, section 7) spreads that share of the target evenly over all classes. Of two
+    labels each counts by its share, which is the cross-entropy to the mixed target: it is linear in the target.
     """
+    if isinstance(labels, MixedLabels):
+        own, other = (cross_entropy(logits, label, label_smoothing) for label in (labels.label, labels.other))
+        return labels.share * own + (1 - labels.share) * other
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
     targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
@@ -20,7 +29,7 @@ def cross_entropy(logits: jax.Array, labels: jax.Array, label_smoothing: float =
 
 
 def weighted_loss(
-    outputs: Outputs, labels: jax.Array, aux_weights: tuple[float, ...] = (), label_smoothing: float = 0.0
+    outputs: Outputs, labels: Labels, aux_weights: tuple[float, ...] = (), label_smoothing: float = 0.0
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the batch's mean loss and the sums that metrics are made of.
 
@@ -29,7 +38,7 @@ def weighted_loss(
 
     Args:
       outputs: what a network returns: logits (N, classes), or (logits, [auxiliary logits in depth order]).
-      labels: (N,) integers in [0, classes).
+      labels: (N,) integers in [0, classes); of mixed ones the accuracies count the label of the larger share.
       aux_weights: one weight for each auxiliary classifier.
       label_smoothing: share of the target spread over all classes, [0, 1).
     """
@@ -37,6 +46,7 @@ def weighted_loss(
     main = cross_entropy(logits, labels, label_smoothing)
     auxiliary = [cross_entropy(aux, labels, label_smoothing) for aux in auxiliary_logits]
     losses = main + sum(weight * loss for weight, loss in zip(aux_weights, auxiliary, strict=True))
+    labels = labels.label if isinstance(labels, MixedLabels) else labels
     sums = classification_sums(logits, labels, losses, jnp.ones_like(losses))
     if auxiliary:
         sums["main_loss"] = jnp.sum(main)

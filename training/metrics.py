@@ -13,6 +13,8 @@ from typing import Any
 import jax
 import numpy as np
 from ml_collections import ConfigDict
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from training.loss import means
 
@@ -35,8 +37,6 @@ class RunLog:
           num_images: images of an epoch.
           start_step: the step of the checkpoint that the run goes on from, or 0.
         """
-        from rich.console import Console
-        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
         from tensorboardX import SummaryWriter
 
         self.workdir = workdir

@@ -11,7 +11,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import models
-from input_pipeline import normalize
+from input_pipeline import DeviceCache, make_augmentation, normalize
 from training.loss import classification_sums, cross_entropy, weighted_loss
 from training.platform import compiler_options
 from training.state import State, select
@@ -25,18 +25,24 @@ def make_train_step(
     model: nnx.Module,
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
+    cache: DeviceCache | None = None,
 ) -> Callable[[State, Sums, Batch], tuple[State, Sums]]:
     """Returns the compiled step: (state, sums, batch) -> (new state, sums with the batch's); the old state is given up.
 
     The batch holds `image`, (N, H, W, C) uint8 (or floats that are normalised already), and `label`, (N,) int32, split
     over the mesh's `data` axis. The sums are those of training.loss and stay on the devices until they are read.
 
+    With a cache, one call takes as many steps as `count`, an int32 scalar beside the cache's own arrays, says; each
+    makes its batch from the step's number.
+
     Args:
       config: resolved options.
       model: the abstract network in training mode.
       optimizer: what makes updates of gradients.
       mesh: the devices.
+      cache: the training images, where they are on the devices already.
     """
+    augment = make_augmentation(config)
     graph, *_ = nnx.split(model, nnx.Param, nnx.BatchStat, models.DropoutKey)
 
     def loss_and_sums(params, batch_stats, keys, images, labels):
@@ -63,18 +69,22 @@ def make_train_step(
             new, (batch_stats, sums) = gradients(params, batch_stats, jax.random.fold_in(key, index), images, labels)
             return (jax.tree.map(jnp.add, total, new), batch_stats), sums
 
-        micro_batches = (jnp.arange(count), cut(images), cut(labels))
+        micro_batches = (jnp.arange(count), cut(images), jax.tree.map(cut, labels))
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
-        (total, batch_stats), sums = jax.lax.scan(add_micro_batch, start, micro_batches)
+        # Unrolled for a CPU: inside a loop XLA makes weight gradients for it that are 30 times slower.
+        unroll = jax.default_backend() == "cpu"
+        (total, batch_stats), sums = jax.lax.scan(add_micro_batch, start, micro_batches, unroll=unroll)
         total, sums = jax.tree.map(lambda leaf: leaf / count, total), jax.tree.map(lambda leaf: leaf.sum(0), sums)
         return total, (batch_stats, sums)
 
     def train_step(state, sums, batch):
+        images, labels = batch["image"], batch["label"]
+        if augment:
+            positions = state["step"].astype(jnp.uint32) * len(labels) + jnp.arange(len(labels), dtype=jnp.uint32)
+            images, labels = augment(images, labels, positions)
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         compute = accumulated_gradients if config.accumulation_steps > 1 else gradients
-        gradient, (batch_stats, batch_sums) = compute(
-            state["params"], state["batch_stats"], key, batch["image"], batch["label"]
-        )
+        gradient, (batch_stats, batch_sums) = compute(state["params"], state["batch_stats"], key, images, labels)
         if mesh.size > 1:
             # Else XLA may fuse a layer's update with the cast of its kernel, for which the backward pass waits: on a
             # GPU in bfloat16 ResNet-50 then needs 36 all-reduces one after the other, and so 3.
@@ -86,11 +96,22 @@ def make_train_step(
             new["ema"] = optax.incremental_update(params, state["ema"], 1 - config.ema_decay)
         return new, jax.tree.map(lambda total, part: total + part.astype(total.dtype), sums, batch_sums)
 
+    def cached_train_steps(state, sums, cached):
+        def train_on_cached(_, carry):
+            state, sums = carry
+            batch = jax.lax.with_sharding_constraint(cache.make_batch(cached, state["step"]), split)
+            return train_step(state, sums, batch)
+
+        if config.steps_per_dispatch == 1:
+            return train_on_cached(0, (state, sums))
+        # A loop whose length is known only when it runs: one program for any number of steps.
+        return jax.lax.fori_loop(0, cached["count"], train_on_cached, (state, sums))
+
     replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     return jax.jit(
-        train_step,
+        cached_train_steps if cache else train_step,
         donate_argnums=0,
-        in_shardings=(replicated, replicated, split),
+        in_shardings=(replicated, replicated, replicated if cache else split),
         out_shardings=(replicated, replicated),
         compiler_options=compiler_options(config),
     )

@@ -1,6 +1,7 @@
 """The counts, against plain loops and the worked examples of lecture notes on convolutional networks."""
 
 import itertools
+import operator
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +10,7 @@ import pytest
 from flax import nnx
 from jax import lax
 
-from analysis.costs import count_backward_macs, count_macs, walk
+from analysis.costs import count_backward_macs, count_bytes, count_flops, count_macs, walk
 from models.googlenet import PAPER_CONV, Inception, NaiveInception
 from models.layers import BatchNorm, Conv, Module
 
@@ -144,3 +145,37 @@ def test_normalisation_has_parameters_and_no_macs(layers_of):
     (layer,) = layers_of(Normalised(), 4, 6, 8)
     assert (layer.name, layer.kind, layer.output_shape) == ("norm", "batch norm", (4, 6, 8))
     assert (layer.parameters, layer.macs, layer.activation_bytes) == (16, 0, 4 * 6 * 8 * 4)
+
+
+def test_operations_of_a_program():
+    jaxpr = jax.make_jaxpr(lambda x, w: (x @ w).sum())(jnp.zeros((4, 8)), jnp.zeros((8, 16))).jaxpr
+    assert count_flops(jaxpr) == 2 * 4 * 8 * 16
+
+
+X, W = jax.ShapeDtypeStruct((4, 8), np.float32), jax.ShapeDtypeStruct((8, 16), np.float32)
+PRODUCT = 4 * (4 * 8 + 8 * 16 + 4 * 16)  # both factors read, the result written
+
+
+@pytest.mark.parametrize(
+    "function, arguments, expected",
+    [
+        (lambda x, w: x @ w, (X, W), PRODUCT),
+        # ReLU, a bias and a shape of its own move nothing: they are fused into the product that reads them.
+        (lambda x, w: nnx.relu(x.reshape(8, 4) + 1) @ w[:4], (X, W), 4 * (4 * 8 + 4 * 16 + 8 * 16)),
+        # What is cast before it is multiplied is read in the narrower type, whichever that is.
+        (lambda x, w: x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16), (X, W), PRODUCT // 2),
+        # Read once, though used twice; the result of the program is written.
+        (lambda x: x * x + x, (X,), 2 * 4 * 32),
+        # A barrier moves nothing.
+        (lambda x, w: operator.matmul(*jax.lax.optimization_barrier((x, w))), (X, W), PRODUCT),
+        # The optimizer reads the gradient's factors' product again, and the parameter; it writes the parameter.
+        (lambda x, w: w - 0.1 * (x.T @ (x @ w)), (X, W), PRODUCT + 4 * (32 + 64 + 128) + 3 * 4 * 128),
+        (lambda x, w: jax.lax.scan(lambda c, _: (c + (x @ w).sum(), None), 0.0, length=3)[0], (X, W), None),
+    ],
+)
+def test_the_fewest_bytes_of_a_program(function, arguments, expected):
+    moved = count_bytes(jax.make_jaxpr(jax.jit(function))(*arguments).jaxpr)
+    if expected is None:  # a loop moves its body's bytes as often as it runs
+        assert moved == pytest.approx(3 * (PRODUCT + 4 * 64), abs=3 * 4 + 12)
+    else:
+        assert moved == expected

@@ -7,7 +7,7 @@ import pytest
 from jax.sharding import AxisType
 from PIL import Image
 
-from input_pipeline import Dataset, eval_batches, load_dataset, to_device, train_batches
+from input_pipeline import DamagedImageError, Dataset, eval_batches, load_dataset, to_device, train_batches
 
 pytestmark = pytest.mark.smoke
 
@@ -91,10 +91,11 @@ def test_same_global_batches_for_any_processes_and_threads(numbered, make_config
         np.testing.assert_array_equal(np.concatenate(batches, axis=1).reshape(expected[name].shape), expected[name])
 
 
-@pytest.mark.parametrize("step", [1, 4, 7])
-def test_resume_gives_the_tail_of_the_whole_run(numbered, make_config, step):
+@pytest.mark.parametrize("step, threads", [(1, 2), (4, 1), (7, 5)])
+def test_resume_gives_the_tail_of_the_whole_run(numbered, make_config, step, threads):
     dataset, config = numbered(20), make_config(batch_size=8)
     whole = collect(train_batches(dataset, config, num_steps=8))
+    config.decode_threads = threads
     tail = collect(train_batches(dataset, config, start_step=step, num_steps=8))
     assert_same(tail, {name: array[8 * step :] for name, array in whole.items()})
 
@@ -156,6 +157,74 @@ def test_damaged_image_is_named(make_config, tmp_path):
     assert message.format("val", Path(tmp_path, "val", "cat", "7.png")) in str(raised.value)
 
 
+@pytest.fixture
+def damaged(numbered):
+    """Makes a dataset of which some records raise an error."""
+
+    def make(size, error, bad):
+        def read(record):
+            if record in bad:
+                raise error
+            return whole.read(record)
+
+        whole = numbered(size)
+        return Dataset("damaged", "train", whole.class_names, size, read, lambda record: f"record {record}")
+
+    return make
+
+
+@pytest.mark.parametrize("processes, threads", [(1, 1), (1, 4), (2, 2)])
+def test_the_next_good_image_takes_the_place_of_a_bad_one(numbered, damaged, make_config, capsys, processes, threads):
+    config = make_config(batch_size=12, on_bad_image="skip", train_crop="none", random_flip=False)
+    expected = collect(train_batches(numbered(20), config, num_steps=5))
+    replaced = {3: 5, 4: 5, 19: 0}  # the first two stand side by side; after the last comes the first
+    config.decode_threads = threads
+    dataset = damaged(20, ValueError(f"{processes} and {threads}"), replaced)
+    parts, bad_images = [], set()
+    for index in range(processes):
+        batches = train_batches(dataset, config, process_index=index, process_count=processes, num_steps=5)
+        parts.append(collect(batches))
+        bad_images |= batches.bad_images
+    labels = np.concatenate([part["label"].reshape(5, -1) for part in parts], axis=1).ravel()
+    np.testing.assert_array_equal(labels, [replaced.get(label, label) for label in expected["label"]])
+    images = {label: image for label, image in zip(expected["label"].tolist(), expected["image"], strict=True)}
+    for part in parts:
+        for label, image in zip(part["label"].tolist(), part["image"], strict=True):
+            np.testing.assert_array_equal(image, images[label])
+    assert bad_images == set(replaced)
+    said = capsys.readouterr().err.splitlines()  # once each, in three epochs
+    assert sorted(said) == [
+        f"left out: damaged image in dataset 'damaged', split 'train', record {record}: {processes} and {threads}; "
+        "replace or remove it"
+        for record in sorted(replaced, key=str)
+    ]
+
+
+def test_evaluation_leaves_bad_images_out(damaged, make_config):
+    config = make_config(eval_batch_size=8, on_bad_image="skip")
+    batches = eval_batches(damaged(13, ValueError("bad"), {2, 9}), config)
+    run = collect(batches)
+    assert run["label"][run["mask"] == 1].tolist() == [0, 1, 3, 4, 5, 6, 7, 8, 10, 11, 12]
+    assert not run["image"][run["mask"] == 0].any() and batches.bad_images == {2, 9}
+
+
+@pytest.mark.parametrize("options, error, bad, message", [
+    ({}, ValueError("bad"), {1}, "record 1: bad; replace or remove it, or set on_bad_image=skip"),
+    ({"on_bad_image": "skip"}, OSError("the disk is gone"), {1}, "record 1: the disk is gone"),
+    ({"on_bad_image": "skip"}, ValueError("bad"), set(range(20)), "no image of dataset 'damaged', split 'train'"),
+    ({}, RuntimeError("a bug in a loader's thread"), {1}, "a bug in a loader's thread"),
+])  # fmt: skip
+def test_an_error_in_a_thread_ends_the_run_and_the_threads(damaged, make_config, options, error, bad, message):
+    before = set(threading.enumerate())
+    batches = train_batches(damaged(20, error, bad), make_config(**options))
+    with pytest.raises(RuntimeError if isinstance(error, RuntimeError) else DamagedImageError, match=message):
+        with to_device(batches, data_mesh(1)) as on_device:
+            list(on_device)
+    for thread in set(threading.enumerate()) - before:
+        thread.join(timeout=10)
+        assert not thread.is_alive()
+
+
 @pytest.mark.parametrize("consumed", [0, 1, 3])
 def test_close_ends_the_threads(numbered, make_config, consumed):
     before = set(threading.enumerate())
@@ -181,8 +250,15 @@ def test_prefetch_is_bounded_and_changes_nothing(numbered, make_config, prefetch
     with to_device(host, data_mesh(1), prefetch) as batches:
         labels = np.concatenate([next(batches)["label"] for _ in range(6)])
     np.testing.assert_array_equal(labels, expected["label"])
-    # Six consumed, and at most twice the prefetch and one in hand on either side.
-    assert len(reads) <= 4 * (6 + 2 * prefetch + 2)
+    # Six consumed, the last of which counts as being in memory, too.
+    assert len(reads) <= 4 * 5 + batches.num_bytes // (8 * 8 * 3)
+
+
+def test_small_batches_keep_all_threads_busy(numbered, make_config):
+    for threads, batch_size, ahead in ((2, 8, 2), (16, 8, 4), (32, 4, 16)):
+        with train_batches(numbered(20), make_config(decode_threads=threads, batch_size=batch_size)) as batches:
+            assert batches.threads == threads
+            assert batches.num_bytes == (ahead + 1) * batch_size * 8 * 8 * 3
 
 
 def data_mesh(devices):

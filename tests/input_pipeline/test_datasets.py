@@ -1,5 +1,6 @@
 import io
 import re
+import struct
 import subprocess
 import sys
 import textwrap
@@ -7,11 +8,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from array_record.python.array_record_data_source import ArrayRecordDataSource
 from PIL import Image
 from sklearn.datasets import load_digits
 
 import input_pipeline
-from input_pipeline import eval_batches, images, load_dataset
+from input_pipeline import DamagedImageError, eval_batches, images, load_dataset
+from input_pipeline.tfrecords import masked_crc32c
 
 REPOSITORY = Path(input_pipeline.__file__).parents[1]
 
@@ -141,14 +144,15 @@ def test_nothing_near(make_config, tmp_path):
         load_dataset(make_config(dataset="xyzzy", data_dir=str(tmp_path)), "train")
 
 
-@pytest.mark.parametrize("name", ["imagenet2012", "cifar10", "imagenette/160px-v2", "imagenette/160px-v2:1.0.0"])
+@pytest.mark.parametrize("name", ["imagenet2012", "food101", "imagenet2012:5.1.0"])
 def test_known_dataset_that_is_not_prepared(make_config, tmp_path, name):
     with pytest.raises(
         FileNotFoundError, match=re.escape(f"dataset '{name}' is not prepared in '{tmp_path}'")
     ) as raised:
         load_dataset(make_config(dataset=name, data_dir=str(tmp_path)), "train")
     assert "\n" not in str(raised.value)
-    if name == "imagenet2012":
+    assert f"python prepare.py {name.split(':')[0]}" in str(raised.value)
+    if name != "food101":
         assert "ILSVRC2012_img_train.tar" in str(raised.value) and "image_folder:" in str(raised.value)
 
 
@@ -204,7 +208,7 @@ def test_tfds_gives_back_the_encoded_bytes(make_config, tfds_dir):
         assert sorted(evaluation[record] for record in range(3)) == sorted((png(v), v % 2) for v in range(6, 9))
     assert (train.class_names, train.split, evaluation.split) == (("cat", "dog"), "train", "test")
     value = images.decode(train[0][0], 1)[0, 0, 0]
-    assert train.describe(0) == f"record 0, file {value}.png"
+    assert train.describe(0) == f"record 0 (tiny-train.array_record-00000-of-00001, place 0), file {value}.png"
 
 
 def test_tfds_splits(make_config, tfds_dir):
@@ -222,15 +226,73 @@ def test_misspelled_prepared_dataset(make_config, tfds_dir):
         load_dataset(make_config(dataset="tinny", data_dir=str(tfds_dir)), "train")
 
 
-def test_tfds_in_another_format(make_config, tfds_dir, tmp_path):
-    info = (tfds_dir / "tiny" / "1.2.3" / "dataset_info.json").read_text()
-    folder = tmp_path / "tiny" / "1.2.3"
+def write_tfrecord(path, records):
+    with open(path, "wb") as file:
+        for record in records:
+            length = struct.pack("<Q", len(record))
+            file.write(length + struct.pack("<I", masked_crc32c(length)))
+            file.write(record + struct.pack("<I", masked_crc32c(record)))
+
+
+def copy_tiny(tfds_dir, data_dir, file_format="array_record"):
+    """Copies dataset 'tiny', its records as TFDS would have written them in another format."""
+    source, folder = tfds_dir / "tiny" / "1.2.3", data_dir / "tiny" / "1.2.3"
     folder.mkdir(parents=True)
-    (folder / "dataset_info.json").write_text(info.replace("array_record", "tfrecord"))
-    for name in ("features.json", "label.labels.txt"):
-        (folder / name).write_bytes((tfds_dir / "tiny" / "1.2.3" / name).read_bytes())
-    with pytest.raises(ValueError, match="is stored as tfrecord: prepare it with file_format='array_record'"):
+    for path in source.iterdir():
+        if file_format == "array_record" or "array_record" not in path.name:
+            (folder / path.name).write_bytes(path.read_bytes())
+        elif file_format == "tfrecord":
+            with ArrayRecordDataSource(str(path)) as records:
+                write_tfrecord(folder / path.name.replace("array_record", "tfrecord"), list(records))
+    info = folder / "dataset_info.json"
+    info.write_text(info.read_text().replace("array_record", file_format))
+    return folder
+
+
+def test_tfrecords_are_read_as_they_are(make_config, tfds_dir, tmp_path):
+    folder = copy_tiny(tfds_dir, tmp_path, "tfrecord")
+    options = dict(dataset="tiny", train_split="train[1:]")
+    train = load_dataset(make_config(data_dir=str(tmp_path), **options), "train")
+    other = load_dataset(make_config(data_dir=str(tfds_dir), **options), "train")
+    assert list(train) == list(other) and len(train) == 5
+    file = other.describe(2).split()[-1]
+    assert train.describe(2) == f"record 2 (tiny-train.tfrecord-00000-of-00001, place 3), file {file}"
+    assert (folder / "record_offsets.npz").exists()
+
+
+def test_tfds_in_another_format(make_config, tfds_dir, tmp_path):
+    copy_tiny(tfds_dir, tmp_path, "riegeli")
+    (tmp_path / "tiny" / "1.2.3" / "tiny-train.riegeli-00000-of-00001").write_bytes(b"x")
+    with pytest.raises(ValueError, match="is stored as riegeli: prepare it as array_record or tfrecord"):
         load_dataset(make_config(dataset="tiny", data_dir=str(tmp_path)), "train")
+
+
+@pytest.mark.parametrize("file_format", ["array_record", "tfrecord"])
+def test_shards_that_are_missing_or_empty(make_config, tfds_dir, tmp_path, file_format):
+    shard = copy_tiny(tfds_dir, tmp_path, file_format) / f"tiny-train.{file_format}-00000-of-00001"
+    config = make_config(dataset="tiny", data_dir=str(tmp_path))
+    shard.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"^{shard} is empty: [^\n]*$"):
+        load_dataset(config, "train")
+    shard.unlink()
+    with pytest.raises(FileNotFoundError, match=f"^{shard} is missing: [^\n]*$"):
+        load_dataset(config, "train")
+    assert len(load_dataset(config, "eval")) == 3
+
+
+@pytest.mark.parametrize("file_format, position", [("array_record", 400), ("tfrecord", 200)])
+def test_a_damaged_record_is_named(make_config, tfds_dir, tmp_path, file_format, position):
+    shard = copy_tiny(tfds_dir, tmp_path, file_format) / f"tiny-train.{file_format}-00000-of-00001"
+    data = bytearray(shard.read_bytes())
+    data[position] ^= 1
+    shard.write_bytes(data)
+    dataset = load_dataset(make_config(dataset="tiny", data_dir=str(tmp_path)), "train")
+    with pytest.raises(
+        DamagedImageError,
+        match=f"in dataset 'tiny', split 'train', record 1 .{shard.name}, place 1.: .*prepare it again",
+    ) as raised:
+        list(dataset)
+    assert "\n" not in str(raised.value)
 
 
 def run_python(code):
@@ -258,7 +320,7 @@ def test_import_is_light_and_synthetic_needs_no_decoder():
     result = run_python("""
         import sys
         import input_pipeline
-        heavy = {"cv2", "grain", "tensorflow_datasets", "sklearn"}
+        heavy = {"cv2", "grain", "tensorflow_datasets", "sklearn", "google_crc32c"}
         print(heavy & set(sys.modules))
         for name in ("cv2", "tensorflow_datasets", "sklearn", "PIL"):
             sys.modules[name] = None

@@ -72,6 +72,118 @@ def test_truncated_file_is_refused(form):
         images.decode(encoded[: len(encoded) // 2], 3)
 
 
+def test_a_jpeg_without_its_end_is_refused_and_one_with_more_is_not():
+    """Pillow refuses the first two; in the third, a file whose second half was never written, it makes up the rest."""
+    thumbnail = encode(smooth_image(8, 8), "JPEG")
+    exif = Image.Exif()
+    exif[0x9286] = thumbnail  # a user comment, which brings an end of its own
+    encoded = encode(smooth_image(40, 56), "JPEG", exif=exif)
+    assert encoded.count(b"\xff\xd9") == 2
+    half = len(encoded) - 200
+    for damaged in (encoded[:-2], encoded[:half], encoded[:half] + bytes(200)):
+        with pytest.raises(ValueError, match="it is truncated"):
+            images.decode(damaged, 3)
+    np.testing.assert_array_equal(images.decode(encoded + b"more", 3), images.decode(encoded, 3))
+
+
+JPEG_OPTIONS = {"4:4:4": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "4:2:0": {"subsampling": 2}}
+JPEG_OPTIONS |= {"progressive": {"progressive": True}, "restart markers": {"restart_marker_blocks": 3}}
+
+
+@pytest.mark.parametrize("options", JPEG_OPTIONS.values(), ids=JPEG_OPTIONS)
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_box_is_that_of_the_whole_image_to_the_bit(options, channels, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
+    image = np.asarray(Image.fromarray(noise).resize((77, 61), Image.Resampling.BICUBIC))
+    encoded = encode(image, "JPEG", quality=92, **options)
+    heights, decode_jpeg = [], images.simplejpeg.decode_jpeg
+
+    def watched(*arguments, **options):
+        pixels = decode_jpeg(*arguments, **options)
+        heights.append(len(pixels))
+        return pixels
+
+    monkeypatch.setattr(images.simplejpeg, "decode_jpeg", watched)
+    full = images.decode(encoded, channels)
+    pillow = Image.open(io.BytesIO(encoded))
+    pillow.draft("L" if channels == 1 else "RGB", None)  # brightness as the file has it
+    pillow = np.asarray(pillow).reshape(full.shape).astype(int)
+    assert np.abs(full - pillow).max() <= 1  # its libjpeg-turbo may be of another version
+    for bottom in range(1, 62):
+        top = bottom // 3
+        box = images.decode_box(encoded, channels, lambda height, width, box=(top, 5, bottom - top, 40): box)
+        np.testing.assert_array_equal(box, full[top:bottom, 5:45])
+        assert heights[-1] == min(bottom + 1, 61)  # and no more was decoded
+
+
+def test_an_image_that_shrinks_much_is_decoded_smaller():
+    """Against Pillow's average over whole blocks of the whole image."""
+    image = np.asarray(Image.fromarray(smooth_image(60, 80)).resize((640, 480), Image.Resampling.BICUBIC))
+    encoded = encode(image, "JPEG", quality=95)
+    for size, scale in ((121, 1), (120, 2), (60, 4), (20, 8)):
+        pixels = images.decode_box(encoded, 3, lambda height, width: (0, 0, height, width), size)
+        assert pixels.shape == (480 // scale, 640 // scale, 3)
+    left, top, side = 101, 33, 400
+    pixels = images.decode_box(encoded, 3, lambda height, width: (top, left, side, side), 50)
+    expected = Image.fromarray(image).crop((left, top, left + side, top + side)).resize((50, 50), Image.Resampling.BOX)
+    assert np.abs(images.resize(pixels, 50, 50) - np.asarray(expected).astype(int)).mean() < 2
+
+
+@pytest.mark.parametrize("height, width", [(70, 91), (64, 100), (150, 130), (300, 400)])
+def test_shrinking_is_as_good_as_the_average_by_area(height, width):
+    """By area means: the integral over the pixel's square, here summed with every pixel cut into 64 x 64 parts."""
+    image = np.random.default_rng(0).integers(0, 256, (height // 8 + 2, width // 8 + 2, 1), np.uint8)
+    image = np.asarray(Image.fromarray(image[..., 0]).resize((width, height), Image.Resampling.BICUBIC))
+
+    def averages(length):
+        parts = np.repeat(np.eye(length), 64, axis=0).reshape(64, length, length)
+        return parts.mean(axis=1)
+
+    expected = averages(height) @ image @ averages(width).T
+    difference = np.abs(images.resize(image[..., None], 64, 64)[..., 0] - expected)
+    assert difference.mean() < 1.0
+
+
+def test_shrinking_does_not_alias():
+    """Stripes of one pixel are grey from afar; bilinear resizing alone leaves a deviation of 70 grey levels."""
+    stripes = np.tile(np.array([0, 255], np.uint8), 100)[None, :, None].repeat(200, 0)
+    for size in (190, 150, 133, 101, 80, 67, 57, 31):
+        assert images.resize(stripes, size, size)[:, 2:-2].std() < 52, size
+        assert np.abs(images.resize(stripes, size, size).mean() - 127.5) < 3
+
+
+def imagenet_kinds():
+    """What ImageNet has besides ordinary JPEGs, each as a Pillow image and its file."""
+    colour = Image.fromarray(smooth_image(60, 80))
+    rotated = Image.Exif()
+    rotated[0x0112] = 6
+    yield "grey", colour.convert("L"), {"format": "JPEG"}
+    yield "CMYK", colour.convert("CMYK"), {"format": "JPEG"}
+    yield "rotated", colour, {"format": "JPEG", "exif": rotated}
+    yield "PNG", colour, {"format": "PNG"}
+    yield "8 pixels high", colour.crop((0, 0, 80, 8)), {"format": "JPEG"}
+    yield "5000 wide", colour.resize((5000, 30)), {"format": "JPEG"}
+    yield "one pixel", colour.crop((0, 0, 1, 1)), {"format": "JPEG"}
+
+
+@pytest.mark.parametrize("image, options", [pytest.param(*kind, id=name) for name, *kind in imagenet_kinds()])
+def test_images_of_every_kind_in_imagenet(make_config, image, options):
+    file = io.BytesIO()
+    image.save(file, quality=95, **options)
+    decoded, pillows = images.decode(file.getvalue(), 3), np.asarray(Image.open(file).convert("RGB")).astype(int)
+    assert np.abs(decoded - pillows).max() <= 1
+    config = make_config(image_size=32, eval_resize=36, train_resize=(36, 60))
+    # The same, whether it is cut from the file or from Pillow's pixels.
+    transforms = [images.evaluation_transform(config)]
+    for config.train_crop in images.TRAIN_CROPS:
+        transform = images.training_transform(config.copy_and_resolve_references())
+        transforms += [lambda image, row=row, transform=transform: transform(image, row) for row in uniforms(4)]
+    for transform in transforms:
+        result = transform(file.getvalue())
+        assert result.shape == (32, 32, 3)
+        assert np.abs(result - transform(pillows.astype(np.uint8)).astype(int)).mean() < 1.5
+
+
 @pytest.mark.parametrize("encoded", [b"", b"no image"])
 def test_other_bytes_are_refused(encoded):
     with pytest.raises(ValueError, match=f"cannot decode its {len(encoded)} bytes"):

@@ -56,6 +56,15 @@ def test_steps_override_epochs_and_epochs_may_be_fractions():
         ({"num_classes": 5}, "num_classes=5 is too few: digits has 10 classes"),
         ({"schedule": "cosin"}, "did you mean cosine"),
         ({"train_crop": "random"}, "train_crop='random' is unknown"),
+        ({"auto_augment": "random"}, "auto_augment='random' is unknown; did you mean rand?"),
+        ({"auto_augment": "x"}, "auto_augment='x' is unknown; choose trivial, rand$"),
+        ({"cache": "devise"}, "did you mean device?"),
+        ({"color_jitter": (0.4,)}, "color_jitter=.* give brightness, contrast, saturation and hue"),
+        ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "the hue at most 0.5"),
+        ({"random_erasing": 1.5}, "random_erasing=1.5 is out of range; give 0 to 1"),
+        ({"rand_augment_magnitude": 31}, "give 0 to 30"),
+        ({"erasing_area": (0.4, 0.02)}, "erasing_area=.* is no range"),
+        ({"mixup_alpha": 0.2, "batch_size": 24}, "each of 8 devices 3 images, .* cannot pair; give a multiple of 16"),
         ({"mean": ("a",)}, "mean=.* is not made of numbers"),
         ({"step_epochs": ("a", "b")}, "step_epochs=.* is not made of numbers"),
         ({"crop_area": (0.5,)}, "crop_area=.* is no range"),
@@ -95,9 +104,11 @@ def test_the_workdir_names_what_changes_the_result():
 def test_a_workdir_belongs_to_one_config(tmp_path):
     write_config(tmp_path, resolve(), ("a", "b"))
     check_workdir(tmp_path, resolve())
-    check_workdir(tmp_path, resolve(log_every_steps=7, prefetch_batches=5))
+    check_workdir(tmp_path, resolve(log_every_steps=7, prefetch_batches=5, steps_per_dispatch=3))
     with pytest.raises(ValueError, match=r"belongs to a run with learning_rate=0.05, not 0.1"):
         check_workdir(tmp_path, resolve(learning_rate=0.1))
+    with pytest.raises(ValueError, match=r"belongs to a run with cache="):
+        check_workdir(tmp_path, resolve(cache="device"))
 
 
 def test_the_config_comes_back_whole(tmp_path):

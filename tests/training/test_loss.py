@@ -4,6 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from input_pipeline import MixedLabels
 from training.loss import classification_sums, cross_entropy, means, weighted_loss, zero_sums
 
 RANDOM = np.random.RandomState(0)
@@ -32,6 +33,26 @@ def test_auxiliary_losses_are_weighted_one_by_one():
     np.testing.assert_allclose(sums["main_loss"], parts[0].sum(), rtol=1e-5)
     np.testing.assert_allclose(sums["aux2_loss"], parts[2].sum(), rtol=1e-5)
     assert sums.keys() == zero_sums(2).keys()
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_mixed_labels_weigh_as_the_mixed_target(smoothing):
+    """The main classifier and its heads, against the cross-entropy to a target that is written out."""
+    other, share = LABELS[::-1].copy(), np.linspace(0.5, 1, 6).astype(np.float32)
+    heads = [RANDOM.standard_normal((6, 10)).astype(np.float32)]
+    labels = MixedLabels(jnp.asarray(LABELS), jnp.asarray(other), jnp.asarray(share))
+    loss, sums = weighted_loss((jnp.asarray(LOGITS), [jnp.asarray(heads[0])]), labels, (0.3,), smoothing)
+
+    targets = share[:, None] * np.eye(10)[LABELS] + (1 - share)[:, None] * np.eye(10)[other]
+    targets = (1 - smoothing) * targets + smoothing / 10
+
+    def to_targets(logits):
+        logits = logits.astype(np.float64)
+        return -(targets * (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))).sum(-1)
+
+    np.testing.assert_allclose(loss, np.mean(to_targets(LOGITS) + 0.3 * to_targets(heads[0])), rtol=1e-5)
+    np.testing.assert_allclose(sums["main_loss"], to_targets(LOGITS).sum(), rtol=1e-5)
+    assert float(sums["accuracy_top1"]) == np.sum(LOGITS.argmax(-1) == LABELS)  # those of the larger share
 
 
 def test_a_head_without_a_weight_is_an_error():

@@ -1,0 +1,116 @@
+"""How fast the input pipeline is, stage by stage: what limits it, and what it could feed."""
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+import input_pipeline
+from input_pipeline.batches import Batch
+from training.state import make_mesh
+
+SAMPLE = 512  # images that are read, decoded and cropped again and again
+
+
+def measure_input(config: ConfigDict, *, seconds: float) -> list[dict[str, Any]]:
+    """Measures the training images' way to the devices.
+
+    The first stages run alone, each on the pipeline's number of threads: `read` (from the page cache, where the sample
+    is in it), `decode` (the part that a training crop needs) and `crop` (resize and flip). `batch` is all of them,
+    filling batches; `transfer` puts one batch on the devices over and over; `all` is the whole pipeline. Images that
+    are not stored encoded have no `decode`, synthetic ones no `crop`.
+
+    Args:
+      config: resolved options; dataset, batch_size, the crop's and the loader's.
+      seconds: how long each stage is measured, after a warm-up.
+
+    Returns:
+      A row a stage: stage, images_per_second, images_per_second_per_core, memory_bytes (what all batches in memory take
+      at most; None for the stages that make no batches).
+
+    Raises:
+      ValueError, FileNotFoundError: as input_pipeline.load_dataset does.
+    """
+    dataset, mesh = input_pipeline.load_dataset(config, "train"), make_mesh()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    rows = []
+
+    def add(stage: str, images_per_second: float, memory_bytes: int | None = None) -> None:
+        per_core = images_per_second / cores
+        rows.append({"stage": stage, "images_per_second": images_per_second, "images_per_second_per_core": per_core})
+        rows[-1]["memory_bytes"] = memory_bytes
+
+    with input_pipeline.train_batches(dataset, config) as host:
+        add("batch", _batches_per_second(host, seconds) * config.batch_size, host.num_bytes)
+        batch, threads = next(host), host.threads
+    for stage, work in _stages_of_an_image(dataset, config):
+        add(stage, _calls_per_second(work, threads, seconds))
+    with input_pipeline.to_device(_forever(batch), mesh, prefetch=1) as transferred:
+        add("transfer", _batches_per_second(transferred, seconds) * config.batch_size)
+    with input_pipeline.to_device(
+        input_pipeline.train_batches(dataset, config), mesh, config.prefetch_batches
+    ) as batches:
+        add("all", _batches_per_second(batches, seconds) * config.batch_size, batches.num_bytes)
+    order = ("read", "decode", "crop", "batch", "transfer", "all")
+    return sorted(rows, key=lambda row: order.index(row["stage"]))
+
+
+def _stages_of_an_image(dataset: input_pipeline.Dataset, config: ConfigDict) -> Iterator[tuple[str, Callable]]:
+    """Yields the name of each stage and the function that does its work for the n-th image of the sample."""
+    records = np.random.default_rng(0).permutation(len(dataset))[:SAMPLE].tolist()
+    records = [records[number % len(records)] for number in range(SAMPLE)]
+    yield "read", lambda number: dataset[records[number]]
+    if dataset.name == "synthetic":
+        return
+    from input_pipeline import images
+
+    sample = [dataset[record][0] for record in records]
+    uniforms = np.random.default_rng(0).random((SAMPLE, images.UNIFORMS))
+    choose_box, transform = images.training_box(config), images.training_transform(config)
+    if isinstance(sample[0], bytes):
+
+        def decode(number: int) -> None:
+            def box(height: int, width: int) -> images.Box:
+                return choose_box(height, width, uniforms[number])
+
+            images.decode_box(sample[number], config.channels, box, config.image_size)
+
+        yield "decode", decode
+        sample = [images.decode(encoded, config.channels) for encoded in sample]
+    yield "crop", lambda number: transform(sample[number], uniforms[number])
+
+
+def _calls_per_second(work: Callable[[int], object], threads: int, seconds: float) -> float:
+    def several(first: int) -> None:
+        for number in range(first, first + 16):
+            work(number)
+
+    with ThreadPoolExecutor(threads) as pool:
+        turns = iter(lambda: list(pool.map(several, range(0, SAMPLE, 16))), None)
+        return SAMPLE * _per_second(turns, seconds)
+
+
+def _batches_per_second(batches: Iterator[Batch], seconds: float) -> float:
+    for _ in range(5):  # those loaded ahead would count for nothing
+        next(batches)
+    return _per_second(map(jax.block_until_ready, batches), seconds)
+
+
+def _per_second(turns: Iterator, seconds: float) -> float:
+    """Returns how often a second the next turn comes, without the first one."""
+    next(turns)
+    start, count = time.perf_counter(), 0
+    while time.perf_counter() - start < seconds:
+        next(turns)
+        count += 1
+    return count / (time.perf_counter() - start)
+
+
+def _forever(batch: Batch) -> Iterator[Batch]:
+    while True:
+        yield batch

@@ -1,0 +1,391 @@
+"""A dataset that lives on the devices whole: its batches are made inside the jitted step, without work on the host.
+
+Position p of the endless sequence of training images holds one record, shuffled anew each epoch; batch k takes the
+positions [k batch_size, (k + 1) batch_size), across epoch ends. Order, crops and flips are functions of (seed,
+position) alone: the step is all that a resume needs.
+"""
+
+import functools
+import math
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from input_pipeline.augmentation import TRIES, draw_uniforms, random_box, random_place, random_whole
+from input_pipeline.batches import read_good_image, read_image, skip_image
+from input_pipeline.datasets import DamagedImageError, Dataset
+
+Arrays = dict[str, jax.Array]
+Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+"""Top, left, height and width in pixels, int32."""
+
+
+class DeviceCache:
+    """The training images on every device, and how a step makes its batch of them.
+
+    Where a crop is as large as the image (train_crop pad and none), the images are resized once, on the host. Otherwise
+    they lie one after the other in their own sizes, and each step resizes its crops.
+
+    Attributes:
+      arrays: on the devices: `label`, int32 (images,), and `pixels`, uint8 (images, image_size, image_size, channels),
+        or (pixels of all images, channels) with each image's `offset`, `height` and `width`, int32 (images,).
+      bad_images: records that others take the place of, with on_bad_image='skip'.
+    """
+
+    def __init__(self, dataset: Dataset, config: ConfigDict, mesh: Mesh):
+        """Decodes the whole dataset and puts it on the devices.
+
+        Args:
+          dataset: the training records.
+          config: batch_size, num_steps, seed, image_size, channels, the crop's options, steps_per_dispatch,
+            decode_threads, on_bad_image.
+          mesh: the devices; each holds all of it.
+
+        Raises:
+          ValueError: it does not fit.
+          DamagedImageError: an image cannot be decoded.
+        """
+        if config.num_steps * config.batch_size >= 2**32:
+            raise ValueError(
+                f"num_steps={config.num_steps} of batch_size={config.batch_size} are more images than cache=device "
+                "counts, 2^32; train shorter, or leave the cache out"
+            )
+        self._config, self._num_images = config, len(dataset)
+        self._resizes = config.train_crop in ("random_resized", "scale_jitter")
+        self.bad_images: set[int] = set()
+
+        def read(record, transform):
+            return read_good_image(dataset, record, transform, self.bad_images, config)
+
+        pixels, labels, shapes = _read_all(dataset, config, mesh, _own_size if self._resizes else _final_size, read)
+        if self._resizes:
+            offsets = np.cumsum(np.append(0, shapes.prod(1)))
+            if offsets[-1] >= 2**31:
+                raise ValueError(
+                    f"{dataset.name} has {offsets[-1]:,} pixels, and cache=device takes 2^31; leave it out"
+                )
+            self._taps = _most_taps(config, *shapes.T)
+            arrays = {"pixels": pixels.reshape(-1, config.channels), "label": labels}
+            arrays |= {"offset": offsets[:-1].astype(np.int32), "height": shapes[:, 0], "width": shapes[:, 1]}
+        else:
+            shape = len(dataset), config.image_size, config.image_size, config.channels
+            arrays = {"pixels": pixels.reshape(shape), "label": labels}
+        self.replicated = NamedSharding(mesh, PartitionSpec())
+        self.arrays = {
+            name: jax.make_array_from_process_local_data(self.replicated, array) for name, array in arrays.items()
+        }
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory on each device, bytes."""
+        return sum(array.nbytes for array in self.arrays.values())
+
+    def make_batch(self, cached: Arrays, step: jax.Array) -> Arrays:
+        """Returns the batch of a step; called inside jit, where each device makes the rows that it owns.
+
+        Args:
+          cached: the arrays, and the order of the epochs, as `batches` yields them.
+          step: steps done before, an integer scalar.
+
+        Returns:
+          `image`, uint8 (batch_size, image_size, image_size, channels), and `label`, int32 (batch_size,).
+        """
+        config = self._config
+        rows = jnp.arange(config.batch_size, dtype=jnp.uint32)
+        positions = step.astype(jnp.uint32) * config.batch_size + rows
+        epochs = positions // self._num_images - cached["first_epoch"]
+        records = cached["order"][epochs, positions % self._num_images]
+        uniforms = draw_uniforms(config.seed, "crop", positions, 2 * TRIES + 3 if self._resizes else 3)
+        flips = uniforms[:, -1] < (0.5 if config.random_flip else 0)
+        if self._resizes:
+            heights, widths = cached["height"][records], cached["width"][records]
+            if config.train_crop == "random_resized":
+                box = functools.partial(random_resized_box, area=config.crop_area, aspect=config.crop_aspect)
+            else:
+                box = functools.partial(
+                    scale_jitter_box, image_size=config.image_size, train_resize=config.train_resize
+                )
+            boxes = jax.vmap(box)(heights, widths, uniforms)
+            sources = cached["pixels"], cached["offset"][records], widths
+            images = resized_crops(*sources, boxes, flips, config.image_size, self._taps)
+        else:
+            padding = config.crop_padding if config.train_crop == "pad" else 0
+            images = padded_crops(cached["pixels"], records, padding, flips, uniforms)
+        return {"image": images, "label": cached["label"][records]}
+
+    def batches(self, start: int, ends: Iterable[int]) -> "CachedBatches":
+        """Returns what the step of make_train_step takes, call by call.
+
+        Args:
+          start: steps done before the first call.
+          ends: steps done after each call.
+        """
+        return CachedBatches(self, self._config, self._num_images, start, ends)
+
+
+class CachedBatches:
+    """An iterator of what a call of the cached step takes; made by DeviceCache.batches.
+
+    Attributes:
+      host: the cache.
+      wait_seconds: none; there is nothing to wait for.
+    """
+
+    wait_seconds = 0.0
+
+    def __init__(self, cache: DeviceCache, config: ConfigDict, num_images: int, start: int, ends: Iterable[int]):
+        self.host, self._batch_size, self._num_images = cache, config.batch_size, num_images
+        self._step, self._ends, self._epoch = start, iter(ends), None
+        # The epochs that one call may touch.
+        epochs = (num_images - 1 + config.steps_per_dispatch * config.batch_size - 1) // num_images + 1
+
+        def shuffle(first_epoch):
+            key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b"order"))
+            keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_epoch + jnp.arange(epochs, dtype=jnp.uint32))
+            records = jnp.arange(num_images, dtype=jnp.int32)
+            order = jax.vmap(jax.random.permutation, (0, None))(keys, records)
+            return {"order": order, "first_epoch": first_epoch}
+
+        self._shuffle = jax.jit(shuffle, out_shardings=cache.replicated)
+
+    def __iter__(self) -> "CachedBatches":
+        return self
+
+    def __next__(self) -> Arrays:
+        end = next(self._ends)
+        epoch, count = self._step * self._batch_size // self._num_images, end - self._step
+        if epoch != self._epoch:
+            self._order, self._epoch = self._shuffle(self._scalar(np.uint32(epoch))), epoch
+        self._step = end
+        return self.host.arrays | self._order | {"count": self._scalar(np.int32(count))}
+
+    def _scalar(self, value: np.generic) -> jax.Array:
+        return jax.make_array_from_process_local_data(self.host.replicated, value)
+
+    def __enter__(self) -> "CachedBatches":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        pass
+
+
+def cached_eval_batches(dataset: Dataset, config: ConfigDict, mesh: Mesh) -> list[Arrays]:
+    """Returns all batches that input_pipeline.eval_batches would make, on the devices, their rows split over the mesh.
+
+    Raises:
+      ValueError: they do not fit.
+      DamagedImageError: an image cannot be decoded.
+    """
+    shape, mask = (config.image_size, config.image_size, config.channels), np.ones(len(dataset), np.float32)
+
+    def read(record, transform):
+        try:
+            return read_image(dataset, record, transform)
+        except DamagedImageError as error:
+            skip_image(error, record, set(), config)
+            mask[record] = 0
+            return np.zeros(shape, np.uint8), 0
+
+    pixels, labels, _ = _read_all(dataset, config, mesh, _evaluated, read)
+    arrays = {"image": pixels.reshape(-1, *shape), "label": labels, "mask": mask}
+    missing = -len(dataset) % config.eval_batch_size
+    arrays = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in arrays.items()}
+    split, rows = NamedSharding(mesh, PartitionSpec("data")), config.eval_batch_size // jax.process_count()
+    firsts = range(jax.process_index() * rows, len(arrays["mask"]), config.eval_batch_size)
+    return [
+        {
+            name: jax.make_array_from_process_local_data(split, array[first : first + rows])
+            for name, array in arrays.items()
+        }
+        for first in firsts
+    ]
+
+
+def padded_crops(
+    pixels: jax.Array, records: jax.Array, padding: int, flips: jax.Array, uniforms: jax.Array
+) -> jax.Array:
+    """Crops the old size at random out of images padded with black (He 2015, section 4.2), and mirrors some.
+
+    Args:
+      pixels: uint8 (images, H, W, C).
+      records: (N,) which images.
+      padding: pixels on each side.
+      flips: (N,) bool, those to be mirrored.
+      uniforms: (N, >= 2) in [0, 1), of which the first two place the crop.
+
+    Returns:
+      uint8 (N, H, W, C).
+    """
+    height, width = pixels.shape[1:3]
+    place = jax.vmap(lambda u: random_place(u, height + 2 * padding, width + 2 * padding, height, width))
+    tops, lefts = place(uniforms)
+    y = tops[:, None] - padding + jnp.arange(height)
+    x = jnp.arange(width)
+    x = lefts[:, None] - padding + jnp.where(flips[:, None], x[::-1], x)
+    inside = ((y >= 0) & (y < height))[:, :, None] & ((x >= 0) & (x < width))[:, None, :]
+    crops = pixels.at[records[:, None, None], y[:, :, None], x[:, None, :]].get(mode="clip")
+    return jnp.where(inside[..., None], crops, 0) if padding else crops
+
+
+def resized_crops(
+    pixels: jax.Array,
+    offsets: jax.Array,
+    widths: jax.Array,
+    boxes: Box,
+    flips: jax.Array,
+    image_size: int,
+    taps: Sequence[int],
+) -> jax.Array:
+    """Resizes crops of images that lie one after the other as input_pipeline.images.resize does.
+
+    Args:
+      pixels: uint8 (pixels of all images, C).
+      offsets: (N,) first pixel of each image.
+      widths: (N,) of each image, pixels.
+      boxes: (N,) each, the crops.
+      flips: (N,) bool, those to be mirrored.
+      image_size: side of the result, pixels.
+      taps: pixels, down and across, that a pixel of the result may be made of.
+
+    Returns:
+      uint8 (N, image_size, image_size, C), within one level of the host's.
+    """
+    tops, lefts, heights, widths_of_boxes = boxes
+    longest = jnp.maximum(heights, widths_of_boxes)
+    shrinks, far = longest > image_size, longest > 3 * image_size
+    y, weights_y = _sources(heights, shrinks, far, image_size, taps[0])
+    x, weights_x = _sources(widths_of_boxes, shrinks, far, image_size, taps[1])
+    x, weights_x = (jnp.where(flips[:, None, None], array[:, ::-1], array) for array in (x, weights_x))
+    first_of_row = offsets[:, None, None] + (tops[:, None, None] + y) * widths[:, None, None]
+    column = lefts[:, None, None] + x
+    total = 0.0
+    for down in range(taps[0]):
+        for across in range(taps[1]):
+            weight = weights_y[:, :, None, down] * weights_x[:, None, :, across]
+            source = pixels[first_of_row[:, :, None, down] + column[:, None, :, across]]
+            total += weight[..., None] * source.astype(jnp.float32)
+    return jnp.round(total).astype(jnp.uint8)
+
+
+def _sources(
+    lengths: jax.Array, shrinks: jax.Array, far: jax.Array, size: int, taps: int
+) -> tuple[jax.Array, jax.Array]:
+    """Where along one side of its box each pixel of the result comes from: places and weights, (N, size, taps)."""
+    lengths, shrinks, far = (sides[:, None, None] for sides in (lengths.astype(jnp.float32), shrinks, far))
+    scale, pixel = lengths / size, jnp.arange(size, dtype=jnp.float32)[:, None]
+
+    def centre(share):
+        """A point of a pixel of the result, 0 its beginning and 1 its end, in pixels of the box, within its centres."""
+        return jnp.clip((pixel + share) * scale, 0.5, lengths - 0.5)
+
+    average = far & (lengths > size)  # the other side of a far crop may grow, and is interpolated
+    halves = jnp.where(shrinks & ~far, 0.25, 0.0)
+    first, second = centre(0.5 - halves), centre(0.5 + halves)
+    begin, end = pixel * scale, (pixel + 1) * scale
+    place = jnp.floor(jnp.where(average, begin, first - 0.5)) + jnp.arange(taps, dtype=jnp.float32)
+    area = jnp.minimum(place + 1, end) - jnp.maximum(place, begin)
+    linear = sum(jnp.maximum(1 - jnp.abs(place + 0.5 - point), 0) for point in (first, second))
+    weights = jnp.where(average, jnp.maximum(area, 0), linear)
+    return jnp.minimum(place, lengths - 1).astype(jnp.int32), weights / weights.sum(-1, keepdims=True)
+
+
+def random_resized_box(
+    height: jax.Array, width: jax.Array, uniforms: jax.Array, area: Sequence[float], aspect: Sequence[float]
+) -> Box:
+    """Returns the box of input_pipeline.images.random_resized_box, on the device; height and width are scalars."""
+    box_height, box_width, fits = random_box(uniforms, height, width, area, aspect)
+    top, left = random_place(uniforms[2 * TRIES :], height, width, box_height, box_width)
+    whole_height = jnp.minimum(height, jnp.round(width / aspect[0]).astype(jnp.int32))
+    whole_width = jnp.minimum(width, jnp.round(height * aspect[1]).astype(jnp.int32))
+    drawn = top, left, box_height, box_width
+    centred = (height - whole_height) // 2, (width - whole_width) // 2, whole_height, whole_width
+    return tuple(jnp.where(fits, *sides) for sides in zip(drawn, centred, strict=True))
+
+
+def scale_jitter_box(
+    height: jax.Array, width: jax.Array, uniforms: jax.Array, image_size: int, train_resize: Sequence[int]
+) -> Box:
+    """Returns the box of input_pipeline.images.scale_jitter_box, on the device; height and width are scalars."""
+    shortest, longest = train_resize
+    resized = shortest + random_whole(uniforms[0], longest - shortest + 1)
+    side = jnp.maximum(jnp.round(jnp.minimum(height, width) * image_size / resized).astype(jnp.int32), 1)
+    return *random_place(uniforms[2 * TRIES :], height, width, side, side), side, side
+
+
+def _most_taps(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> tuple[int, int]:
+    """Returns how many pixels, down and across, a pixel of any crop of these images may be made of."""
+    if config.train_crop == "random_resized":
+        narrowest, widest = config.crop_aspect
+        highest = np.minimum(heights, widths / narrowest + 1)
+        widest = np.minimum(widths, heights * widest + 1)
+    else:
+        highest = widest = np.minimum(heights, widths) * config.image_size / config.train_resize[0] + 1
+    scales = highest.max() / config.image_size, widest.max() / config.image_size
+    return tuple(math.ceil(scale) + 1 if scale > 3 else math.ceil(scale / 2) + 2 for scale in scales)
+
+
+def _whole(height: int, width: int) -> tuple[int, int, int, int]:
+    return 0, 0, height, width
+
+
+def _own_size(config: ConfigDict) -> Callable:
+    from input_pipeline import images
+
+    return lambda image: images.decode_box(image, config.channels, _whole)
+
+
+def _final_size(config: ConfigDict) -> Callable:
+    if config.train_crop == "none":
+        return _evaluated(config)
+    from input_pipeline import images
+
+    size = config.image_size
+    return lambda image: images.resize(images.decode_box(image, config.channels, _whole, size), size, size)
+
+
+def _evaluated(config: ConfigDict) -> Callable:
+    from input_pipeline import images
+
+    return images.evaluation_transform(config)
+
+
+def _read_all(
+    dataset: Dataset,
+    config: ConfigDict,
+    mesh: Mesh,
+    make_transform: Callable[[ConfigDict], Callable],
+    read: Callable[[int, Callable], tuple[np.ndarray, int]],
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Reads every record on a pool of threads: all bytes, labels (images,), heights and widths (images, 2)."""
+    first, shape = dataset[0][0], (config.image_size, config.image_size, config.channels)
+    # Arrays that are ready need no OpenCV, which may not be installed.
+    ready = isinstance(first, np.ndarray) and first.shape == shape and not config.eval_resize
+    transform = (lambda image: image) if ready else make_transform(config)
+    statistics = [device.memory_stats() or {} for device in mesh.local_devices]
+    free = min((s["bytes_limit"] - s["bytes_in_use"] for s in statistics if "bytes_limit" in s), default=math.inf)
+
+    pixels, labels, shapes = bytearray(), [], []
+    # A task of many records: handing one over costs as much as decoding a small image.
+    tasks = [range(first, min(first + 64, len(dataset))) for first in range(0, len(dataset), 64)]
+    pool = ThreadPoolExecutor(config.decode_threads or None, thread_name_prefix="decode")
+    try:
+        for examples in pool.map(lambda records: [read(record, transform) for record in records], tasks):
+            for image, label in examples:
+                pixels += image.tobytes()
+                labels.append(label)
+                shapes.append(image.shape[:2])
+            needed = len(pixels) * len(dataset) // len(labels)
+            if needed > free:
+                raise ValueError(
+                    f"cache=device does not fit: the {dataset.split} images of {dataset.name} take about "
+                    f"{needed / 2**20:,.1f} MiB, and a device has {free / 2**20:,.1f} MiB free; leave the cache out"
+                )
+    finally:
+        pool.shutdown(cancel_futures=True)
+    return np.frombuffer(pixels, np.uint8), np.array(labels, np.int32), np.array(shapes, np.int32)

@@ -1,0 +1,434 @@
+import gzip
+import hashlib
+import http.server
+import io
+import re
+import subprocess
+import sys
+import tarfile
+import textwrap
+import threading
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from PIL import Image
+from tensorflow_datasets.core import registered
+from tensorflow_datasets.core.download import checksums
+
+import input_pipeline
+from input_pipeline import images, load_dataset, preparation
+from input_pipeline.archives import download, members
+from input_pipeline.datasets import open_builder
+from input_pipeline.preparation import prepare, shrink
+
+REPOSITORY = Path(input_pipeline.__file__).parents[1]
+IMAGENETTE = {
+    "train": {
+        "n01440764": ["n01440764_10026.JPEG", "n01440764_10027.JPEG", "ILSVRC2012_val_00000293.JPEG"],
+        "n02102040": ["n02102040_1.JPEG"],
+    },
+    "val": {"n03888257": ["n03888257_7.JPEG", "n03888257_8.JPEG"]},
+}
+
+
+def image(value, size=(12, 10), mode="RGB", form="JPEG"):
+    file = io.BytesIO()
+    Image.new(mode, size, (value,) * len(mode) if len(mode) > 1 else value).save(file, form)
+    return file.getvalue()
+
+
+def write_tar(path, files, mode="w"):
+    with tarfile.open(path, mode) as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return path
+
+
+def tar_bytes(files):
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return file.getvalue()
+
+
+def imagenette_files():
+    names = [(split, label, name) for split, folder in IMAGENETTE.items() for label in folder for name in folder[label]]
+    files = {
+        f"imagenette2-160/{split}/{label}/{name}": image(40 * number)
+        for number, (split, label, name) in enumerate(names)
+    }
+    return files | {
+        "imagenette2-160/noisy_imagenette.csv": b"path,label",
+        "imagenette2-160/train/n01440764/._x.JPEG": b"",
+    }
+
+
+@pytest.fixture
+def imagenette_archive(tmp_path):
+    return str(write_tar(tmp_path / "imagenette2-160.tgz", imagenette_files(), "w:gz"))
+
+
+def split_of(name, data_dir, split="train"):
+    return list(
+        tfds.data_source(name, split=split, data_dir=str(data_dir), decoders={"image": tfds.decode.SkipDecoding()})
+    )
+
+
+def contents(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_files_are_those_that_tfds_itself_writes(tmp_path, imagenette_archive, capsys):
+    """TFDS shuffles and writes small datasets without TensorFlow, when they do not come from files."""
+    parent, files = tfds.builder_cls("imagenette"), imagenette_files()
+
+    def examples(part):
+        for label, names in IMAGENETTE[part].items():
+            for name in names:
+                yield name, {"image": io.BytesIO(files[f"imagenette2-160/{part}/{label}/{name}"]), "label": label}
+
+    with registered.skip_registration():
+        attributes = {
+            "name": "imagenette",
+            "__module__": parent.__module__,
+            "url_infos": None,
+            "_split_generators": lambda self, dl_manager: {"train": examples("train"), "validation": examples("val")},
+        }
+        builder = type("Builder", (parent,), attributes)(
+            data_dir=str(tmp_path / "tfds"), config="160px-v2", file_format="array_record"
+        )
+        skip = tfds.download.ComputeStatsMode.SKIP
+        builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats=skip))
+
+    prepare("imagenette/160px-v2", [imagenette_archive], str(tmp_path / "ours"))
+    folder = "imagenette/160px-v2/1.0.0"
+    assert contents(tmp_path / "ours" / folder) == contents(tmp_path / "tfds" / folder)
+    printed = capsys.readouterr().out
+    assert "4 train and 2 validation images" in printed
+    assert "note: the official archives hold 9,469 train and 3,925 validation images" in printed
+    assert not (tmp_path / "ours" / "downloads" / "decompressed").exists()
+
+
+def test_imagenette_is_read_by_name(make_config, tmp_path, imagenette_archive):
+    prepare("imagenette/160px-v2", [imagenette_archive], str(tmp_path))
+    config = make_config(dataset="imagenette/160px-v2", data_dir=str(tmp_path))
+    train, validation = load_dataset(config, "train"), load_dataset(config, "eval")
+    assert sorted(train) == sorted(zip([image(40 * value) for value in range(4)], [0, 0, 0, 1], strict=True))
+    assert (len(validation), train.class_names[0], train.class_names[9]) == (2, "tench", "parachute")
+    assert train.describe(2) == "record 2 (imagenette-train.array_record-00000-of-00001, place 2)"
+
+
+def test_imagenets_tars(tmp_path):
+    """The official layout: a tar of a tar a class, and a tar of validation images, whose labels TFDS brings along."""
+    cmyk, png = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
+    classes = {
+        "n01739381.tar": tar_bytes({cmyk: image(0, mode="CMYK"), "n01739381_1.JPEG": image(10)}),
+        "n02105855.tar": tar_bytes({png: image(90, form="PNG"), "n02105855_2.JPEG": image(20, mode="L")}),
+    }
+    train = write_tar(tmp_path / "ILSVRC2012_img_train.tar", classes)
+    numbers = (3, 1, 50000, 2)
+    validation = {f"ILSVRC2012_val_{number:08d}.JPEG": image(number % 256) for number in numbers}
+    prepare("imagenet2012", [str(train), str(write_tar(tmp_path / "val.tar", validation))], str(tmp_path))
+
+    builder = open_builder("imagenet2012", tmp_path)
+    assert (str(builder.version), builder.info.splits["train"].num_examples) == ("5.1.0", 4)
+    found = {example["file_name"].decode(): example for example in split_of("imagenet2012", tmp_path)}
+    labels = builder.info.features["label"]
+    assert {name: labels.int2str(example["label"]) for name, example in found.items()} == {
+        cmyk: "n01739381", "n01739381_1.JPEG": "n01739381", png: "n02105855", "n02105855_2.JPEG": "n02105855",
+    }  # fmt: skip
+    for name, value in ((cmyk, 255), (png, 90)):  # no ink is white
+        with Image.open(io.BytesIO(found[name]["image"])) as fixed:
+            assert (fixed.format, fixed.mode, fixed.getpixel((5, 5))) == ("JPEG", "RGB", (value,) * 3)
+    assert found["n02105855_2.JPEG"]["image"] == image(20, mode="L")
+    validation_labels = {
+        example["file_name"].decode(): labels.int2str(example["label"])
+        for example in split_of("imagenet2012", tmp_path, "validation")
+    }
+    # ILSVRC2012_validation_ground_truth, as other lists have it: a sea snake, an alp, a Shetland sheepdog ...
+    assert [validation_labels[f"ILSVRC2012_val_{number:08d}.JPEG"] for number in (1, 2, 3)] == [
+        "n01751748", "n09193705", "n02105855",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("with_names", [True, False])
+def test_cifar10(make_config, tmp_path, with_names):
+    pixels = np.random.default_rng(0).integers(0, 256, (6, 3, 32, 32), np.uint8)
+    parts = [*(f"data_batch_{number}.bin" for number in (3, 1, 2, 4, 5)), "test_batch.bin"]
+    files = {
+        f"cifar-10-batches-bin/{part}": bytes([number]) + pixels[number].tobytes() for number, part in enumerate(parts)
+    }
+    if with_names:
+        files["cifar-10-batches-bin/batches.meta.txt"] = (
+            b"airplane\nautomobile\nbird\ncat\ndeer\ndog\nfrog\nhorse\nship\ntruck\n\n"
+        )
+    archive = write_tar(tmp_path / "cifar-10-binary.tar.gz", files, "w:gz")
+    prepare("cifar10", [str(archive)], str(tmp_path))
+    found = {example["id"]: example for example in split_of("cifar10", tmp_path)}
+    assert sorted(found) == [b"train_00000", b"train_00001", b"train_00002", b"train_00003", b"train_00004"]
+    third = found[b"train_00002"]  # data_batch_3, the first of the archive
+    np.testing.assert_array_equal(images.decode(third["image"], 3), pixels[0].transpose(1, 2, 0))
+    assert third["label"] == 0
+    evaluation = load_dataset(make_config(dataset="cifar10", data_dir=str(tmp_path)), "eval")
+    assert (len(evaluation), evaluation[0][1], evaluation.class_names[5]) == (1, 5, "dog")
+
+
+def test_cifar100_from_a_folder(make_config, tmp_path):
+    folder = tmp_path / "cifar-100-binary"
+    folder.mkdir()
+    for name in ("train.bin", "test.bin"):
+        (folder / name).write_bytes(bytes([11, 1]) + bytes(range(256)) * 12)
+    prepare("cifar100", [str(folder)], str(tmp_path))
+    (example,) = split_of("cifar100", tmp_path, "test")
+    features = open_builder("cifar100", tmp_path).info.features
+    assert features["label"].int2str(example["label"]) == "aquarium_fish"
+    assert features["coarse_label"].int2str(example["coarse_label"]) == "large_omnivores_and_herbivores"
+
+
+def idx(array, magic):
+    sizes = b"".join(size.to_bytes(4, "big") for size in array.shape)
+    return magic.to_bytes(4, "big") + sizes + array.tobytes()
+
+
+class Files(http.server.BaseHTTPRequestHandler):
+    """A server of files in memory that can begin in their midst; it stops after `limit` bytes."""
+
+    files, limit, requests = {}, None, []
+
+    def do_GET(self):
+        data, wanted = self.files[self.path], self.headers["Range"]
+        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted else 0
+        self.requests.append((self.path, start))
+        self.send_response(206 if wanted else 200)
+        self.send_header("Content-Length", str(len(data) - start))
+        self.end_headers()
+        self.wfile.write(data[start : self.limit])
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def server(monkeypatch):
+    monkeypatch.setattr(Files, "requests", [])
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield f"http://127.0.0.1:{server.server_port}"
+    server.shutdown()
+    server.server_close()
+
+
+def test_what_can_be_downloaded_is_prepared_at_its_first_use(make_config, tmp_path, monkeypatch, server, capsys):
+    pixels = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
+    arrays = {
+        "train-images": idx(pixels[:5], 2051), "train-labels": idx(np.arange(5, dtype=np.uint8), 2049),
+        "t10k-images": idx(pixels[5:], 2051), "t10k-labels": idx(np.arange(5, 7, dtype=np.uint8), 2049),
+    }  # fmt: skip
+    files = {f"/{name}.gz": gzip.compress(data) for name, data in arrays.items()}
+    monkeypatch.setattr(Files, "files", files)
+    infos = {
+        f"{server}{path}": checksums.UrlInfo(
+            tfds.core.utils.Size(len(data)), hashlib.sha256(data).hexdigest(), path[1:]
+        )
+        for path, data in files.items()
+    }
+    monkeypatch.setattr(checksums, "load_url_infos", {tfds.core.tfds_path("url_checksums/mnist.txt"): infos}.get)
+    config = make_config(dataset="mnist", data_dir=str(tmp_path))
+    train = load_dataset(config, "train")
+    printed = capsys.readouterr().out
+    assert "dataset mnist is not in" in printed and f"downloading {server}/t10k-labels.gz" in printed
+    evaluation = load_dataset(config, "eval")
+    assert len(Files.requests) == 4 and capsys.readouterr().out == ""
+    found = {label: images.decode(data, 1)[..., 0] for dataset in (train, evaluation) for data, label in dataset}
+    assert (len(train), len(evaluation)) == (5, 2)
+    for label in range(7):
+        np.testing.assert_array_equal(found[label], pixels[label])
+
+
+def test_a_download_goes_on_where_it_stopped(tmp_path, monkeypatch, server):
+    data = np.random.default_rng(0).bytes(5000)
+    monkeypatch.setattr(Files, "files", {"/file": data})
+    target, checksum, advanced = tmp_path / "downloads" / "file", hashlib.sha256(data).hexdigest(), []
+    monkeypatch.setattr(Files, "limit", 3000)
+    with pytest.raises(ConnectionError, match="goes on"):
+        download(f"{server}/file", 5000, checksum, target, advanced.append)
+    assert not target.exists()
+    monkeypatch.setattr(Files, "limit", None)
+    download(f"{server}/file", 5000, checksum, target, advanced.append)
+    assert target.read_bytes() == data
+    assert Files.requests == [("/file", 0), ("/file", 3000)]
+    assert sum(advanced) == 3000 + 5000
+
+
+def test_a_download_that_is_something_else(tmp_path, monkeypatch, server):
+    monkeypatch.setattr(Files, "files", {"/file": b"not what it was"})
+    with pytest.raises(OSError, match="is not what it was: its SHA-256 is"):
+        download(f"{server}/file", 15, "0" * 64, tmp_path / "file", lambda size: None)
+    assert list(tmp_path.iterdir()) == []
+    with pytest.raises(ConnectionError, match="cannot download .*refused.*--archive"):
+        download("http://127.0.0.1:1/file", 15, "0" * 64, tmp_path / "file", lambda size: None)
+
+
+@pytest.mark.parametrize("damage", [lambda data: data[:9000], lambda data: data[:3584] + b"\xff" * 512 + data[4096:]])
+def test_damaged_tars(tmp_path, damage):
+    whole = tar_bytes({f"{number}.JPEG": bytes(3000) for number in range(4)})
+    (tmp_path / "a.tar").write_bytes(damage(whole))
+    with pytest.raises(ValueError, match="a.tar is damaged: .*; get it again"):
+        list(members(tmp_path / "a.tar", tmp_path))
+
+
+def test_truncated_gzip(tmp_path):
+    (tmp_path / "a.gz").write_bytes(gzip.compress(np.random.default_rng(0).bytes(1000))[:500])
+    with pytest.raises(ValueError, match="a.gz is damaged: .*; get it again"):
+        list(members(tmp_path / "a.gz", tmp_path / "scratch"))
+
+
+def message(error, *arguments, **options):
+    with pytest.raises(error) as raised:
+        prepare(*arguments, **options)
+    assert "\n" not in str(raised.value)
+    return str(raised.value)
+
+
+def test_what_cannot_be_prepared(tmp_path, imagenette_archive, monkeypatch):
+    data_dir = str(tmp_path / "data")
+    assert "did you mean cifar10" in message(ValueError, "cifar-10", data_dir=data_dir)
+    assert "choose one of imagenette/full-size-v2" in message(ValueError, "imagenette/160", data_dir=data_dir)
+    assert "--archive=ILSVRC2012_img_train.tar" in message(OSError, "imagenet2012", data_dir=data_dir)
+    assert "there is no archive /no.tar" in message(OSError, "imagenet2012", ["/no.tar"], data_dir)
+    assert "has no data_batch_1.bin" in message(ValueError, "cifar10", [imagenette_archive], data_dir)
+    assert "there are no images of imagenet2012" in message(
+        ValueError, "imagenet2012", [str(write_tar(tmp_path / "a.tar", {"a.JPEG": b""}))], data_dir
+    )
+    twice = [imagenette_archive, str(write_tar(tmp_path / "b.tar", imagenette_files()))]
+    assert "is there twice" in message(ValueError, "imagenette/160px-v2", twice, data_dir)
+
+    class NeedsTensorFlow:
+        info = type("info", (), {"features": {"image", "label"}})
+
+        def download_and_prepare(self, **options):
+            raise ModuleNotFoundError("No module named 'tensorflow'", name="tensorflow")
+
+    monkeypatch.setattr(tfds, "builder", lambda *_, **__: NeedsTensorFlow())
+    assert "needs a library to prepare 'food101' that is not installed (tensorflow)" in message(
+        ValueError, "food101", data_dir=data_dir
+    )
+    assert not [path for path in Path(data_dir).glob("*/*") if path.parent.name != "downloads"]
+
+
+def test_a_full_disk(tmp_path, imagenette_archive, monkeypatch):
+    class Full:
+        def __init__(self, path, options):
+            Path(path).write_bytes(b"half")
+
+        def write(self, record):
+            pass
+
+        def close(self):
+            raise RuntimeError("write() failed: No space left on device; writing x; Failed to close chunk_writer")
+
+    monkeypatch.setattr(preparation, "ArrayRecordWriter", Full)
+    said = message(OSError, "imagenette/160px-v2", [imagenette_archive], str(tmp_path))
+    assert said == f"the disk is full: make room in {tmp_path}, and run the same command again"
+    assert not [path for path in (tmp_path / "imagenette").rglob("*") if path.name != "160px-v2"]
+
+
+def test_killed_while_preparing_and_started_again(tmp_path, imagenette_archive):
+    code = f"""
+        import os, signal
+        from input_pipeline import archives, preparation
+        read, count = archives.Member.read, 0
+        def kill(member):
+            global count
+            count += 1
+            if count > 5:  # in the validation split
+                os.kill(os.getpid(), signal.SIGKILL)
+            return read(member)
+        archives.Member.read = kill
+        preparation.prepare("imagenette/160px-v2", [{imagenette_archive!r}], {str(tmp_path)!r})
+        """
+    killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=REPOSITORY, capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    left = [path.name for path in tmp_path.rglob("imagenette-train*")]
+    assert left == ["imagenette-train.array_record-00000-of-00001"]  # it came as far as that
+    assert open_builder("imagenette/160px-v2", tmp_path) is None
+    prepare("imagenette/160px-v2", [imagenette_archive], str(tmp_path))
+    assert len(split_of("imagenette/160px-v2", tmp_path)) == 4
+    assert [path.name for path in (tmp_path / "imagenette" / "160px-v2").iterdir()] == ["1.0.0"]
+    assert not (tmp_path / "downloads" / "decompressed").exists()
+
+
+def test_a_folder_of_images_keeps_its_training_and_validation_images(make_config, tmp_path):
+    folder = tmp_path / "My flowers"
+    for number in range(10):
+        path = folder / f"class{number % 2}" / f"{number}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image(20 * number, form="PNG"))
+    prepare(str(folder), data_dir=str(tmp_path))
+    for split in ("train", "eval"):
+        there = load_dataset(make_config(dataset=f"image_folder:{folder}"), split)
+        here = load_dataset(make_config(dataset="my_flowers", data_dir=str(tmp_path)), split)
+        assert sorted(here) == sorted(there)
+        assert here.class_names == there.class_names
+    assert re.fullmatch(r"record 1 \(my_flowers-validation\S+, place 1\), file class\d/\d.png", here.describe(1))
+    (tmp_path / "mnist").mkdir()
+    with pytest.raises(ValueError, match="would become the dataset 'mnist': rename"):
+        prepare(str(tmp_path / "mnist"), data_dir=str(tmp_path))
+
+
+def test_max_side_writes_another_dataset_with_smaller_images(make_config, tmp_path, imagenette_archive):
+    prepare("imagenette/160px-v2", [imagenette_archive], str(tmp_path))
+    prepare("imagenette/160px-v2", data_dir=str(tmp_path), max_side=6)  # from what is prepared
+    prepare("imagenette/160px-v2", [imagenette_archive], str(tmp_path / "other"), max_side=6)  # from the archive
+    folder = "imagenette_max_side_6/160px-v2/1.0.0"
+    assert contents(tmp_path / folder) == contents(tmp_path / "other" / folder)
+    assert [path.name for path in (tmp_path / "other").iterdir() if path.name != "downloads"] == [
+        "imagenette_max_side_6"
+    ]
+    config = make_config(data_dir=str(tmp_path), dataset="imagenette/160px-v2")
+    for split, size in (("train", 4), ("validation", 2)):
+        whole = load_dataset(config, split)
+        small = load_dataset(make_config(data_dir=str(tmp_path), dataset="imagenette_max_side_6/160px-v2"), split)
+        assert (len(small), small.class_names) == (size, whole.class_names)
+        for record in range(size):
+            (encoded, label), (original, label_before) = small[record], whole[record]
+            pixels = images.decode(encoded, 3)
+            assert (pixels.shape, label) == ((5, 6, 3), label_before)
+            assert abs(int(pixels[2, 2, 0]) - int(images.decode(original, 3)[5, 5, 0])) <= 1
+
+
+def test_shrink():
+    wide = image(100, size=(5000, 8))
+    with Image.open(io.BytesIO(shrink(wide, 500, 90))) as small:
+        assert (small.size, small.format) == ((500, 1), "JPEG")
+    assert shrink(wide, 5000, 90) == wide
+    for mode, form, expected in (
+        ("L", "JPEG", "L"),
+        ("CMYK", "JPEG", "RGB"),
+        ("RGBA", "PNG", "RGB"),
+        ("P", "PNG", "RGB"),
+    ):
+        with Image.open(io.BytesIO(shrink(image(0, (40, 20), mode, form), 20, 90))) as small:
+            assert (small.size, small.format, small.mode) == ((20, 10), form, expected)
+
+
+def test_the_program(tmp_path, imagenette_archive):
+    def run(*arguments):
+        command = [sys.executable, "prepare.py", *arguments, f"--data_dir={tmp_path}"]
+        return subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+
+    done = run("imagenette/160px-v2", f"--archive={imagenette_archive}")
+    assert (done.returncode, done.stdout.splitlines()[-2]) == (
+        0, f"imagenette/160px-v2/1.0.0 is in {tmp_path}/imagenette/160px-v2/1.0.0: 4 train and 2 validation images",
+    )  # fmt: skip
+    refused = run("imagenet2012", "cifar10")
+    assert (refused.returncode, refused.stderr) == (
+        2, "prepare.py: error: 'cifar10' is no flag; every option begins with --\n",
+    )  # fmt: skip
