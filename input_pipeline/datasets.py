@@ -6,6 +6,7 @@ import difflib
 import itertools
 import math
 import os
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -356,6 +357,9 @@ def not_prepared(name: str, data_dir: Path) -> Exception:
     infos = [*data_dir.glob("*/*/dataset_info.json"), *data_dir.glob("*/*/*/dataset_info.json")]
     prepared = sorted({info.parent.parent.relative_to(data_dir).as_posix() for info in infos})
     there = f"{str(data_dir)!r} (there: {', '.join(prepared) or 'none'})"
+    if shrunk := re.fullmatch(r"(\w+)_max_side_(\d+)((/.*)?)", name):
+        command = f"python prepare.py {shrunk[1]}{shrunk[3]} --max_side={shrunk[2]}"
+        return FileNotFoundError(f"dataset {name!r} is not prepared in {there}: run `{command}`, or set data_dir")
     if name.split("/")[0].split(":")[0] not in tfds.list_builders(with_community_datasets=False):
         known = ["digits", "synthetic", "image_folder:/path", *prepared, *TFDS_NAMES]
         nearest = [other for other in known if other.startswith(name)] or difflib.get_close_matches(name, known)

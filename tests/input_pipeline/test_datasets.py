@@ -144,15 +144,16 @@ def test_nothing_near(make_config, tmp_path):
         load_dataset(make_config(dataset="xyzzy", data_dir=str(tmp_path)), "train")
 
 
-@pytest.mark.parametrize("name", ["imagenet2012", "food101", "imagenet2012:5.1.0"])
+@pytest.mark.parametrize("name", ["imagenet2012", "food101", "imagenet2012:5.1.0", "imagenette_max_side_96/160px-v2"])
 def test_known_dataset_that_is_not_prepared(make_config, tmp_path, name):
     with pytest.raises(
         FileNotFoundError, match=re.escape(f"dataset '{name}' is not prepared in '{tmp_path}'")
     ) as raised:
         load_dataset(make_config(dataset=name, data_dir=str(tmp_path)), "train")
     assert "\n" not in str(raised.value)
-    assert f"python prepare.py {name.split(':')[0]}" in str(raised.value)
-    if name != "food101":
+    expected = "imagenette/160px-v2 --max_side=96" if "max_side" in name else name.split(":")[0]
+    assert f"python prepare.py {expected}" in str(raised.value)
+    if "imagenet2012" in name:
         assert "ILSVRC2012_img_train.tar" in str(raised.value) and "image_folder:" in str(raised.value)
 
 

@@ -20,10 +20,11 @@ from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.proto import tf_example_pb2
 
 import input_pipeline
-from input_pipeline import images, load_dataset, preparation
+from input_pipeline import images, load_dataset, record_files
 from input_pipeline.archives import download, members
 from input_pipeline.datasets import open_builder
-from input_pipeline.preparation import prepare, shrink
+from input_pipeline.preparation import prepare
+from input_pipeline.record_files import shrink
 
 REPOSITORY = Path(input_pipeline.__file__).parents[1]
 IMAGENETTE = {
@@ -317,6 +318,8 @@ def test_what_cannot_be_prepared(tmp_path, imagenette_archive, monkeypatch):
     assert "choose one of imagenette/full-size-v2" in message(ValueError, "imagenette/160", data_dir=data_dir)
     assert "--archive=ILSVRC2012_img_train.tar" in message(OSError, "imagenet2012", data_dir=data_dir)
     assert "there is no archive /no.tar" in message(OSError, "imagenet2012", ["/no.tar"], data_dir)
+    assert "imagenet2012 is prepared in version 5.1.0" in message(ValueError, "imagenet2012:5.0.0", data_dir=data_dir)
+    assert "--archive is for imagenet2012" in message(ValueError, "food101", ["x.tar"], data_dir)
     assert "has no data_batch_1.bin" in message(ValueError, "cifar10", [imagenette_archive], data_dir)
     assert "there are no images of imagenet2012" in message(
         ValueError, "imagenet2012", [str(write_tar(tmp_path / "a.tar", {"a.JPEG": b""}))], data_dir
@@ -348,7 +351,7 @@ def test_a_full_disk(tmp_path, imagenette_archive, monkeypatch):
         def close(self):
             raise RuntimeError("write() failed: No space left on device; writing x; Failed to close chunk_writer")
 
-    monkeypatch.setattr(preparation, "ArrayRecordWriter", Full)
+    monkeypatch.setattr(record_files, "ArrayRecordWriter", Full)
     said = message(OSError, "imagenette/160px-v2", [imagenette_archive], str(tmp_path))
     assert said == f"the disk is full: make room in {tmp_path}, and run the same command again"
     assert not [path for path in (tmp_path / "imagenette").rglob("*") if path.name != "160px-v2"]

@@ -1,0 +1,186 @@
+"""Splits as TFDS stores them: the order of their records, the smaller images, the ArrayRecord files."""
+
+import collections
+import io
+import itertools
+import os
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import tensorflow_datasets as tfds
+from array_record.python.array_record_module import ArrayRecordWriter
+from PIL import Image
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from tensorflow_datasets.core import example_serializer, hashing, naming
+from tensorflow_datasets.core.utils import shard_utils
+from tensorflow_datasets.proto import tf_example_pb2
+
+from input_pipeline.datasets import open_records
+
+SAMPLES = 100  # records whose mean size tells how many files a split needs, where nothing else does
+
+Example = dict[str, Any]
+
+
+class Split(NamedTuple):
+    """A split that is to be written.
+
+    Attributes:
+      load: from a record's position to the record, a serialized tf.train.Example; called from several threads.
+      size: number of records.
+      num_bytes: of all records; 0: not known before.
+    """
+
+    load: Callable[[int], bytes]
+    size: int
+    num_bytes: int = 0
+
+
+def shuffled(
+    builder: tfds.core.DatasetBuilder,
+    split: str,
+    keys: Sequence[str | int],
+    example: Callable[[int], Example],
+    image_bytes: int = 0,
+) -> Split:
+    """Returns a split in TFDS's order, that of the keys' hashes (tensorflow-datasets, core/hashing.py).
+
+    Raises:
+      ValueError: two examples have the same key.
+    """
+    hasher = hashing.Hasher(split)
+    hashes = [hasher.hash_key(key) for key in keys]
+    order = sorted(range(len(keys)), key=hashes.__getitem__)
+    for first, second in itertools.pairwise(order):
+        if hashes[first] == hashes[second]:
+            raise ValueError(f"{builder.name}: {keys[first]} is there twice; give each archive once")
+    features = builder.info.features
+    serializer = example_serializer.ExampleSerializer(features.get_serialized_info())
+
+    def load(position: int) -> bytes:
+        record = serializer.get_tf_example(features.encode_example(example(order[position])))
+        return record.SerializeToString(deterministic=True)
+
+    num_bytes = 0
+    if image_bytes:  # all other features take about as much in each record
+        num_bytes = image_bytes + len(keys) * (len(load(0)) - len(example(order[0])["image"]))
+    return Split(load, len(keys), num_bytes)
+
+
+def prepared_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
+    """Returns a split that is prepared already, in its order."""
+    records = open_records(builder, split)
+    return Split(records.__getitem__, len(records), builder.info.splits[split].num_bytes)
+
+
+def shrunk(split: Split, max_side: int, quality: int) -> Split:
+    """Returns the split with no side of an image longer than max_side pixels."""
+
+    def load(position: int) -> bytes:
+        record = tf_example_pb2.Example.FromString(split.load(position))
+        value = record.features.feature["image"].bytes_list.value
+        try:
+            value[0] = shrink(value[0], max_side, quality)
+        except (OSError, SyntaxError) as error:
+            name = b"".join(record.features.feature["file_name"].bytes_list.value).decode() or f"record {position}"
+            raise ValueError(f"{name} cannot be decoded: {error}; replace or remove it") from error
+        return record.SerializeToString(deterministic=True)
+
+    return Split(load, split.size)
+
+
+def shrink(encoded: bytes, max_side: int, quality: int) -> bytes:
+    """Shrinks an image so that its longer side is max_side; one that is small enough stays as it is, to the byte.
+
+    Args:
+      encoded: an image file that Pillow reads.
+      max_side: pixels.
+      quality: of the JPEG, 1 to 95.
+
+    Returns:
+      A JPEG file, or a PNG file for one that was none.
+
+    Raises:
+      OSError: the image cannot be decoded.
+    """
+    with Image.open(io.BytesIO(encoded)) as image:
+        if max(image.size) <= max_side:
+            return encoded
+        jpeg = image.format in ("JPEG", "MPO")
+        if not jpeg and image.mode != "L":
+            image = image.convert("RGB")  # a palette's colours have no mean
+        image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        if not jpeg:
+            return encode(image, "PNG")
+        return encode(image.convert("RGB") if image.mode == "CMYK" else image, "JPEG", quality=quality)
+
+
+def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
+    """Returns an image as a file of a kind, 'JPEG' or 'PNG', with Pillow's options."""
+    file = io.BytesIO()
+    image.save(file, kind, **options)
+    return file.getvalue()
+
+
+def write(builder: tfds.core.DatasetBuilder, splits: dict[str, Split]) -> None:
+    """Writes the splits, and then their description, into a temporary folder, and gives it its name.
+
+    Raises:
+      OSError: the disk is full.
+    """
+    folder = builder.data_path
+    for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):  # of a killed preparation
+        shutil.rmtree(leftover)
+    with tfds.core.utils.incomplete_dir(str(folder)) as temporary, show_progress() as progress:
+        infos = [_write_split(builder, Path(temporary), *split, progress) for split in splits.items()]
+        builder.info.set_splits(tfds.core.splits.SplitDict(infos))
+        builder.info.write_to_directory(temporary)
+
+
+def _write_split(
+    builder: tfds.core.DatasetBuilder, folder: Path, name: str, split: Split, progress: Progress
+) -> tfds.core.SplitInfo:
+    num_bytes = split.num_bytes
+    if not num_bytes:
+        sample = range(0, split.size, -(-split.size // SAMPLES))
+        num_bytes = split.size * sum(len(split.load(position)) for position in sample) // len(sample)
+    num_files = shard_utils.ShardConfig().get_number_shards(num_bytes, split.size)
+    ends = shard_utils.get_shard_boundaries(split.size, num_files)
+    template = naming.ShardedFileTemplate(
+        data_dir=folder, dataset_name=builder.name, split=name, filetype_suffix="array_record"
+    )
+    task = progress.add_task(name, total=split.size)
+    records, written = _load_ahead(split), 0
+    for number, (first, last) in enumerate(itertools.pairwise([0, *ends])):
+        path = template.sharded_filepath(shard_index=number, num_shards=num_files)
+        writer = ArrayRecordWriter(str(path), "group_size:1")  # as TFDS does: a record is found without its neighbours
+        for record in itertools.islice(records, last - first):
+            writer.write(record)
+            written += len(record)
+            progress.advance(task)
+        writer.close()
+    lengths = [last - first for first, last in itertools.pairwise([0, *ends])]
+    return tfds.core.SplitInfo(name=name, shard_lengths=lengths, num_bytes=written, filename_template=template)
+
+
+def _load_ahead(split: Split) -> Iterator[bytes]:
+    """Yields the records in order, loaded by a few threads."""
+    threads = (os.cpu_count() or 1) + 1
+    with ThreadPoolExecutor(threads) as pool:
+        ahead = collections.deque()
+        for position in range(split.size):
+            ahead.append(pool.submit(split.load, position))
+            if len(ahead) > 4 * threads:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+
+
+def show_progress() -> Progress:
+    """Returns a bar for each task, with its share and the time that remains."""
+    return Progress(
+        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn()
+    )
