@@ -151,8 +151,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
                 if metrics:
                     log.evaluation(step, eval_data.split, metrics)
                 checkpoints.save(state, metrics)
-            if interruption:
-                return
+                if interruption:
+                    return
             log.restart_clock(step, batches.wait_seconds)
 
         bad_images = input_pipeline.count_bad_images(batches.host, train_data)
