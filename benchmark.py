@@ -13,6 +13,7 @@ import datetime
 import fnmatch
 import functools
 import itertools
+import os
 import pathlib
 import shlex
 import sys
@@ -116,7 +117,7 @@ def main() -> int:
             display.advance()
         compared = comparison.compare(result, old, _TOLERANCE.value)
         if _COMPARE.value:
-            show_comparison(compared, comparison.differing_hardware(result, old), display.say)
+            show_comparison(compared, comparison.differing_conditions(result, old), display.say)
         if _REPORT.value:
             from analysis.throughput_report import draw  # Matplotlib, a second to import, is for this alone
 
@@ -154,13 +155,18 @@ def list_tasks() -> list[Task]:
         config, entry = _CONFIG.value.copy_and_resolve_references(), models.get_entry(name)
         config.update({"model": name, "dtype": dtype, "image_size": image_size or entry.image_size})
         config.batch_size = batch_size or config.batch_size
-        if mode == "input":
-            images = config.image_size, config.channels or entry.channels, config.batch_size
-            if images in inputs:
-                continue  # networks that see the same images have the same loader
-            inputs.add(images)
-        if len(names) == 1:  # of several networks, one that does not fit says so in its row
-            throughput.resolve(config, mode)
+        images = config.image_size, config.channels or entry.channels, config.batch_size
+        if mode == "input" and images in inputs:
+            continue  # networks that see the same images have the same loader
+        if mode == "input" or len(names) == 1:
+            try:
+                throughput.resolve(config, mode)
+            except (ValueError, OSError):
+                if len(names) == 1:  # of several networks, one that does not fit says so in its row
+                    raise
+            else:
+                if mode == "input":
+                    inputs.add(images)
         tasks.append(Task(mode, config, auto=batch_size is None and mode != "input"))
     return tasks
 
@@ -180,11 +186,13 @@ def number(flag: str, word: str) -> int:
 def check_outputs() -> None:
     """Raises OSError if an output could not be written once it is there."""
     for flag in (_JSON, _CSV):
-        if flag.value not in (None, "-") and not pathlib.Path(flag.value).absolute().parent.is_dir():
-            raise FileNotFoundError(f"the folder of --{flag.name}={flag.value} does not exist; make it first")
+        if flag.value not in (None, "-"):
+            rows.check_file(flag.name, flag.value)
     for flag in (_REPORT, _PROFILE):
         if flag.value:
             pathlib.Path(flag.value).mkdir(parents=True, exist_ok=True)
+            if not os.access(flag.value, os.W_OK):
+                raise PermissionError(f"--{flag.name}={flag.value} cannot be written to; choose another folder")
 
 
 def choose_columns(tasks: list[Task]) -> list[Column]:
@@ -209,6 +217,9 @@ def measure(task: Task, begin: Callable[[str], None]) -> Iterator[Row]:
         begin(f"{config.model} {task.mode} {batch_size}")
         identity = {"model": config.model, "mode": task.mode, "batch_size": batch_size}
         identity |= {"image_size": config.image_size, "dtype": config.dtype, "auto": task.auto}
+        reads_dataset = task.mode in ("real", "input")
+        identity["dataset"] = config.dataset if reads_dataset else "synthetic"
+        identity["cache"] = config.cache if reads_dataset else ""
         measured = throughput.guarded(lambda: measure_once(config, task.mode))
         return [identity | row for row in measured]
 
@@ -261,7 +272,7 @@ def show_comparison(compared: list[Row], differences: list[str], say: Callable[[
     columns = [column for column in IDENTITY if any(row[column.key] for row in compared)] + COMPARED
     say(f"\nagainst {_COMPARE.value}, tolerance {_TOLERANCE.value:.0%}; the ratio lies between from and to by 95 %")
     for difference in differences:
-        say(f"not the same machine: {difference}")
+        say(f"not the same conditions: {difference}")
     say(rows.heading(columns))
     for row in compared:
         say(rows.line(columns, row))

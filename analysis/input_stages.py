@@ -11,6 +11,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 import input_pipeline
+from analysis import timing
 from input_pipeline.batches import Batch
 from training.state import make_mesh
 
@@ -30,8 +31,9 @@ def measure_input(config: ConfigDict, *, seconds: float) -> list[dict[str, Any]]
       seconds: how long each stage is measured, after a warm-up.
 
     Returns:
-      A row a stage: stage, images_per_second, images_per_second_per_core, memory_bytes (what all batches in memory take
-      at most; None for the stages that make no batches).
+      A row a stage: stage, channels, images_per_second with an interval of at least 95 % (None where there was no time
+      for six turns), images_per_second_per_core, peak_memory_bytes (what all batches in memory take at most; None for
+      the stages that make no batches) and its source.
 
     Raises:
       ValueError, FileNotFoundError: as input_pipeline.load_dataset does.
@@ -40,22 +42,36 @@ def measure_input(config: ConfigDict, *, seconds: float) -> list[dict[str, Any]]
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     rows = []
 
-    def add(stage: str, images_per_second: float, memory_bytes: int | None = None) -> None:
-        per_core = images_per_second / cores
-        rows.append({"stage": stage, "images_per_second": images_per_second, "images_per_second_per_core": per_core})
-        rows[-1]["memory_bytes"] = memory_bytes
+    def add(stage: str, images: int, turns: list[float], memory_bytes: int | None = None) -> None:
+        rate, low, high, uncertainty = images * len(turns) / sum(turns), None, None, None
+        if len(turns) >= timing.MIN_ITERATIONS:
+            low, high = (images * end for end in timing.rate_interval(turns))
+            uncertainty = (high - low) / 2 / rate
+        rows.append(
+            {
+                "stage": stage,
+                "channels": config.channels,
+                "images_per_second": rate,
+                "images_per_second_low": low,
+                "images_per_second_high": high,
+                "images_per_second_uncertainty": uncertainty,
+                "images_per_second_per_core": rate / cores,
+                "peak_memory_bytes": memory_bytes,
+                "peak_memory_source": memory_bytes and "loader's bound",
+            }
+        )
 
     with input_pipeline.train_batches(dataset, config) as host:
-        add("batch", _batches_per_second(host, seconds) * config.batch_size, host.num_bytes)
+        add("batch", config.batch_size, _time_batches(host, seconds), host.num_bytes)
         batch, threads = next(host), host.threads
     for stage, work in _stages_of_an_image(dataset, config):
-        add(stage, _calls_per_second(work, threads, seconds))
+        add(stage, SAMPLE, _time_calls(work, threads, seconds))
     with input_pipeline.to_device(_forever(batch), mesh, prefetch=1) as transferred:
-        add("transfer", _batches_per_second(transferred, seconds) * config.batch_size)
+        add("transfer", config.batch_size, _time_batches(transferred, seconds))
     with input_pipeline.to_device(
         input_pipeline.train_batches(dataset, config), mesh, config.prefetch_batches
     ) as batches:
-        add("all", _batches_per_second(batches, seconds) * config.batch_size, batches.num_bytes)
+        add("all", config.batch_size, _time_batches(batches, seconds), batches.num_bytes)
     order = ("read", "decode", "crop", "batch", "transfer", "all")
     return sorted(rows, key=lambda row: order.index(row["stage"]))
 
@@ -85,30 +101,30 @@ def _stages_of_an_image(dataset: input_pipeline.Dataset, config: ConfigDict) -> 
     yield "crop", lambda number: transform(sample[number], uniforms[number])
 
 
-def _calls_per_second(work: Callable[[int], object], threads: int, seconds: float) -> float:
+def _time_calls(work: Callable[[int], object], threads: int, seconds: float) -> list[float]:
     def several(first: int) -> None:
         for number in range(first, first + 16):
             work(number)
 
     with ThreadPoolExecutor(threads) as pool:
         turns = iter(lambda: list(pool.map(several, range(0, SAMPLE, 16))), None)
-        return SAMPLE * _per_second(turns, seconds)
+        return _time_turns(turns, seconds)
 
 
-def _batches_per_second(batches: Iterator[Batch], seconds: float) -> float:
+def _time_batches(batches: Iterator[Batch], seconds: float) -> list[float]:
     for _ in range(5):  # those loaded ahead would count for nothing
         next(batches)
-    return _per_second(map(jax.block_until_ready, batches), seconds)
+    return _time_turns(map(jax.block_until_ready, batches), seconds)
 
 
-def _per_second(turns: Iterator, seconds: float) -> float:
-    """Returns how often a second the next turn comes, without the first one."""
+def _time_turns(turns: Iterator, seconds: float) -> list[float]:
+    """Returns the seconds of each turn, without the first; at least of one."""
     next(turns)
-    start, count = time.perf_counter(), 0
-    while time.perf_counter() - start < seconds:
+    ends = [time.perf_counter()]
+    while len(ends) < 2 or ends[-1] - ends[0] < seconds:
         next(turns)
-        count += 1
-    return count / (time.perf_counter() - start)
+        ends.append(time.perf_counter())
+    return np.diff(ends).tolist()
 
 
 def _forever(batch: Batch) -> Iterator[Batch]:

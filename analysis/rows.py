@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import pathlib
 from typing import Any, NamedTuple
 
@@ -52,6 +53,17 @@ def read(path: str) -> list[Row]:
     if not known:
         raise ValueError(f"{path} holds no rows of a benchmark; give a file that benchmark.py --json wrote")
     return rows
+
+
+def check_file(flag: str, path: str) -> None:
+    """Raises OSError if a file that a flag asks for could not be written once its rows are there."""
+    file = pathlib.Path(path).absolute()
+    if file.is_dir():
+        raise IsADirectoryError(f"--{flag}={path} is a folder; give a file")
+    if not file.parent.is_dir():
+        raise FileNotFoundError(f"the folder of --{flag}={path} does not exist; make it first")
+    if not os.access(file.parent, os.W_OK):
+        raise PermissionError(f"the folder of --{flag}={path} cannot be written to; choose another")
 
 
 def as_json(rows: list[Row]) -> str:

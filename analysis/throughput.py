@@ -8,6 +8,7 @@
 import contextlib
 import gc
 import itertools
+import os
 import pathlib
 import platform
 import re
@@ -36,6 +37,8 @@ from training.step import Batch, make_apply, make_train_step
 
 # So small that weights stay those of a new network for any number of steps: the time of none depends on NaNs.
 LEARNING_RATE = 1e-6
+# In the words of XLA, of CUDA and of its libraries.
+FULL = "RESOURCE_EXHAUSTED|out[ _]of[ _]memory|ALLOC_FAILED"
 
 
 class Work(NamedTuple):
@@ -126,8 +129,6 @@ def measure(
     return (
         row
         | {
-            "dataset": config.dataset,
-            "cache": config.cache,
             "input_wait_share": waited,
             "compile_seconds": compile_seconds,
             "first_step_seconds": first_step_seconds,
@@ -174,7 +175,7 @@ def guarded(measured: Callable[[], list[Row]]) -> list[Row]:
     except Exception as error:
         name = "" if isinstance(error, (ValueError, MemoryError)) else f"{type(error).__name__}: "
         message = f"{name}{' '.join(str(error).split())}"[:300]
-        full = isinstance(error, MemoryError) or "RESOURCE_EXHAUSTED" in message
+        full = isinstance(error, MemoryError) or re.search(FULL, message, re.IGNORECASE)
         return [{"status": "out_of_memory" if full else "error", "error": message}]
     finally:
         gc.collect()
@@ -202,7 +203,7 @@ def largest_batch_size(attempt: Callable[[int], Row], first: int, smallest: int)
 
 
 def describe_machine() -> Row:
-    """Returns hardware, driver, versions and git commit, flat, as each row carries them."""
+    """Returns hardware, driver, versions, compiler flags and git commit, flat, as each row carries them."""
     environment = configuration.describe_environment()
     hardware = environment["hardware"]
     row = {
@@ -213,6 +214,8 @@ def describe_machine() -> Row:
         "cpu_cores": hardware["cpu_cores"],
         "driver": nvidia_smi.driver_version(),
         "git_commit": environment["git_commit"],
+        "xla_flags": os.environ.get("XLA_FLAGS"),
+        "libtpu_init_args": os.environ.get("LIBTPU_INIT_ARGS"),
     }
     return row | {f"{name.replace('-', '_')}_version": value for name, value in environment["versions"].items()}
 

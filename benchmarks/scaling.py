@@ -5,13 +5,15 @@ none of which need exist, lists its collectives and sets the time that links tak
 
 --target=cpu: virtual devices of this machine, which shows what the program asks for; a CPU has no bfloat16 to send.
 --target=tpu: slices of TPU v5p, by their own compiler; needs `pip install "jax[tpu]"`, and no TPU.
---target=h200.txtpb: GPUs as XLA's description of one says (its sources have some, under
+--target=benchmarks/h200.txtpb: GPUs as XLA's description of one says (its sources have some, under
 xla/backends/gpu/target_config/specs), by their own compiler; needs `pip install "jax[cuda13]"`, and no GPU.
 """
 
+import itertools
 import json
 import os
 import pathlib
+import re
 import sys
 import time
 
@@ -24,18 +26,20 @@ os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
 import jax  # noqa: E402
 import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 from flax import nnx  # noqa: E402
 from jax.experimental import topologies  # noqa: E402
 from jax.sharding import AxisType, Mesh  # noqa: E402
+from ml_collections import ConfigDict  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
 import models  # noqa: E402
+from analysis import rows as row_files  # noqa: E402
 from analysis.collectives import FABRICS, communication_seconds, efficiency, find_collectives  # noqa: E402
 from analysis.summary import trace_train_step  # noqa: E402
 from configs import base  # noqa: E402
-from training import configuration  # noqa: E402
+from training import command_line, configuration  # noqa: E402
 from training.metrics import write_atomically  # noqa: E402
 from training.state import make_mesh  # noqa: E402
 
@@ -43,60 +47,87 @@ NETWORKS = ["alexnet", "vgg16", "googlenet", "inception_v3", "resnet50", "densen
 TPU_SLICES = {8: "v5p:2x2x2", 64: "v5p:4x4x4", 1024: "v5p:8x8x16"}
 
 _MODELS = flags.DEFINE_list("models", NETWORKS, "Names of models.REGISTRY.")
-_DEVICES = flags.DEFINE_list("devices", [8, 64, 1024], "How many; at most 1,024.")
+_DEVICES = flags.DEFINE_list("devices", ["8", "64", "1024"], "How many; at most 1,024.")
 _TARGET = flags.DEFINE_string("target", "cpu", "cpu, tpu, or a file with XLA's description of a GPU.")
-_DTYPE = flags.DEFINE_string("dtype", "float32", "Of the computation: float32 or bfloat16.")
-_IMAGES = flags.DEFINE_integer("images_per_device", 256, "Images a step and device; a multiple of 32.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
+_IMAGES = flags.DEFINE_integer("images_per_device", 256, "Images a step and device; a multiple of 32.", lower_bound=32)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels a side; default: the network's. Changes no collective.")
-_STEP_MS = flags.DEFINE_list("step_ms", [25, 100], "A device's own time for a step, milliseconds, to compare with.")
+_STEP_MS = flags.DEFINE_list("step_ms", ["25", "100"], "A device's own time for a step, milliseconds, to compare with.")
 _JSON = flags.DEFINE_string("json", None, "A file for the figures.")
 
 
 def target_mesh(devices: int) -> Mesh:
-    """Returns the target's mesh of that many devices."""
+    """Returns the target's mesh of that many devices; raises ValueError if there is none, OSError for its file."""
     if _TARGET.value == "cpu":
+        if devices > jax.device_count():
+            raise ValueError(f"--devices={devices} is more than the {jax.device_count():,} of --target=cpu; give less")
         return make_mesh(devices)
     if _TARGET.value == "tpu":
+        if devices not in TPU_SLICES:
+            raise ValueError(
+                f"--devices={devices} is no slice of --target=tpu; choose {', '.join(map(str, TPU_SLICES))}"
+            )
         topology = topologies.get_topology_desc(TPU_SLICES[devices], platform="tpu")
     else:
+        if not pathlib.Path(_TARGET.value).is_file():
+            raise FileNotFoundError(f"--target={_TARGET.value} is no file; give cpu, tpu or benchmarks/h200.txtpb")
         description = pathlib.Path(_TARGET.value).read_text()
+        if devices % 8:
+            raise ValueError(f"--devices={devices} fills no machines of 8 GPUs; give a multiple of 8")
         shape = f"1x{devices // 8}x8"  # machines of 8 GPUs
         topology = topologies.get_topology_desc(shape, platform="cuda", topology=shape, target_config=description)
     return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
 
 
-def read_collectives(model: str, bn_virtual_batch_size: int, devices: int) -> dict:
+def list_cases() -> list[tuple[ConfigDict, Mesh]]:
+    """Returns the options and the devices of each row; raises ValueError or OSError if one cannot be."""
+    if _JSON.value:
+        row_files.check_file("json", _JSON.value)
+    if _IMAGES.value % 32:
+        raise ValueError(f"--images_per_device={_IMAGES.value} is no multiple of 32")
+    for flag, words, pattern in (("devices", _DEVICES.value, r"\d+"), ("step_ms", _STEP_MS.value, r"\d*\.?\d+")):
+        for word in words:
+            if not re.fullmatch(pattern, word) or not float(word):
+                raise ValueError(f"--{flag}={word} is no number above 0; give one, or several with commas: 8,64")
+    meshes, cases = [target_mesh(int(word)) for word in _DEVICES.value], []
+    for model in _MODELS.value:
+        normalised = nnx.to_flat_state(nnx.state(models.create_model(model, abstract=True), nnx.BatchStat)).leaves
+        for bn_virtual_batch_size, mesh in itertools.product((32, 0) if normalised else (0,), meshes):
+            config = base.get_config()
+            config.update({"model": model, "num_classes": 1000, "dtype": _DTYPE.value, "image_size": _IMAGE_SIZE.value})
+            config.update({"bn_virtual_batch_size": bn_virtual_batch_size, "batch_size": _IMAGES.value * mesh.size})
+            cases.append((configuration.resolve_network(config), mesh))
+    return cases
+
+
+def read_collectives(config: ConfigDict, mesh: Mesh) -> dict:
     """Returns a row: the collectives of a network's training step."""
-    config = base.get_config()
-    config.update({"model": model, "num_classes": 1000, "batch_size": _IMAGES.value * devices, "dtype": _DTYPE.value})
-    config.update({"bn_virtual_batch_size": bn_virtual_batch_size, "image_size": _IMAGE_SIZE.value})
     start = time.perf_counter()
-    step = trace_train_step(configuration.resolve_network(config), target_mesh(devices)).lower()
+    step = trace_train_step(config, mesh).lower()
     # Without a GPU its kernels cannot be timed against each other; that changes no collective.
     on_gpu = _TARGET.value not in ("cpu", "tpu")
     compiled = step.compile({"xla_gpu_autotune_level": 0} if on_gpu else None)
     collectives = find_collectives(compiled.as_text())
     kinds = sorted({each.kind for each in collectives})
     return {
-        "model": model,
-        "bn_virtual_batch_size": bn_virtual_batch_size,
-        "devices": devices,
+        "model": config.model,
+        "bn_virtual_batch_size": config.bn_virtual_batch_size,
+        "devices": mesh.size,
         "compile_seconds": time.perf_counter() - start,
         "count": {kind: sum(each.repeats for each in collectives if each.kind == kind) for kind in kinds},
         "bytes": {kind: sum(each.repeats * each.bytes for each in collectives if each.kind == kind) for kind in kinds},
-        "seconds": {name: communication_seconds(collectives, devices, links) for name, links in FABRICS.items()},
+        "seconds": {name: communication_seconds(collectives, mesh.size, links) for name, links in FABRICS.items()},
     }
 
 
-def main(_) -> None:
+def main() -> None:
     """Compiles, prints tables, writes JSON."""
+    with command_line.refusing_bad_input():
+        cases = list_cases()
     rows = []
-    for model in _MODELS.value:
-        normalised = nnx.to_flat_state(nnx.state(models.create_model(model, abstract=True), nnx.BatchStat)).leaves
-        for bn_virtual_batch_size in (32, 0) if normalised else (0,):
-            for devices in map(int, _DEVICES.value):
-                rows.append(read_collectives(model, bn_virtual_batch_size, devices))
-                jax.clear_caches()
+    for config, mesh in cases:
+        rows.append(read_collectives(config, mesh))
+        jax.clear_caches()
 
     console, names = Console(width=200), {0: "whole batch", 32: "32 images"}
     table = Table("network", "batch statistics", "devices", "collectives", "MB", "seconds to compile")
@@ -128,4 +159,4 @@ def main(_) -> None:
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

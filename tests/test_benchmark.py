@@ -90,7 +90,7 @@ def test_a_slower_run_ends_with_1(folder, tmp_path):
         row["device"] = "NVIDIA H200"
     (tmp_path / "old.json").write_text(json.dumps(rows))
     output = run(f"--rows={tmp_path}/now.json", f"--compare={tmp_path}/old.json", exit_code=1)
-    assert output.count("| slower ") == 3 and "not the same machine: device: cpu, was NVIDIA H200" in output
+    assert output.count("| slower ") == 3 and "not the same conditions: device: cpu, was NVIDIA H200" in output
 
 
 def test_bad_input_is_refused_in_one_line():

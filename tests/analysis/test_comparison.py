@@ -2,7 +2,7 @@
 
 import pytest
 
-from analysis.comparison import compare, differing_hardware
+from analysis.comparison import compare, differing_conditions
 
 
 def row(rate, error=0.01, **others):
@@ -28,10 +28,10 @@ def test_verdicts(rate, error, verdict):
     assert result["ratio_low"] < result["ratio"] == rate / 100 < result["ratio_high"]
 
 
-def test_rates_without_an_interval_are_compared_by_the_tolerance_alone():
+def test_rates_without_an_interval_are_never_slower_for_sure():
     stage = {"mode": "input", "stage": "decode", "images_per_second_low": None, "images_per_second_high": None}
     (result,) = compare([row(90, **stage)], [row(100, **stage)], tolerance=0.05)
-    assert (result["verdict"], result["ratio"], result["ratio_low"]) == ("slower", 0.9, None)
+    assert (result["verdict"], result["ratio"], result["ratio_low"]) == ("unclear", 0.9, None)
 
 
 def test_what_could_be_measured_before_and_what_has_no_counterpart():
@@ -43,5 +43,11 @@ def test_what_could_be_measured_before_and_what_has_no_counterpart():
 
 
 def test_other_hardware_is_said():
-    assert differing_hardware([row(1)], [row(1)]) == []
-    assert differing_hardware([row(1)], [row(1, device="NVIDIA H200")]) == ["device: cpu, was NVIDIA H200"]
+    assert differing_conditions([row(1)], [row(1)]) == []
+    assert differing_conditions([row(1)], [row(1, device="NVIDIA H200")]) == ["device: cpu, was NVIDIA H200"]
+    assert differing_conditions([row(1, xla_flags="-a")], [row(1)]) == ["xla_flags: -a, was None"]
+
+
+def test_only_the_same_work_is_compared():
+    assert not compare([row(1, dataset="digits")], [row(1, dataset="cifar10")], tolerance=0.05)
+    assert compare([row(1, mode="input")], [row(1, mode="input", model="lenet5")], tolerance=0.05)

@@ -45,6 +45,14 @@ def test_another_error_ends_the_search():
     assert [row["status"] for row in throughput.largest_batch_size(attempt, 64, 1)] == ["error"]
 
 
+@pytest.mark.parametrize("words", ["CUDA_ERROR_OUT_OF_MEMORY: out of memory", "CUDNN_STATUS_ALLOC_FAILED"])
+def test_libraries_have_other_words_for_a_full_memory(words):
+    def measured():
+        raise jax.errors.JaxRuntimeError(f"INTERNAL: {words}")
+
+    assert throughput.guarded(measured)[0]["status"] == "out_of_memory"
+
+
 def test_a_failure_is_one_line_and_leaves_nothing_in_memory():
     class Array:
         pass
