@@ -21,6 +21,7 @@ _WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made."
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
 _SPLIT = flags.DEFINE_string("split", None, "train, eval or a name of the dataset's own; default: eval.")
 _DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS datasets lie here; default: as in training.")
+_ON_BAD_IMAGE = flags.DEFINE_enum("on_bad_image", None, ["raise", "skip"], "Skip: leave out; default: as in training.")
 _JSON = flags.DEFINE_string("json", None, "A file for the result; - for standard output.")
 
 
@@ -37,6 +38,7 @@ def main() -> None:
         # The run may have been on fewer devices, or on one.
         config.eval_batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
         config.data_dir = _DATA_DIR.value or config.data_dir
+        config.on_bad_image = _ON_BAD_IMAGE.value or config.on_bad_image
         dataset = input_pipeline.load_dataset(config, _SPLIT.value or "eval")
         batches = input_pipeline.eval_batches(dataset, config)
     prepare_platform(config)

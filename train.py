@@ -157,7 +157,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
 
         bad_images = input_pipeline.count_bad_images(batches.host, train_data)
         checkpoints.wait()  # a summary says that the run is finished, its last checkpoint included
-        write_summary(workdir, config, log, count_parameters(state["params"]), bad_images)
+        write_summary(workdir, config, log, count_parameters(state["params"]), len(eval_data), bad_images)
     log.farewell()
 
 

@@ -26,6 +26,10 @@ Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 """Top, left, height and width in pixels, int32."""
 
 
+MOST_TAPS = 64
+"""Pixels that one pixel of a crop may be made of: each is an operation of its own in the compiled step."""
+
+
 class DeviceCache:
     """The training images on every device, and how a step makes its batch of them.
 
@@ -327,7 +331,14 @@ def _most_taps(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> t
     else:
         highest = widest = np.minimum(heights, widths) * config.image_size / config.train_resize[0] + 1
     scales = highest.max() / config.image_size, widest.max() / config.image_size
-    return tuple(math.ceil(scale) + 1 if scale > 3 else math.ceil(scale / 2) + 2 for scale in scales)
+    taps = tuple(math.ceil(scale) + 1 if scale > 3 else math.ceil(scale / 2) + 2 for scale in scales)
+    if math.prod(taps) > MOST_TAPS:
+        largest = np.argmax(heights * widths)
+        raise ValueError(
+            f"cache=device cannot crop an image of {widths[largest]} x {heights[largest]} pixels to "
+            f"image_size={config.image_size} fast enough: shrink the images by prepare.py --max_side, or leave it out"
+        )
+    return taps
 
 
 def _whole(height: int, width: int) -> tuple[int, int, int, int]:
@@ -363,7 +374,11 @@ def _read_all(
     read: Callable[[int, Callable], tuple[np.ndarray, int]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Reads every record on a pool of threads: all bytes, labels (images,), heights and widths (images, 2)."""
-    first, shape = dataset[0][0], (config.image_size, config.image_size, config.channels)
+    shape = config.image_size, config.image_size, config.channels
+    try:
+        first = dataset[0][0]
+    except (ValueError, OSError):
+        first = None  # what reads all of them says what is wrong
     # Arrays that are ready need no OpenCV, which may not be installed.
     ready = isinstance(first, np.ndarray) and first.shape == shape and not config.eval_resize
     transform = (lambda image: image) if ready else make_transform(config)

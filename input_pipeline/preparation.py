@@ -22,7 +22,7 @@ from tensorflow_datasets.core import naming, registered
 
 from configs import base
 from input_pipeline.archives import members
-from input_pipeline.datasets import default_data_dir, load_dataset, not_prepared, open_builder
+from input_pipeline.datasets import default_data_dir, load_dataset, not_prepared, open_builder, open_records
 from input_pipeline.official_archives import EXAMPLES, READERS, find_archives
 from input_pipeline.record_files import Example, Split, prepared_split, shrunk, shuffled, write
 
@@ -60,7 +60,9 @@ def prepare(
         builder, read_splits = _source(name, archives, data_dir, scratch)
         if max_side:
             builder = _own_builder(f"{builder.name}_max_side_{max_side}", data_dir, like=builder)
-        if not builder.data_path.exists():
+        if builder.data_path.exists():
+            _check_prepared(builder, read_splits if _is_folder(name) else None)
+        else:
             try:
                 splits = read_splits()
                 if max_side:
@@ -77,6 +79,25 @@ def prepare(
         print(f"note: the official archives hold {_in_words(official)} images")
 
 
+def _is_folder(name: str) -> bool:
+    return re.split("[/:]", name)[0] not in READERS and Path(name).expanduser().is_dir()
+
+
+def _check_prepared(builder: tfds.core.DatasetBuilder, read_splits: Callable[[], dict[str, Split]] | None) -> None:
+    """Says that a dataset is there already; raises an error if a file of it is missing, or the folder has changed."""
+    print(f"{builder.data_path} is there already and stays as it is; to prepare it again, remove it")
+    for split in builder.info.splits:
+        open_records(builder, split)
+    if read_splits:
+        found = {split: info.num_examples for split, info in builder.info.splits.items()}
+        sizes = {split: records.size for split, records in read_splits().items()}
+        if found != sizes:
+            raise ValueError(
+                f"{builder.data_path} has {_in_words(found)} images, and the folder {_in_words(sizes)}: remove the "
+                "first, or give the folder another name"
+            )
+
+
 def _source(
     name: str, archives: Sequence[str], data_dir: Path, scratch: Path
 ) -> tuple[tfds.core.DatasetBuilder, Callable[[], dict[str, Split]]]:
@@ -84,7 +105,7 @@ def _source(
     known = re.split("[/:]", name)[0] in READERS
     if archives and not known:
         raise ValueError(f"--archive is for {', '.join(READERS)}, not for {name!r}; see docs/data.md")
-    if Path(name).expanduser().is_dir() and not known:
+    if _is_folder(name):
         return _folder(Path(name).expanduser(), data_dir)
     prepared = open_builder(name, data_dir)
     if not prepared and not known:

@@ -59,6 +59,8 @@ def resolve_network(config: ConfigDict) -> ConfigDict:
         raise ValueError(f"dtype={config.dtype!r} is unknown; choose float32, bfloat16 or float64")
     jax.config.update("jax_enable_x64", config.dtype == "float64")
     config.eval_batch_size = config.eval_batch_size or config.batch_size
+    if config.steps_per_dispatch < 0:
+        raise ValueError(f"steps_per_dispatch={config.steps_per_dispatch} is out of range; give at least 0")
     # Inside a loop XLA makes convolutions' weight gradients for a CPU that are 30 times slower.
     config.steps_per_dispatch = 1 if jax.default_backend() == "cpu" else config.steps_per_dispatch or 20
     for option in ("mean", "std"):

@@ -222,7 +222,12 @@ def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
 
 
 def write_summary(
-    workdir: pathlib.Path, config: ConfigDict, log: RunLog, parameters: int, bad_images: int = 0
+    workdir: pathlib.Path,
+    config: ConfigDict,
+    log: RunLog,
+    parameters: int,
+    num_eval_images: int,
+    bad_images: int,
 ) -> dict[str, Any]:
     """Writes summary.json, which marks a run as finished, and returns its content.
 
@@ -231,6 +236,7 @@ def write_summary(
       config: resolved options.
       log: with at least one evaluation.
       parameters: numbers that the network's parameters hold.
+      num_eval_images: images of the evaluation split, those that were left out included.
       bad_images: training images that others took the place of since the run was last started.
     """
     evaluations = [row for row in log.rows if is_evaluation(row)]
@@ -250,6 +256,7 @@ def write_summary(
         "best": {"step": best["step"], "accuracy_top1": best["accuracy_top1"]},
         "examples": last["examples"],
         "bad_images": bad_images,
+        "bad_eval_images": num_eval_images - last["examples"],
         "images_per_second_median": float(np.median(speeds)) if speeds else None,
         "seconds": log.seconds,
         "peak_host_memory_bytes": peak_host_memory(),

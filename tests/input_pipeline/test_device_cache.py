@@ -158,18 +158,20 @@ def test_bad_images(make_config):
     """In training the next good record takes the place, as in the loader's batches; in evaluation nothing does."""
 
     def read(record):
+        if record == 0:
+            raise ValueError("its checksum is wrong")
         if record in (4, 5, 19):
             return b"no image", record
         return PIXELS[record], record
 
     bad = Dataset(**{**numbered().__dict__, "read": read})
-    with pytest.raises(DamagedImageError, match="split 'train', record 4"):
+    with pytest.raises(DamagedImageError, match="split 'train', record 0: its checksum"):
         DeviceCache(bad, make_config(), make_mesh(1))
     config = make_config(on_bad_image="skip", batch_size=20, random_flip=False, train_crop="none")
     cache = DeviceCache(bad, config, make_mesh(1))
-    assert cache.bad_images == {4, 5, 19}
+    assert cache.bad_images == {0, 4, 5, 19}
     labels = collect(cache, 0, (1,))["label"]
-    assert sorted(labels) == sorted([*(set(range(20)) - {4, 5, 19}), 6, 6, 0])
+    assert sorted(labels) == sorted([*(set(range(20)) - {0, 4, 5, 19}), 1, 6, 6, 1])
     with eval_batches(bad, config) as batches:
         jax.tree.map(np.testing.assert_array_equal, cached_eval_batches(bad, config, make_mesh(1)), list(batches))
 
@@ -184,5 +186,8 @@ def test_what_does_not_fit_is_refused(make_config, monkeypatch):
 
     with pytest.raises(ValueError, match="does not fit: the train images of numbered take"):
         DeviceCache(numbered(), make_config(), Mesh())
+    with pytest.raises(ValueError, match="cannot crop an image of 300 x 200 pixels to image_size=8"):
+        config = make_config(train_crop="random_resized")
+        DeviceCache(numbered([(16, 12), (200, 300)]), config, make_mesh(1))
     with pytest.raises(ValueError, match="2\\^32"):
         DeviceCache(numbered(), make_config(num_steps=2**30), make_mesh(1))

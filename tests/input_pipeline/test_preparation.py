@@ -395,6 +395,14 @@ def test_a_folder_of_images_keeps_its_training_and_validation_images(make_config
         assert sorted(here) == sorted(there)
         assert here.class_names == there.class_names
     assert re.fullmatch(r"record 1 \(my_flowers-validation\S+, place 1\), file class\d/\d.png", here.describe(1))
+
+    prepare(str(folder), data_dir=str(tmp_path))  # it is there already
+    (folder / "class0" / "new.png").write_bytes(image(7, form="PNG"))
+    with pytest.raises(ValueError, match="has 8 train and 2 validation images, and the folder 8 train and 3"):
+        prepare(str(folder), data_dir=str(tmp_path))
+    next((tmp_path / "my_flowers").rglob("*train*")).unlink()
+    with pytest.raises(FileNotFoundError, match="is missing"):
+        prepare(str(folder), data_dir=str(tmp_path))
     (tmp_path / "mnist").mkdir()
     with pytest.raises(ValueError, match="would become the dataset 'mnist': rename"):
         prepare(str(tmp_path / "mnist"), data_dir=str(tmp_path))
