@@ -5,7 +5,8 @@ the first step, memory, and the share of what this machine can do at most, which
 --rows=FILE takes the rows of an earlier run instead, to compare or to draw them.
 
 Exit codes: 0 done; 1 slower than --compare's rows by more than --tolerance; 2 bad flags, config or data; 3 a row could
-not be measured, and says why; 130 and 143 after SIGINT and SIGTERM, with the rows so far in --json and --csv.
+not be measured, and says why; 130 and 143 after SIGINT and SIGTERM, with the rows so far in the files of --json
+and --csv; standard output (-) has them only at the end.
 """
 
 import contextlib
@@ -26,7 +27,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import models
-from analysis import comparison, nvidia_smi, roofline, rows, throughput
+from analysis import comparison, nvidia_smi, roofline, rows, throughput, throughput_report
 from analysis.rows import Column, Row
 from training import command_line
 from training.configuration import nearest_name
@@ -97,10 +98,12 @@ class Task(NamedTuple):
 def main() -> int:
     """Runs the program; returns its exit code."""
     with command_line.refusing_bad_input():
+        check_flags()
         old = rows.read(_COMPARE.value) if _COMPARE.value else []
         result = rows.read(_ROWS.value) if _ROWS.value else []
         tasks = [] if _ROWS.value else list_tasks()
         check_outputs()
+        runs = throughput_report.find_runs(_RUNS.value) if _RUNS.value else []
 
     jax.config.update("jax_enable_compilation_cache", False)  # compiling is measured, too
     with rows.Display(len(tasks), to_errors="-" in (_JSON.value, _CSV.value)) as display:
@@ -119,10 +122,8 @@ def main() -> int:
         if _COMPARE.value:
             show_comparison(compared, comparison.differing_conditions(result, old), display.say)
         if _REPORT.value:
-            from analysis.throughput_report import draw  # Matplotlib, a second to import, is for this alone
-
             with command_line.refusing_bad_input():
-                pictures = draw(result, pathlib.Path(_REPORT.value), _RUNS.value)
+                pictures = throughput_report.draw(result, pathlib.Path(_REPORT.value), runs)
             display.say(f"pictures: {', '.join(map(str, pictures))}")
     write(result, finished=True)
     if _COMPARE.value and not compared:
@@ -130,6 +131,19 @@ def main() -> int:
     if has_failed(result):
         return 3
     return int(any(row["verdict"] in ("slower", "failed") for row in compared))
+
+
+def check_flags() -> None:
+    """Raises ValueError if a flag would have no effect."""
+    measuring = (_MODELS, _MODE, _BATCH_SIZES, _IMAGE_SIZE, _DTYPE, _SECONDS, _PROFILE)
+    useless = [
+        (flag, f"with --rows={_ROWS.value}, which measures nothing; leave one out") for flag in measuring if _ROWS.value
+    ]
+    useless += [] if _REPORT.value else [(_RUNS, "without --report; give both")]
+    useless += [] if _COMPARE.value else [(_TOLERANCE, "without --compare; give both")]
+    for flag, condition in useless:
+        if flag.present:
+            raise ValueError(f"--{flag.name} has no effect {condition}")
 
 
 def list_tasks() -> list[Task]:
@@ -225,7 +239,9 @@ def measure(task: Task, begin: Callable[[str], None]) -> Iterator[Row]:
 
     if task.auto:
         smallest = jax.device_count()
-        yield from throughput.largest_batch_size(lambda size: attempt(size)[0], config.batch_size, smallest)
+        # Each device's share of each micro-batch is whole virtual batches.
+        multiple = smallest * config.accumulation_steps * max(config.bn_virtual_batch_size, 1)
+        yield from throughput.largest_batch_size(lambda size: attempt(size)[0], config.batch_size, smallest, multiple)
     else:
         yield from attempt(config.batch_size)
 

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+from absl import logging
 from ml_collections import ConfigDict
 
 from analysis.summary import summarize
@@ -39,7 +40,7 @@ def measure(
     """Profiles some steps and returns the share of the device's time that each kind of layer took.
 
     The folder then holds what JAX's profiler writes, for xprof, and layers.json.gz, the same trace with the layers'
-    names. Shares are None where the profiler did not tell of single operations.
+    names. Shares are None where the profiler failed, which is said, or did not tell of single operations.
 
     Args:
       step: runs the compiled program once more, and returns what its end is awaited by.
@@ -47,11 +48,16 @@ def measure(
       config: of the network, whose layers have the kinds.
       folder: for the profile.
     """
-    with jax.profiler.trace(str(folder)):
-        for _ in range(STEPS):
-            jax.block_until_ready(step())
-    newest = max(folder.glob("plugins/profile/*/*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
-    trace, origins = json.loads(gzip.decompress(newest.read_bytes())), read_origins(compiled.as_text())
+    try:
+        with jax.profiler.trace(str(folder)):
+            for _ in range(STEPS):
+                jax.block_until_ready(step())
+        newest = max(folder.glob("plugins/profile/*/*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
+        trace = json.loads(gzip.decompress(newest.read_bytes()))
+    except (RuntimeError, OSError, ValueError) as error:  # what was measured before stays
+        logging.error("no profile in %s: %s", folder, error)
+        return {column(kind): None for kind in KINDS}
+    origins = read_origins(compiled.as_text())
     kinds = {layer.name: _kind_of_layer(layer.kind) for layer in summarize(config).layers}
     seconds: collections.Counter[str] = collections.Counter()
     for event in trace["traceEvents"]:

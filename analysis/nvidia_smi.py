@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import jax
 
+MIN_READINGS = 5  # the first ones are of a GPU that is still idle
+
 
 class PowerMeter:
     """What the GPUs draw, as nvidia-smi tells every half second.
@@ -39,13 +41,13 @@ def measuring_power() -> Iterator[PowerMeter]:
 
 
 def _median_draw(output: str, gpus: int) -> float | None:
-    """The median of the total draw over the readings of nvidia-smi, a line a GPU; None if a GPU does not tell."""
+    """The median total draw over nvidia-smi's readings, a line a GPU; None if a GPU tells nothing, or too rarely."""
     try:
         draws = [float(line) for line in output.split("\n") if line.strip()]
     except ValueError:
         return None
     totals = [sum(draws[first : first + gpus]) for first in range(0, len(draws) - gpus + 1, gpus)]
-    return statistics.median(totals) if totals else None
+    return statistics.median(totals) if len(totals) >= MIN_READINGS else None
 
 
 def driver_version() -> str | None:

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 Row = dict[str, Any]
+# What each row has, even one that failed.
+IDENTITY = {"model", "mode", "batch_size", "image_size", "dtype", "status", "auto"}
 
 
 class Column(NamedTuple):
@@ -47,8 +49,9 @@ def read(path: str) -> list[Row]:
     """
     try:
         rows = json.loads(pathlib.Path(path).read_text())
-        known = all({"model", "mode", "status", "auto"} <= row.keys() for row in rows)
-    except (ValueError, TypeError, AttributeError):
+        known = isinstance(rows, list) and rows and all(IDENTITY <= row.keys() for row in rows)
+        known = known and all(row["images_per_second"] > 0 for row in rows if row["status"] == "ok")
+    except (ValueError, TypeError, AttributeError, KeyError):
         known = False
     if not known:
         raise ValueError(f"{path} holds no rows of a benchmark; give a file that benchmark.py --json wrote")

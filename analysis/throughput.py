@@ -8,6 +8,7 @@
 import contextlib
 import gc
 import itertools
+import math
 import os
 import pathlib
 import platform
@@ -182,24 +183,31 @@ def guarded(measured: Callable[[], list[Row]]) -> list[Row]:
         jax.clear_caches()
 
 
-def largest_batch_size(attempt: Callable[[int], Row], first: int, smallest: int) -> Iterator[Row]:
-    """Yields a row for each batch size on the way to the largest that fits, by halving or doubling.
+def largest_batch_size(attempt: Callable[[int], Row], first: int, smallest: int, multiple: int) -> Iterator[Row]:
+    """Yields a row for each batch size on the way to the largest that fits, to 1/8: doubles or halves, then bisects.
 
     Args:
       attempt: measures a batch size; the row's status is ok, out_of_memory or error.
       first: the batch size to begin with.
       smallest: the batch size that is not cut any more.
+      multiple: of which the sizes between are.
     """
-    size = first
-    yield (row := attempt(size))
-    if row["status"] == "ok":
-        while row["status"] == "ok":
-            size *= 2
-            yield (row := attempt(size))
-        return
-    while row["status"] == "out_of_memory" and size // 2 >= smallest:
-        size //= 2
+    fits, full, size = 0, math.inf, first
+    while size:
         yield (row := attempt(size))
+        if row["status"] == "ok":
+            fits = size
+        elif row["status"] == "out_of_memory":
+            full = size
+        else:
+            return
+        if full == math.inf:
+            size = 2 * fits
+        elif not fits:
+            size = full // 2 if full // 2 >= smallest else 0
+        else:
+            between = (fits + full) // 2 // multiple * multiple
+            size = between if full - fits > fits / 8 and between > fits else 0
 
 
 def describe_machine() -> Row:

@@ -51,21 +51,18 @@ class Network(NamedTuple):
     kind: str
 
 
-def draw(rows: list[Row], folder: pathlib.Path, runs: str | None = None) -> list[pathlib.Path]:
+def draw(rows: list[Row], folder: pathlib.Path, runs: Sequence[pathlib.Path] = ()) -> list[pathlib.Path]:
     """Draws what the rows have figures for.
 
     Args:
       rows: of a benchmark.
       folder: for the pictures.
-      runs: a pattern of the workdirs of finished runs whose accuracy is drawn, too.
+      runs: workdirs of finished runs whose accuracy is drawn, too.
 
     Returns:
       The pictures.
-
-    Raises:
-      FileNotFoundError: if no run fits the pattern.
     """
-    networks = published_networks() + (own_networks(runs) if runs else [])
+    networks = published_networks() + own_networks(runs)
     measured = [row for row in rows if row["status"] == "ok" and row.get("step_ms_median")]
     folder.mkdir(parents=True, exist_ok=True)
     pictures = [
@@ -93,23 +90,22 @@ def published_networks() -> list[Network]:
     return networks
 
 
-def own_networks(pattern: str) -> list[Network]:
-    """Returns the finished runs whose workdirs fit a pattern, with their last evaluation.
-
-    Raises:
-      FileNotFoundError: if there is none.
-    """
-    networks = []
-    for path in sorted(map(pathlib.Path, glob.glob(pattern))):
-        if (path / "summary.json").exists():
-            config, summary = read_config(path), json.loads((path / "summary.json").read_text())
-            dataset = DATASETS.get(config.dataset, config.dataset.split(":")[-1].rstrip("/").split("/")[-1])
-            costs = _gflops(config.model, config), summary["parameters"] / 1e6
-            networks.append(
-                Network(path.name, config.model, dataset, 100 * summary["accuracy_top1"], *costs, "own run")
-            )
-    if not networks:
+def find_runs(pattern: str) -> list[pathlib.Path]:
+    """Returns the workdirs of finished runs that fit a pattern; raises FileNotFoundError if there is none."""
+    runs = [path for path in sorted(map(pathlib.Path, glob.glob(pattern))) if (path / "summary.json").exists()]
+    if not runs:
         raise FileNotFoundError(f"--runs={pattern} names no finished run; give workdirs that hold a summary.json")
+    return runs
+
+
+def own_networks(runs: Sequence[pathlib.Path]) -> list[Network]:
+    """Returns the networks of finished runs, with their last evaluation."""
+    networks = []
+    for path in runs:
+        config, summary = read_config(path), json.loads((path / "summary.json").read_text())
+        dataset = DATASETS.get(config.dataset, config.dataset.split(":")[-1].rstrip("/").split("/")[-1])
+        costs = _gflops(config.model, config), summary["parameters"] / 1e6
+        networks.append(Network(path.name, config.model, dataset, 100 * summary["accuracy_top1"], *costs, "own run"))
     return networks
 
 

@@ -48,7 +48,7 @@ def test_measured_ceilings(monkeypatch):
 
 
 def test_draws_of_several_gpus():
-    # nvidia-smi --query-gpu=power.draw, two GPUs, three readings: a line a GPU.
-    assert nvidia_smi._median_draw("100.5\n99.5\n300\n310\n305\n301\n", gpus=2) == 606
+    # nvidia-smi --query-gpu=power.draw, two GPUs, five readings: a line a GPU.
+    assert nvidia_smi._median_draw("100.5\n99.5\n300\n310\n305\n301\n303\n301\n302\n305\n", gpus=2) == 606
     assert nvidia_smi._median_draw("[N/A]\n", gpus=1) is None
-    assert nvidia_smi._median_draw("", gpus=1) is None
+    assert nvidia_smi._median_draw("100\n300\n300\n300\n", gpus=1) is None  # too few

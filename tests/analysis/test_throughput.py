@@ -26,14 +26,14 @@ def attempt_on(fits):
 @pytest.mark.parametrize(
     "fits, first, tried",
     [
-        (100, 512, [512, 256, 128, 64]),
-        (100, 16, [16, 32, 64, 128]),
-        (64, 64, [64, 128]),
+        (100, 512, [512, 256, 128, 64, 96, 112, 104]),
+        (100, 16, [16, 32, 64, 128, 96, 112, 104]),
+        (64, 64, [64, 128, 96, 80, 72]),
         (4, 64, [64, 32, 16, 8]),  # eight devices: no smaller batch
     ],
 )
 def test_each_step_to_the_largest_batch_is_a_row(fits, first, tried):
-    rows = list(throughput.largest_batch_size(attempt_on(fits), first, smallest=8))
+    rows = list(throughput.largest_batch_size(attempt_on(fits), first, smallest=8, multiple=8))
     assert [row["batch_size"] for row in rows] == tried
     assert [row["status"] for row in rows] == ["ok" if size <= fits else "out_of_memory" for size in tried]
 
@@ -42,7 +42,7 @@ def test_another_error_ends_the_search():
     def attempt(size):
         return throughput.guarded(lambda: 1 / 0)[0]
 
-    assert [row["status"] for row in throughput.largest_batch_size(attempt, 64, 1)] == ["error"]
+    assert [row["status"] for row in throughput.largest_batch_size(attempt, 64, 1, 1)] == ["error"]
 
 
 @pytest.mark.parametrize("words", ["CUDA_ERROR_OUT_OF_MEMORY: out of memory", "CUDNN_STATUS_ALLOC_FAILED"])
