@@ -140,9 +140,9 @@ def _whole(height: int, width: int) -> Box:
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Resizes uint8 (H, W, C): bilinearly where no side shrinks, else without aliasing.
 
-    Sides that shrink to a third at most are resized bilinearly to twice their new lengths, and 2 x 2 pixels of that
-    averaged: within half a grey level of the average by area, in a third to a half of the time. Others are averaged by
-    area.
+    Sides that shrink to no less than a third are resized bilinearly to twice their new lengths, and 2 x 2 pixels of
+    that averaged: on photographs within half a grey level of the average by area, in about half the time. Others are
+    averaged by area.
     """
     tall, wide = image.shape[:2]
     if (tall, wide) == (height, width):
