@@ -62,8 +62,8 @@ def float64():
 
 
 def parameters():
-    """Each trajectory; VGG's dense layers make its own slow."""
-    marks = {"vgg11": pytest.mark.slow, "resnet18": pytest.mark.smoke}
+    """Each trajectory; VGG's dense layers make its own slow, and ResNet's runs with the smoke tests."""
+    marks = {"vgg11": [pytest.mark.slow], "resnet18": [pytest.mark.slow, pytest.mark.smoke]}
     return [pytest.param(path, id=path.stem, marks=marks.get(path.stem, ())) for path in TRAJECTORIES]
 
 
