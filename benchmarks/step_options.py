@@ -86,7 +86,7 @@ def statistics_in_one_pass(x: jax.Array) -> tuple[jax.Array, jax.Array]:
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What differs from the recipe: options, XLA's options, functions of models.operations; and the base to compare to."""
+    """What differs from the recipe: its options, XLA's, functions of models.operations; and the base to compare."""
 
     options: dict = dataclasses.field(default_factory=dict)
     compiler_options: dict = dataclasses.field(default_factory=dict)
