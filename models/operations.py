@@ -96,10 +96,8 @@ def normalize(
 
 
 def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float):
-    wide, count = x.astype(scale.dtype), x[0, ..., 0].size
-    mean = _sum_positions(wide) / count
-    # Two passes: E[x^2] - E[x]^2 loses all digits where the mean is large.
-    var = _sum_positions(jnp.square(wide - mean)) / count
+    wide = x.astype(scale.dtype)
+    mean, var = mean_and_variance(wide)
     inverse = lax.rsqrt(var + epsilon)
     y = ((wide - mean) * (inverse * scale) + bias).astype(x.dtype)
     return (y, mean, var), (x, mean, inverse, scale)
@@ -116,6 +114,14 @@ def _normalize_backward(epsilon: float, saved: tuple[jax.Array, ...], gradients:
 
 
 normalize.defvjp(_normalize_forward, _normalize_backward)
+
+
+def mean_and_variance(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns each feature's mean and biased variance over groups (groups, N, H, W, C): (groups, 1, 1, 1, C)."""
+    count = x[0, ..., 0].size
+    mean = _sum_positions(x) / count
+    # Two passes: E[x^2] - E[x]^2 loses all digits where the mean is large.
+    return mean, _sum_positions(jnp.square(x - mean)) / count
 
 
 def max_pool(x: jax.Array, window: int, stride: int, padding: Padding) -> jax.Array:
