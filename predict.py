@@ -18,7 +18,7 @@ from rich.table import Table
 
 from input_pipeline.images import evaluation_transform
 from training import command_line, configuration
-from training.platform import prepare_platform
+from training.platform import compiler_options, prepare_platform
 from training.state import make_mesh, make_model
 from training.step import make_apply
 from training.transfer import load_weights
@@ -43,7 +43,9 @@ def main() -> None:
             pathlib.Path(_WORKDIR.value), mesh, command_line.step(_STEP.value)
         )
         prepare_platform(config)
-        apply = jax.jit(make_apply(config, make_model(config, training=False)))
+        apply = jax.jit(
+            make_apply(config, make_model(config, training=False)), compiler_options=compiler_options(config)
+        )
         if _INPUTS.value:
             inputs, target = read_inputs(pathlib.Path(_INPUTS.value), config), pathlib.Path(_LOGITS.value)
             jax.eval_shape(apply, params, batch_stats, inputs[:1])  # refuses a size that is too small

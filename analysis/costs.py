@@ -85,16 +85,25 @@ def walk(
 
     for equation in jaxpr.eqns:
         name = "/".join(filter(None, (scope, str(equation.source_info.name_stack))))
-        inner = next(jaxprs_in_params(equation.params), None)
+        inner, operands = _inner(equation)
+        axes = axes_of(operands)
         if inner is None:
-            axes = axes_of(equation.invars)
             outputs = [propagate(equation, axes)] * len(equation.outvars)
             yield Traced(equation, name, repeats, sum(map(bool, axes)), outputs[0])
         else:
             times = equation.params["length"] if equation.primitive.name == "scan" else 1
-            outputs = yield from walk(inner, axes_of(equation.invars), name, repeats * times)
+            outputs = yield from walk(inner, axes, name, repeats * times)
         known.update(zip(equation.outvars, outputs, strict=False))
     return axes_of(jaxpr.outvars)
+
+
+def _inner(equation: JaxprEqn) -> tuple[Jaxpr | None, list]:
+    """The function that an equation calls, if it does, and the variables that are its arguments.
+
+    Of the branches of lax.platform_dependent it is the last, the default: what is counted depends on no platform.
+    """
+    inner = list(jaxprs_in_params(equation.params))
+    return (inner[-1], equation.invars[-len(inner[-1].invars) :]) if inner else (None, equation.invars)
 
 
 def count_macs(equation: JaxprEqn) -> int:
@@ -144,8 +153,8 @@ def count_bytes(jaxpr: Jaxpr) -> int:
             return {} if isinstance(variable, Literal) else known.setdefault(variable, stored(variable))
 
         for equation in jaxpr.eqns:
-            operands = [sources(variable) for variable in equation.invars]
-            inner = next(jaxprs_in_params(equation.params), None)
+            inner, operands = _inner(equation)
+            operands = [sources(variable) for variable in operands]
             if inner and equation.primitive.name in ("scan", "while"):
                 run(inner, [stored(variable) for variable in inner.invars], repeats * equation.params.get("length", 1))
                 outputs = [stored(variable) for variable in equation.outvars]

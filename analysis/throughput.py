@@ -32,6 +32,7 @@ from analysis.rows import Row
 from training import configuration
 from training.loss import zero_sums
 from training.optimizer import make_optimizer, make_schedule
+from training.platform import compiler_options
 from training.state import abstract_state, count_parameters, create_state, make_mesh, make_model, select
 from training.step import Batch, make_apply, make_train_step
 
@@ -149,6 +150,22 @@ def measure(
     )
 
 
+def make_step(config: ConfigDict, mode: str) -> tuple[Callable[[], Any], int]:
+    """Compiles a mode's program on a synthetic batch, for measurements of other kinds.
+
+    Args:
+      config: from resolve.
+      mode: train or infer.
+
+    Returns:
+      A function that runs it once more and returns what its end is awaited by; and the number of parameters.
+    """
+    mesh = make_mesh()
+    batches = _synthetic_batches(config, mesh)
+    work = _inference(config, mesh, batches) if mode == "infer" else _training(config, mesh, batches, None)
+    return work.begin(work.program.trace(*work.arguments).lower().compile()), work.parameters
+
+
 def guarded(measured: Callable[[], list[Row]]) -> list[Row]:
     """Returns rows with the status ok, or one that says why there are none: out_of_memory, or error.
 
@@ -257,7 +274,12 @@ def _inference(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work
     images = _abstract_batch(config, mesh)["image"]
     variables = tuple(_abstract(part, replicated) for part in variables)
     total = _abstract(jax.eval_shape(apply, *variables, images), split)
-    program = jax.jit(infer, in_shardings=(replicated, replicated, split, split), out_shardings=split)
+    program = jax.jit(
+        infer,
+        in_shardings=(replicated, replicated, split, split),
+        out_shardings=split,
+        compiler_options=compiler_options(config),
+    )
 
     def begin(compiled: jax.stages.Compiled) -> Callable[[], Any]:
         values = models.initial_values(model, config.seed)

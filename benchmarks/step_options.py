@@ -1,120 +1,207 @@
-"""Measures what an option costs or gains in the training step: python benchmarks/step_options.py [--json=FILE].
+"""Measures what an option, an option of XLA or another formulation costs or gains in the training step.
 
-Each variant runs the product's own jitted step on one synthetic batch that is on the devices already; the variants take
-turns, so that the ratios hold when the machine's speed drifts. On a GPU: --batch_size=256 --image_size=224, the default
-there. On a CPU it runs small, and only shows that it works: TF32 and deterministic kernels are a GPU's.
+python benchmarks/step_options.py [--json=FILE]. Each variant runs the product's own jitted step on one synthetic batch
+that is on the devices already, in turns with what it is compared with, so that the ratios hold when the machine's speed
+drifts. Rows are written as they come. On a CPU it runs small, and only shows that it works: most variants are a GPU's.
 """
 
+import contextlib
+import dataclasses
 import json
 import pathlib
 import statistics
 import sys
 import time
 from collections.abc import Callable
+from unittest import mock
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
-import numpy as np  # noqa: E402
+import jax.numpy as jnp  # noqa: E402
 from absl import app, flags  # noqa: E402
-from jax.sharding import NamedSharding, PartitionSpec  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+from jax import lax  # noqa: E402
 
+import training.step  # noqa: E402
+from analysis import rows, throughput  # noqa: E402
+from analysis.rows import Column, Row  # noqa: E402
 from configs import resnet50  # noqa: E402
-from training import configuration  # noqa: E402
-from training.loss import zero_sums  # noqa: E402
-from training.optimizer import make_optimizer  # noqa: E402
-from training.platform import prepare_platform  # noqa: E402
-from training.state import abstract_state, create_state, make_mesh, make_model  # noqa: E402
-from training.step import make_train_step  # noqa: E402
+from models import operations  # noqa: E402
+from training.metrics import write_atomically  # noqa: E402
+from training.platform import compiler_options, prepare_platform  # noqa: E402
 
+
+def space_to_depth(x: jax.Array, kernel: jax.Array, stride: int, padding: operations.Padding, groups: int) -> jax.Array:
+    """A strided convolution of few features as one without stride: blocks of pixels become features; the same sums."""
+    if stride == 1 or x.shape[-1] > 4 or groups > 1:
+        return operations.convolve(x, kernel, stride, padding, groups)
+    images, height, width, features = x.shape
+    sides = [-(-side // stride) for side in kernel.shape[:2]]
+    blocks = [
+        (size + before + after - side) // stride + count
+        for size, (before, after), side, count in zip((height, width), padding, kernel.shape, sides, strict=False)
+    ]
+    edges = [
+        (before, count * stride - size - before, 0)
+        for size, (before, _), count in zip((height, width), padding, blocks, strict=True)
+    ]
+    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
+    x = x.reshape(images, blocks[0], stride, blocks[1], stride, features).transpose(0, 1, 3, 2, 4, 5)
+    missing = [(0, count * stride - side) for count, side in zip(sides, kernel.shape, strict=False)]
+    kernel = jnp.pad(kernel, (*missing, (0, 0), (0, 0)))
+    kernel = kernel.reshape(sides[0], stride, sides[1], stride, features, -1).transpose(0, 2, 1, 3, 4, 5)
+    deep = stride * stride * features
+    x, kernel = x.reshape(images, *blocks, deep), kernel.reshape(*sides, deep, -1)
+    return operations.convolve(x, kernel, 1, ((0, 0), (0, 0)), 1)
+
+
+def convolve_by_products(
+    x: jax.Array, kernel: jax.Array, stride: int, padding: operations.Padding, groups: int
+) -> jax.Array:
+    """1x1 convolutions as products on every platform, not on a CPU alone."""
+    if kernel.shape[:2] != (1, 1) or groups > 1:
+        return operations.convolve(x, kernel, stride, padding, groups)
+    x = x[:, ::stride, ::stride]
+    return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
+
+
+def normalize_without_own_gradient(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch normalisation differentiated by JAX."""
+    wide = x.astype(scale.dtype)
+    mean, var = operations.mean_and_variance(wide)
+    y = (wide - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    return y.astype(x.dtype), lax.stop_gradient(mean), lax.stop_gradient(var)
+
+
+def statistics_in_one_pass(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance from sums of the values less one of them, so that digits last: Chan, Golub, LeVeque 1983."""
+    shift = lax.stop_gradient(x[:, :1, :1, :1])
+    mean, square = ((x - shift) ** power for power in (1, 2))
+    mean, square = (values.mean((1, 2, 3), keepdims=True) for values in (mean, square))
+    return mean + shift, square - jnp.square(mean)
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    """What differs from the recipe: its options, XLA's, functions of models.operations; and the base to compare."""
+
+    options: dict = dataclasses.field(default_factory=dict)
+    compiler_options: dict = dataclasses.field(default_factory=dict)
+    operations: dict[str, Callable] = dataclasses.field(default_factory=dict)
+    base: str = "bfloat16"
+
+
+BFLOAT16 = {"dtype": "bfloat16"}
 VARIANTS = {
-    "float32, TF32": {},
-    "float32, full precision": {"tf32": False},
-    "bfloat16": {"dtype": "bfloat16"},
-    "bfloat16, deterministic": {"dtype": "bfloat16", "deterministic": True},
-    "bfloat16, statistics over 32 images": {"dtype": "bfloat16", "bn_virtual_batch_size": 32},
-    "bfloat16, average of the weights": {"dtype": "bfloat16", "ema_decay": 0.9999},
+    "bfloat16": Variant(BFLOAT16),
+    "space-to-depth stem": Variant(BFLOAT16, operations={"convolve": space_to_depth}),
+    "1x1 convolutions as products": Variant(BFLOAT16, operations={"convolve": convolve_by_products}),
+    "batch norm differentiated by JAX": Variant(BFLOAT16, operations={"normalize": normalize_without_own_gradient}),
+    "batch statistics in one pass": Variant(BFLOAT16, operations={"mean_and_variance": statistics_in_one_pass}),
+    "no command buffers": Variant(BFLOAT16, {"xla_gpu_enable_command_buffer": ""}),
+    "latency-hiding scheduler": Variant(BFLOAT16, {"xla_gpu_enable_latency_hiding_scheduler": True}),
+    "no Triton products": Variant(BFLOAT16, {"xla_gpu_enable_triton_gemm": False}),
+    "exhaustive tiling search": Variant(BFLOAT16, {"xla_gpu_exhaustive_tiling_search": True}),
+    "cuDNN products": Variant(BFLOAT16, {"xla_gpu_cudnn_gemm_fusion_level": 3}),
+    "cuDNN fused convolutions": Variant(BFLOAT16, {"xla_gpu_experimental_enable_conv_fusion": True}),
+    "cuDNN runtime fusion": Variant(BFLOAT16, {"xla_gpu_use_runtime_fusion": True}),
+    "fusion autotuner": Variant(BFLOAT16, {"xla_gpu_experimental_enable_fusion_autotuner": True}),
+    "convolutions NHWC": Variant(BFLOAT16, {"xla_gpu_force_conv_nhwc": True}),
+    "convolutions NCHW": Variant(BFLOAT16, {"xla_gpu_force_conv_nchw": True}),
+    "deterministic": Variant({**BFLOAT16, "deterministic": True}),
+    "statistics over 32 images": Variant({**BFLOAT16, "bn_virtual_batch_size": 32}),
+    "average of the weights": Variant({**BFLOAT16, "ema_decay": 0.9999}),
+    "float32, TF32": Variant(),
+    "float32, full precision": Variant({"tf32": False}, base="float32, TF32"),
 }
-BASES = {"float32, full precision": "float32, TF32"}  # what a variant is compared with, where not with bfloat16
+COLUMNS = [
+    Column("variant", 32, "variant"),
+    Column("images/s", 8, "images_per_second", 1),
+    Column("time, relative", 14, "time_ratio", 1),
+    Column("from", 6, "time_ratio_low", 1),
+    Column("to", 6, "time_ratio_high", 1),
+    Column("compared with", 13, "base"),
+]
 
 _MODEL = flags.DEFINE_string("model", "resnet50", "A name of models.REGISTRY.")
+_VARIANTS = flags.DEFINE_list("variants", list(VARIANTS), f"Of {', '.join(VARIANTS)}.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images a step; default: 256 on a GPU, 32 on a CPU.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels a side; default: 224 on a GPU, 32 on a CPU.")
-_ROUNDS = flags.DEFINE_integer("rounds", 10, "How often each variant has its turn.")
-_STEPS = flags.DEFINE_integer("steps", None, "Steps a turn; default: 10 on a GPU, 1 on a CPU.")
-_JSON = flags.DEFINE_string("json", None, "A file for the figures.")
+_ROUNDS = flags.DEFINE_integer("rounds", 10, "How often each of the two has its turn.")
+_SECONDS = flags.DEFINE_float("seconds", 0.3, "Length of a turn; at least one step.")
+_JSON = flags.DEFINE_string("json", None, "A file for the rows.")
 
 
-def make_turn(options: dict, batch_size: int, image_size: int, steps: int) -> Callable[[], float]:
+def make_turn(variant: Variant, batch_size: int, image_size: int) -> Callable[[], float]:
     """Returns a function that runs some steps of a variant and returns the seconds of one."""
     config = resnet50.get_config()
-    config.update({"model": _MODEL.value, "batch_size": batch_size, "image_size": image_size, "num_classes": 1000})
-    config.update(options)
-    config = configuration.resolve_network(config)
+    config.update({"model": _MODEL.value, "batch_size": batch_size, "image_size": image_size})
+    config.update({"compilation_cache_dir": "", **variant.options})
+    config = throughput.resolve(config, "train")
     prepare_platform(config)
-    mesh, model = make_mesh(), make_model(config, training=True)
-    optimizer = make_optimizer(config, lambda _: config.learning_rate)
-    step = make_train_step(config, model, optimizer, mesh)
-    state = create_state(abstract_state(config, model, optimizer, mesh), model, seed=0)
-    random, split = np.random.RandomState(0), NamedSharding(mesh, PartitionSpec("data"))
-    images = random.randint(0, 256, (batch_size, image_size, image_size, config.channels)).astype(np.uint8)
-    batch = jax.device_put({"image": images, "label": np.arange(batch_size, dtype=np.int32) % 1000}, split)
-    sums = jax.device_put(zero_sums(len(config.aux_heads)), NamedSharding(mesh, PartitionSpec()))
-    # Compiled now: the precision of products is a setting of the process at the time of tracing.
-    step = step.lower(state, sums, batch).compile()
+    xla = compiler_options(config) | variant.compiler_options
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(mock.patch.object(training.step, "compiler_options", lambda _: xla))
+        plain = {name: getattr(operations, name) for name in variant.operations}
+        for name, function in variant.operations.items():
+            # Within the replacement, and for what it leaves alone, the name stands for what it replaces.
+            def replacement(*arguments, name=name, function=function):
+                with mock.patch.object(operations, name, plain[name]):
+                    return function(*arguments)
 
-    def turn() -> float:
-        nonlocal state, sums
+            stack.enter_context(mock.patch.object(operations, name, replacement))
+        step, _ = throughput.make_step(config, "train")
+
+    def run(steps: int) -> float:
         start = time.perf_counter()
         for _ in range(steps):
-            state, sums = step(state, sums, batch)
-        jax.block_until_ready((state, sums))
+            running = step()
+        jax.block_until_ready(running)
         return (time.perf_counter() - start) / steps
 
-    turn()
-    return turn
+    run(2)
+    steps = max(round(_SECONDS.value / run(2)), 1)
+    return lambda: run(steps)
+
+
+def measure(name: str, turns: dict[str, Callable[[], float]], batch_size: int, image_size: int) -> Row:
+    """Measures a variant; turns holds those made before, which others are compared with."""
+    variant = VARIANTS[name]
+    row = {"model": _MODEL.value, "variant": name, "base": variant.base if variant.base != name else None}
+    row |= {"batch_size": batch_size, "image_size": image_size}
+    try:
+        for needed in dict.fromkeys((variant.base, name)):
+            if needed not in turns:
+                turns[needed] = make_turn(VARIANTS[needed], batch_size, image_size)
+        own, base = turns[name], turns[variant.base]
+        pairs = [(own(), base()) for _ in range(_ROUNDS.value)]
+    except jax.errors.JaxRuntimeError as error:  # an option that this version or this platform does not have
+        return row | {"status": "error", "error": " ".join(str(error).split())[:200]}
+    ratios = sorted(mine / theirs for mine, theirs in pairs)
+    row |= {"status": "ok", "images_per_second": batch_size / statistics.median(mine for mine, _ in pairs)}
+    return row | {"time_ratio": statistics.median(ratios), "time_ratio_low": ratios[0], "time_ratio_high": ratios[-1]}
 
 
 def main(_) -> None:
     """Measures, prints a table, writes JSON."""
+    for name in _VARIANTS.value:
+        if name not in VARIANTS:
+            sys.exit(f"--variants={name} is unknown; choose of {', '.join(VARIANTS)}")
     on_cpu = jax.default_backend() == "cpu"
-    batch_size = _BATCH_SIZE.value or (32 if on_cpu else 256)
-    image_size = _IMAGE_SIZE.value or (32 if on_cpu else 224)
-    steps = _STEPS.value or (1 if on_cpu else 10)
-    turns = {name: make_turn(options, batch_size, image_size, steps) for name, options in VARIANTS.items()}
-    seconds = {name: [] for name in turns}
-    for _ in range(_ROUNDS.value):
-        for name, turn in turns.items():
-            seconds[name].append(turn())
-
-    rows = []
-    for name, times in seconds.items():
-        base = BASES.get(name, "bfloat16" if name.startswith("bfloat16") else name)
-        ratios = sorted(own / other for own, other in zip(times, seconds[base], strict=True))
-        rows.append(
-            {
-                "variant": name,
-                "images_per_second": batch_size / statistics.median(times),
-                "compared_with": base,
-                "time_ratio_median": statistics.median(ratios),
-                "time_ratio_range": [ratios[0], ratios[-1]],
-            }
-        )
-    device = jax.devices()[0].device_kind
-    table = Table("variant", "images/s", "time, relative", "range", "to", title=f"{_MODEL.value} on {device}")
-    for row in rows:
-        low, high = row["time_ratio_range"]
-        figures = f"{row['images_per_second']:,.0f}", f"{row['time_ratio_median']:.3f}", f"{low:.3f} to {high:.3f}"
-        table.add_row(row["variant"], *figures, row["compared_with"])
-    Console().print(table)
-    if _JSON.value:
-        pathlib.Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-        setting = {"model": _MODEL.value, "batch_size": batch_size, "image_size": image_size, "rows": rows}
-        content = {"command": " ".join(["python", *sys.argv]), **configuration.describe_environment(), **setting}
-        pathlib.Path(_JSON.value).write_text(json.dumps(content, indent=2) + "\n")
+    sizes = _BATCH_SIZE.value or (32 if on_cpu else 256), _IMAGE_SIZE.value or (32 if on_cpu else 224)
+    kept, result = {}, []
+    print(rows.heading(COLUMNS))
+    for name in _VARIANTS.value:
+        turns = dict(kept)
+        result.append(measure(name, turns, *sizes) | throughput.describe_machine())
+        kept |= {base: turns[base] for base in {variant.base for variant in VARIANTS.values()} & turns.keys()}
+        print(rows.line(COLUMNS, result[-1]), flush=True)
+        if _JSON.value:
+            pathlib.Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(pathlib.Path(_JSON.value), json.dumps(result, indent=2) + "\n")
 
 
 if __name__ == "__main__":

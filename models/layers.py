@@ -22,6 +22,8 @@ import numpy as np
 from flax import nnx
 from jax import lax
 
+from models import operations
+
 Initializer = Callable[[np.random.Generator, tuple[int, ...]], np.ndarray]
 
 
@@ -190,26 +192,14 @@ class Conv(Module):
         Raises:
           ValueError: if the map is too small for the kernel.
         """
-        if self.padding != "SAME":
-            _check_window(x, self.kernel_size, tuple(size for size, _ in self.padding))
         x, kernel = x.astype(self.dtype), self.kernel.get_value().astype(self.dtype)
-        if 1 < self.groups < x.shape[-1]:
-            # As one convolution XLA would gather the whole batch on every device; depthwise ones stay where they are.
-            groups = zip(jnp.split(x, self.groups, -1), jnp.split(kernel, self.groups, -1), strict=True)
-            y = jnp.concatenate([self._convolve(maps, filters, 1) for maps, filters in groups], -1)
+        padding = self.padding
+        if padding == "SAME":
+            padding = tuple(lax.padtype_to_pads(x.shape[1:3], self.kernel_size, (self.stride, self.stride), "SAME"))
         else:
-            y = self._convolve(x, kernel, self.groups)
-        return y if self.bias is None else y + self.bias.get_value().astype(self.dtype)
-
-    def _convolve(self, x: jax.Array, kernel: jax.Array, groups: int) -> jax.Array:
-        return lax.conv_general_dilated(
-            x,
-            kernel,
-            window_strides=(self.stride, self.stride),
-            padding=self.padding,
-            dimension_numbers=("NHWC", "HWIO", "NHWC"),
-            feature_group_count=groups,
-        )
+            _check_window(x, self.kernel_size, tuple(size for size, _ in padding))
+        y = operations.convolve(x, kernel, self.stride, padding, self.groups)
+        return y if self.bias is None else operations.add_bias(y, self.bias.get_value().astype(self.dtype))
 
 
 class Dense(Module):
@@ -263,31 +253,27 @@ class BatchNorm(Module):
         Raises:
           ValueError: if N is no multiple of virtual_batch_size, or a group holds one value a channel.
         """
-        x = x.astype(jnp.promote_types(self.dtype, jnp.float32))
+        scale, bias = self.scale.get_value(), self.bias.get_value()
         if self.use_running_average:
-            return self._normalize(x, self.mean.get_value(), self.var.get_value()).astype(self.dtype)
+            factor = lax.rsqrt(self.var.get_value() + self.epsilon) * scale
+            return ((x.astype(scale.dtype) - self.mean.get_value()) * factor + bias).astype(self.dtype)
         images = x.shape[0]
         size = self.virtual_batch_size or images
         if images % size:
             raise ValueError(
                 f"{images} images do not divide into groups of bn_virtual_batch_size={size}; choose a divisor"
             )
-        groups = x.reshape(images // size, size, *x.shape[1:])
-        axes = tuple(range(1, groups.ndim - 1))
-        count = math.prod(groups.shape[1:-1])
+        height, width = x.shape[1:-1] or (1, 1)
+        groups = x.reshape(images // size, size, height, width, x.shape[-1])
+        count = size * height * width
         if count < 2:
             raise ValueError(
                 "batch normalisation in training needs more than one value a channel; use more images a group"
             )
-        mean = groups.mean(axes, keepdims=True)
-        # Two passes: E[x^2] - E[x]^2 loses all digits where the mean is large.
-        var = jnp.square(groups - mean).mean(axes, keepdims=True)
+        y, mean, var = operations.normalize(groups, scale, bias, self.epsilon)
         self._update(self.mean, mean)
         self._update(self.var, var * (count / (count - 1)))
-        return self._normalize(groups, mean, var).reshape(x.shape).astype(self.dtype)
-
-    def _normalize(self, x: jax.Array, mean: jax.Array, var: jax.Array) -> jax.Array:
-        return (x - mean) * (lax.rsqrt(var + self.epsilon) * self.scale.get_value()) + self.bias.get_value()
+        return y.reshape(x.shape).astype(self.dtype)
 
     def _update(self, running: nnx.BatchStat, new: jax.Array) -> None:
         # set_value, as `running[...] = x` costs time quadratic in the size of the trace (JAX 0.10).
@@ -425,8 +411,7 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0, ceil: boo
             count -= 1
         return padding, max(padding, count * stride + window - size - padding)
 
-    edges = ((0, 0), sides(x.shape[1]), sides(x.shape[2]), (0, 0))
-    return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), edges)
+    return operations.max_pool(x, window, stride, (sides(x.shape[1]), sides(x.shape[2])))
 
 
 def average_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count_padding: bool = True) -> jax.Array:

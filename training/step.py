@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import models
 from input_pipeline import DeviceCache, make_augmentation, normalize
 from training.loss import classification_sums, cross_entropy, weighted_loss
+from training.platform import compiler_options
 from training.state import State, select
 
 Batch = dict[str, jax.Array]
@@ -112,7 +113,7 @@ def make_train_step(
         donate_argnums=0,
         in_shardings=(replicated, replicated, replicated if cache else split),
         out_shardings=(replicated, replicated),
-        compiler_options=_compiler_options(config),
+        compiler_options=compiler_options(config),
     )
 
 
@@ -132,7 +133,7 @@ def make_eval_step(config: ConfigDict, model: nnx.Module, mesh: Mesh) -> Callabl
         eval_step,
         in_shardings=(replicated, replicated, split),
         out_shardings=replicated,
-        compiler_options=_compiler_options(config),
+        compiler_options=compiler_options(config),
     )
 
 
@@ -156,10 +157,3 @@ def _normalized(config: ConfigDict, images: jax.Array) -> jax.Array:
     if images.dtype != jnp.uint8:
         return images
     return normalize(images, config.mean, config.std, np.dtype(config.dtype))
-
-
-def _compiler_options(config: ConfigDict) -> dict[str, bool] | None:
-    """XLA's options for reproducible kernels; a CPU's and a TPU's always are."""
-    if config.deterministic and jax.default_backend() == "gpu":
-        return {"xla_gpu_deterministic_ops": True, "xla_gpu_exclude_nondeterministic_ops": True}
-    return None

@@ -270,7 +270,7 @@ def test_dropout_in_a_compiled_training_step():
 
 class Block(Module):
     def __init__(self):
-        self.conv2 = Conv(3, 3, 1)
+        self.conv2 = Conv(3, 3, kernel=3, padding=1)
 
     def __call__(self, x):
         return jnp.sin(self.conv2(x))
@@ -279,7 +279,7 @@ class Block(Module):
 class Network(Module):
     def __init__(self):
         self.stages = nnx.List([nnx.List([Block(), Block()])])
-        self.head = Conv(3, 3, 1)
+        self.head = Conv(3, 3, kernel=3, padding=1)
 
     def __call__(self, x):
         for block in self.stages[0]:

@@ -1,0 +1,181 @@
+"""Measures our networks beside PyTorch's on the same machine: python benchmarks/against_pytorch.py --torch_python=PATH.
+
+Training steps and inference of the same networks, whose parameters are counted on both sides, on the same sizes of
+synthetic uint8 batches that lie on the device, with the same loss and SGD with momentum: ours as train.py runs it,
+PyTorch's in a process of its own, channels_last, eager and compiled; bfloat16 on a GPU, float32 on a CPU. The
+three take turns, so that the ratios hold when the machine's speed drifts. Rows are written as they come, and those that
+--json has already from other networks, sizes or machines stay.
+"""
+
+import contextlib
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # of a GPU's memory; PyTorch shares it
+
+import jax  # noqa: E402
+from absl import app, flags  # noqa: E402
+
+from analysis import rows, throughput  # noqa: E402
+from analysis.rows import Column, Row  # noqa: E402
+from configs import base  # noqa: E402
+from training.metrics import write_atomically  # noqa: E402
+from training.platform import prepare_platform  # noqa: E402
+
+# PyTorch's name, its library, our name, and the weights of the auxiliary losses in training.
+NETWORKS = {
+    "resnet50": ("torchvision", "resnet50", ()),
+    "alexnet": ("torchvision", "alexnet_owt", ()),
+    "vgg16": ("torchvision", "vgg16", ()),
+    "googlenet": ("torchvision", "googlenet_bn_3x3", (0.3, 0.3)),
+    "inception_v3": ("torchvision", "inception_v3", (0.4,)),
+    "resnet18": ("torchvision", "resnet18", ()),
+    "resnet152": ("torchvision", "resnet152", ()),
+    "densenet121": ("torchvision", "densenet121", ()),
+    "mobilenetv1_100": ("timm", "mobilenet_v1", ()),
+}
+COLUMNS = [
+    Column("model", 16, "model"),
+    Column("mode", 5, "mode"),
+    Column("batch", 5, "batch_size"),
+    Column("pixels", 6, "image_size"),
+    Column("dtype", 8, "dtype"),
+    Column("images/s", 8, "images_per_second", 1),
+    Column("eager", 8, "eager_images_per_second", 1),
+    Column("compiled", 8, "compiled_images_per_second", 1),
+    Column("ratio", 5, "ratio", 1),
+    Column("from", 5, "ratio_low", 1),
+    Column("to", 5, "ratio_high", 1),
+]
+
+_TORCH_PYTHON = flags.DEFINE_string("torch_python", sys.executable, "A Python that has torch, torchvision and timm.")
+_MODELS = flags.DEFINE_list("models", list(NETWORKS), f"Of {', '.join(NETWORKS)}: PyTorch's names.")
+_MODES = flags.DEFINE_list("mode", ["train", "infer"], "train, infer or both.")
+_STYLES = flags.DEFINE_list("styles", ["eager", "compiled"], "How PyTorch runs: eager, compiled or both.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images a step; default: 256 on a GPU, 8 on a CPU.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels a side; default: the network's own.")
+_ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each side has its turn.")
+_SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn; at least one step.")
+_JSON = flags.DEFINE_string("json", None, "A file for the rows, and of those measured before.")
+
+
+class PyTorch:
+    """PyTorch in its own process, running a network on demand."""
+
+    def __init__(self, name: str, batch_size: int, image_size: int, dtype: str):
+        """Starts the process, whose answers tell what it runs."""
+        library, _, aux_weights = NETWORKS[name]
+        words = [_TORCH_PYTHON.value, "-W", "ignore", ROOT / "benchmarks" / "against_pytorch_worker.py"]
+        words += [name, library, batch_size, image_size, dtype, *aux_weights]
+        # Without our variables: PYTHONPATH and the like may be another Python's.
+        self._process = subprocess.Popen(
+            list(map(str, words)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        self.about = self._answer()
+
+    def run(self, mode: str, style: str, steps: int) -> float:
+        """Returns the seconds of that many steps; raises RuntimeError with PyTorch's words if they fail."""
+        print(mode, style, steps, file=self._process.stdin, flush=True)
+        answer = self._answer()
+        if "error" in answer:
+            raise RuntimeError(answer["error"])
+        return answer["seconds"]
+
+    def close(self) -> None:
+        """Ends the process."""
+        self._process.kill()
+        self._process.wait()
+
+    def _answer(self) -> Row:
+        line = self._process.stdout.readline()
+        if not line:
+            raise RuntimeError(f"{_TORCH_PYTHON.value} ended; it must have torch, torchvision and timm: --torch_python")
+        return json.loads(line)
+
+
+def main(_) -> None:
+    """Measures, prints a table, writes JSON."""
+    for name in _MODELS.value:
+        if name not in NETWORKS:
+            sys.exit(f"--models={name} is unknown; choose of {', '.join(NETWORKS)}")
+    path = pathlib.Path(_JSON.value) if _JSON.value else None
+    result = json.loads(path.read_text()) if path and path.exists() else []
+    print(rows.heading(COLUMNS))
+    for name in _MODELS.value:
+        for row in compare(name):
+            same = ("model", "mode", "batch_size", "image_size", "dtype", "device")
+            result = [old for old in result if any(old.get(key) != row[key] for key in same)] + [row]
+            print(rows.line(COLUMNS, row), flush=True)
+            if path:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_atomically(path, rows.as_json(result))
+
+
+def compare(name: str) -> Iterator[Row]:
+    """Yields a row for each mode of a network."""
+    on_cpu = jax.default_backend() == "cpu"
+    _, ours, aux_weights = NETWORKS[name]
+    config = base.get_config()
+    config.update({"model": ours, "batch_size": _BATCH_SIZE.value or (8 if on_cpu else 256), "weight_decay": 1e-4})
+    config.update({"image_size": _IMAGE_SIZE.value, "dtype": "float32" if on_cpu else "bfloat16"})
+    config.update({"aux_weight": aux_weights or (0.0,), "compilation_cache_dir": ""})
+    config = throughput.resolve(config, "train")
+    prepare_platform(config)
+    sizes = {"batch_size": config.batch_size, "image_size": config.image_size, "dtype": config.dtype}
+    torch = PyTorch(name, **sizes)
+    with contextlib.closing(torch):
+        for mode in _MODES.value:
+            step, parameters = throughput.make_step(config, mode)
+            if mode == "infer" and parameters != torch.about["parameters"]:
+                raise RuntimeError(
+                    f"{name}: PyTorch counts {torch.about['parameters']:,} parameters, we {parameters:,}"
+                )
+
+            def run(steps: int, step: Callable = step) -> float:
+                start = time.perf_counter()
+                for _ in range(steps):
+                    running = step()
+                jax.block_until_ready(running)
+                return time.perf_counter() - start
+
+            identity = {"model": name, "mode": mode, **sizes, "our_name": ours}
+            sides = {"ours": run} | {
+                style: lambda steps, mode=mode, style=style: torch.run(mode, style, steps) for style in _STYLES.value
+            }
+            yield identity | take_turns(sides, config.batch_size) | throughput.describe_machine() | torch.about
+
+
+def take_turns(sides: dict[str, Callable[[int], float]], batch_size: int) -> Row:
+    """Runs each side's steps in turn and returns the rates, and ours over the better of PyTorch's, round by round."""
+    row, steps = {}, {}
+    for side, run in list(sides.items()):
+        try:
+            run(1), run(1)  # compiles, and once more for what settles after it
+            steps[side] = max(round(_SECONDS.value / run(1)), 1)
+        except RuntimeError as error:
+            row[f"{side}_error"] = str(error)
+            del sides[side]
+    rates = {side: [] for side in sides}
+    for _ in range(_ROUNDS.value):
+        for side, run in sides.items():
+            rates[side].append(steps[side] * batch_size / run(steps[side]))
+    for side, values in rates.items():
+        row["images_per_second" if side == "ours" else f"{side}_images_per_second"] = statistics.median(values)
+    others = [rates[side] for side in sides if side != "ours"]
+    if others:
+        best = max(others, key=statistics.median)
+        ratios = [own / other for own, other in zip(rates["ours"], best, strict=True)]
+        row |= {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
+    return row | {"rounds": _ROUNDS.value, "turn_seconds": _SECONDS.value}
+
+
+if __name__ == "__main__":
+    app.run(main)

@@ -1,0 +1,32 @@
+"""Lists the operations that a step's time goes to: python benchmarks/slowest_operations.py PROFILE/*/layers.json.gz.
+
+The files are those that `benchmark.py --profile=PROFILE` writes, a folder for each of its rows.
+"""
+
+import collections
+import gzip
+import json
+import pathlib
+import sys
+
+SHOWN = 40  # operations of each profile
+
+
+def list_operations(path: pathlib.Path) -> list[str]:
+    """Returns a line for each of the slowest operations: its share of all, its milliseconds and runs, what it is."""
+    events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
+    events = [event for event in events if "kind" in event.get("args", {})]
+    milliseconds, runs, origins = collections.Counter(), collections.Counter(), {}
+    for event in events:
+        milliseconds[event["name"]] += event["dur"] / 1000
+        runs[event["name"]] += 1
+        origins[event["name"]] = event["args"]["origin"]
+    total = milliseconds.total()
+    return [
+        f"{time / total:6.1%} {time:9.3f} ms {runs[name]:4} x  {name}  {origins[name]}"
+        for name, time in milliseconds.most_common(SHOWN)
+    ]
+
+
+for word in sys.argv[1:]:
+    print(f"{word}\n" + "\n".join(list_operations(pathlib.Path(word))))

@@ -1,0 +1,125 @@
+"""The forms that a CPU runs against the plain ones, textbook formulas and loops; and which platform compiles which."""
+
+import itertools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax import lax
+
+from models.operations import add_bias, convolve, max_pool, normalize
+
+
+@pytest.fixture(autouse=True)
+def float64():
+    """float64 for each test: what is the same sum agrees to many digits."""
+    jax.config.update("jax_enable_x64", True)
+    yield
+    jax.config.update("jax_enable_x64", False)
+
+
+def normal(*shape):
+    return np.random.default_rng(1).standard_normal(shape)
+
+
+def with_gradients(function, *arguments):
+    """The function's value y, and its gradients where that of y is normal(*y.shape); compiled as one."""
+
+    def both(*arguments):
+        y, gradients = jax.vjp(function, *arguments)
+        return y, *gradients(normal(*y.shape))
+
+    return jax.jit(both)(*arguments)
+
+
+def plain_convolve(x, kernel, stride, padding, groups):
+    return lax.conv_general_dilated(
+        x, kernel, (stride, stride), padding, dimension_numbers=("NHWC", "HWIO", "NHWC"), feature_group_count=groups
+    )
+
+
+CONVOLUTIONS = {
+    "1x1": ((1, 1, 6, 4), 1, ((0, 0), (0, 0)), 1),
+    "1x1, stride 2": ((1, 1, 6, 4), 2, ((0, 0), (0, 0)), 1),
+    "1x1, padded": ((1, 1, 6, 4), 1, ((1, 1), (1, 1)), 1),
+    "depthwise": ((3, 3, 1, 6), 1, ((1, 1), (1, 1)), 6),
+    "depthwise, stride 2": ((3, 3, 1, 6), 2, ((0, 1), (0, 1)), 6),
+    "depthwise, 1x1": ((1, 1, 1, 6), 1, ((0, 0), (0, 0)), 6),
+    "depthwise, not square": ((2, 3, 1, 6), 1, ((1, 0), (1, 1)), 6),
+    "depthwise, two a feature": ((3, 3, 1, 12), 2, ((1, 1), (1, 1)), 6),
+    "groups": ((3, 3, 3, 4), 2, ((1, 1), (1, 1)), 2),
+}
+
+
+@pytest.mark.parametrize("shape, stride, padding, groups", CONVOLUTIONS.values(), ids=CONVOLUTIONS)
+def test_convolutions_and_their_gradients_are_the_plain_ones(shape, stride, padding, groups):
+    x, kernel = normal(2, 7, 8, 6), normal(*shape)
+    results = (
+        with_gradients(lambda x, kernel, f=function: f(x, kernel, stride, padding, groups), x, kernel)
+        for function in (convolve, plain_convolve)
+    )
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_the_gradient_of_a_bias():
+    x, bias = normal(2, 3, 4, 5), normal(5)
+    y, *gradients = with_gradients(add_bias, x, bias)
+    np.testing.assert_allclose(y, x + bias)
+    np.testing.assert_array_equal(gradients[0], x)
+    np.testing.assert_allclose(gradients[1], x.sum((0, 1, 2)), rtol=1e-12)
+
+
+@pytest.mark.parametrize("shape", [(1, 4, 3, 5, 6), (3, 2, 3, 5, 6), (2, 4, 1, 1, 6)])
+def test_normalisation_and_its_gradient_are_those_of_the_formula(shape):
+    def formula(x, scale, bias):
+        mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
+        return (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias
+
+    arguments = 3 + 2 * normal(*shape)[::-1], normal(6), normal(6) ** 2
+    results = (with_gradients(f, *arguments) for f in (lambda *arguments: normalize(*arguments, 1e-3)[0], formula))
+    for found, expected in zip(*results, strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    "height, width, window, stride, padding",
+    [
+        (6, 7, 3, 2, (0, 0)),
+        (5, 8, 3, 2, (1, 1)),
+        (6, 7, 3, 2, (0, 1)),
+        (6, 7, 2, 2, (0, 0)),
+        (4, 5, 3, 1, (1, 1)),
+        (5, 8, 3, 3, (1, 2)),
+        (6, 7, 2, 3, (0, 0)),
+    ],
+)
+def test_the_first_of_equal_maxima_has_the_gradient(height, width, window, stride, padding):
+    x = np.random.default_rng(0).integers(0, 3, (2, height, width, 2)).astype(float)  # many are equal
+    y, found = with_gradients(lambda x: max_pool(x, window, stride, (padding, padding)), x)
+    dy, expected = normal(*y.shape), np.zeros_like(x)
+    for image, row, column, feature in np.ndindex(y.shape):
+        places = itertools.product(
+            *(range(start, start + window) for start in (row * stride - padding[0], column * stride - padding[0]))
+        )
+        places = [(i, j) for i, j in places if 0 <= i < height and 0 <= j < width]
+        first = max(places, key=lambda place: x[image, *place, feature])  # Python's max returns the first
+        assert y[image, row, column, feature] == x[image, *first, feature]
+        expected[image, *first, feature] += dy[image, row, column, feature]
+    np.testing.assert_allclose(found, expected, rtol=1e-12)
+
+
+def test_a_maximum_with_nan_is_nan():
+    assert np.isnan(max_pool(np.array([1.0, np.nan, 2.0, 3.0]).reshape(1, 2, 2, 1), 2, 2, ((0, 0), (0, 0)))).all()
+
+
+def test_an_accelerator_compiles_the_plain_operations():
+    def step(x, kernel, depthwise):
+        x = convolve(convolve(x, kernel, 1, ((0, 0), (0, 0)), 1), depthwise, 1, ((1, 1), (1, 1)), 4)
+        return max_pool(x, 2, 2, ((0, 0), (0, 0))).sum()
+
+    traced = jax.jit(jax.grad(step, (0, 1, 2))).trace(normal(2, 6, 6, 4), normal(1, 1, 4, 4), normal(3, 3, 1, 4))
+    there, here = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "cpu"))
+    assert there.count("stablehlo.convolution") == 6 and "select_and_scatter" in there and "dot_general" not in there
+    assert "stablehlo.convolution" not in here and "select_and_scatter" not in here
