@@ -84,7 +84,6 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
     optimizer = make_optimizer(config, schedule)
     model = make_model(config, training=True)
     eval_step = make_eval_step(config, make_model(config, training=False), mesh)
-    no_sums = jax.device_put(zero_sums(len(config.aux_heads)), NamedSharding(mesh, PartitionSpec()))
     learning_rate = jax.jit(lambda steps_done: schedule(steps_done - 1))
 
     with command_line.refusing_bad_input():
@@ -95,6 +94,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
         configuration.write_config(workdir, config, train_data.class_names)
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
         state = state or checkpoints.restore(target)
+    gradient_parts = target["params"] if config.log_gradient_norms else ()
+    no_sums = jax.device_put(zero_sums(len(config.aux_heads), gradient_parts), NamedSharding(mesh, PartitionSpec()))
     start = int(state["step"])
     train_step = make_train_step(config, model, optimizer, mesh, cache)
 

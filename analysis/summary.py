@@ -113,7 +113,8 @@ def trace_train_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Traced:
     images = jax.ShapeDtypeStruct((config.batch_size, size, size, config.channels), np.uint8)
     batch = {"image": images, "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32)}
     step = make_train_step(config, model, optimizer, mesh)
-    return step.trace(state, zero_sums(len(config.aux_heads)), batch)
+    gradient_parts = state["params"] if config.log_gradient_norms else ()
+    return step.trace(state, zero_sums(len(config.aux_heads), gradient_parts), batch)
 
 
 def _count_with_own_heads(config: ConfigDict, entry: models.Entry) -> int | None:

@@ -245,7 +245,8 @@ def _training(
     single.steps_per_dispatch = 1
     program, single = (make_train_step(each, model, optimizer, mesh, cache) for each in (config, single))
     target = abstract_state(config, model, optimizer, mesh)
-    (replicated, _), no_sums = _shardings(mesh), zero_sums(len(config.aux_heads))
+    gradient_parts = target["params"] if config.log_gradient_norms else ()
+    (replicated, _), no_sums = _shardings(mesh), zero_sums(len(config.aux_heads), gradient_parts)
 
     def begin(compiled: jax.stages.Compiled) -> Callable[[], Any]:
         state, sums = create_state(target, model, config.seed), jax.device_put(no_sums, replicated)

@@ -99,6 +99,7 @@ def get_config() -> ConfigDict:
 
     # Run
     config.log_every_steps = 50  # optimizer steps between rows of metrics
+    config.log_gradient_norms = False  # 2-norm of the loss's gradient, whole and by part of the network, in these rows
     config.evaluate_every_epochs = 1.0  # evaluations, each followed by a checkpoint; the last step always has one
     config.checkpoint_every_steps = 0  # further checkpoints between evaluations; 0: none
     config.keep_checkpoints = 3  # newest checkpoints kept; the best is kept besides

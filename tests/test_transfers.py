@@ -15,7 +15,7 @@ from training.interruption import Interruption
 def config():
     config = base.get_config()
     config.num_steps, config.log_every_steps, config.checkpoint_every_steps = 12, 4, 6
-    config.compilation_cache_dir = ""
+    config.compilation_cache_dir, config.log_gradient_norms = "", True
     return config
 
 
@@ -73,3 +73,5 @@ def test_metrics_are_read_when_they_are_logged_and_never_else(config, tmp_path, 
     train.train(config, tmp_path / "run", Interruption())
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sorted(set(reads)) == [row["step"] for row in rows if row["split"] == "train"] == [4, 6, 8, 12]
+    parts = "conv1", "conv3", "conv5", "dense6", "head"
+    assert all(row["gradient_norm"] > row[f"gradient_norm/{part}"] > 0 for row in rows[:2] for part in parts)

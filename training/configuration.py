@@ -31,6 +31,7 @@ NOT_OF_THE_RESULT = (
     "on_bad_image",
     "eval_batch_size",
     "log_every_steps",
+    "log_gradient_norms",
     "evaluate_every_epochs",
     "checkpoint_every_steps",
     "keep_checkpoints",

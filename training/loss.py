@@ -1,5 +1,8 @@
 """The training loss, and the sums from which every metric is computed."""
 
+from collections.abc import Iterable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -77,14 +80,35 @@ def classification_sums(
     }
 
 
+def gradient_norm_sums(gradient: dict[str, Any], examples: jax.typing.ArrayLike) -> dict[str, jax.Array]:
+    """Returns the gradient's 2-norm, whole and by part of the network, each times the examples.
+
+    So the means are those over steps.
+
+    Args:
+      gradient: of the loss, a nested dict whose first level is the network's parts: conv1, stage1, head.
+      examples: how many images the step took.
+    """
+    norms = {f"gradient_norm/{part}": optax.tree.norm(inner) for part, inner in gradient.items()}
+    norms["gradient_norm"] = optax.tree.norm(list(norms.values()))
+    return {name: norm * examples for name, norm in norms.items()}
+
+
 def means(sums: dict[str, float]) -> dict[str, float]:
     """Returns the metrics that sums stand for: each sum over the number of examples, which is left out."""
     return {name: float(total) / float(sums["examples"]) for name, total in sums.items() if name != "examples"}
 
 
-def zero_sums(num_aux_heads: int = 0) -> dict[str, np.ndarray]:
-    """Returns the sums over no image at all, float32, of a network with that many auxiliary classifiers."""
+def zero_sums(num_aux_heads: int = 0, gradient_parts: Iterable[str] = ()) -> dict[str, np.ndarray]:
+    """Returns the sums over no image at all, float32.
+
+    Args:
+      num_aux_heads: how many auxiliary classifiers the network has.
+      gradient_parts: those of the network whose gradient norms are logged, as gradient_norm_sums calls them.
+    """
     names = ["loss", "accuracy_top1", "accuracy_top5", "examples"]
     if num_aux_heads:
         names += ["main_loss", *(f"aux{index}_loss" for index in range(1, num_aux_heads + 1))]
+    if parts := list(gradient_parts):
+        names += ["gradient_norm", *(f"gradient_norm/{part}" for part in parts)]
     return {name: np.zeros((), np.float32) for name in names}

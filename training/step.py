@@ -12,7 +12,7 @@ from ml_collections import ConfigDict
 
 import models
 from input_pipeline import DeviceCache, make_augmentation, normalize
-from training.loss import classification_sums, cross_entropy, weighted_loss
+from training.loss import classification_sums, cross_entropy, gradient_norm_sums, weighted_loss
 from training.platform import compiler_options
 from training.state import State, select
 
@@ -89,6 +89,8 @@ def make_train_step(
             # Else XLA may fuse a layer's update with the cast of its kernel, for which the backward pass waits: on a
             # GPU in bfloat16 ResNet-50 then needs 36 all-reduces one after the other, and so 3.
             gradient = jax.lax.optimization_barrier(gradient)
+        if config.log_gradient_norms:
+            batch_sums |= gradient_norm_sums(gradient, batch_sums["examples"])
         updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
         params = optax.apply_updates(state["params"], updates)
         new = {"step": state["step"] + 1, "params": params, "batch_stats": batch_stats, "opt_state": opt_state}

@@ -46,7 +46,8 @@ def make_trainer():
         optimizer = make_optimizer(config, make_schedule(config, 10))
         step = make_train_step(config, model, optimizer, mesh)
         state = create_state(abstract_state(config, model, optimizer, mesh), model, config.seed)
-        sums = jax.device_put(zero_sums(len(config.aux_heads)), NamedSharding(mesh, PartitionSpec()))
+        sums = zero_sums(len(config.aux_heads), state["params"] if config.log_gradient_norms else ())
+        sums = jax.device_put(sums, NamedSharding(mesh, PartitionSpec()))
         return Trainer(config, mesh, step, state, sums)
 
     return make

@@ -72,6 +72,7 @@ def test_losses_do_not_depend_on_the_number_of_devices(make_cached_run):
         "batch_size": 16,
         "random_flip": True,
         "ema_decay": 0.9,
+        "log_gradient_norms": True,
     }
     (one, one_sums), (two, two_sums) = (make_cached_run(devices, **options)((1, 2, 3)) for devices in (1, 2))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), one_sums, two_sums)
@@ -79,13 +80,13 @@ def test_losses_do_not_depend_on_the_number_of_devices(make_cached_run):
 
 
 def test_no_image_crosses_the_network(make_cached_run, make_batches):
-    """Cache and augmentation add no collective to those of the step on batches from the host."""
+    """Cache, augmentation and gradient norms add no collective to those of the step on batches from the host."""
 
     def collectives(step, *arguments):
         found = find_collectives(step.lower(*arguments).compile().as_text())
         return sorted((each.kind, each.bytes) for each in found)
 
-    run = make_cached_run(8, batch_size=16, **EVERYTHING)
+    run = make_cached_run(8, batch_size=16, log_gradient_norms=True, **EVERYTHING)
     trainer = run.trainer
     cached = collectives(run.step, trainer.state, trainer.sums, next(run.cache.batches(0, (1,))))
     plain = make_cached_run(8, batch_size=16).trainer

@@ -6,6 +6,7 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from training.evaluation import evaluate
+from training.loss import means
 from training.state import make_model
 from training.step import make_apply, make_eval_step
 
@@ -55,6 +56,29 @@ def test_the_average_of_the_weights(make_trainer, make_batches):
         params = jax.device_get(trainer.state["params"])
         expected = jax.tree.map(lambda average, new: 0.9 * average + 0.1 * new, expected, params)
     assert_close(trainer.state["ema"], expected, rtol=1e-5, atol=1e-7)
+
+
+def test_gradient_norms_are_means_over_steps_of_the_loss_s_own_gradient(make_trainer, make_batches):
+    """Against what plain SGD takes from the weights; clipping, weight decay, devices, micro-batches change nothing."""
+    plain = make_trainer(log_gradient_norms=True, learning_rate=1.0, momentum=0.0, weight_decay=0.0)
+    batches, norms = make_batches(2), []
+    for batch in batches:
+        before = jax.device_get(plain.state["params"])
+        plain.state, plain.sums = plain.step(plain.state, plain.sums, batch)
+        taken = jax.tree.map(np.subtract, before, jax.device_get(plain.state["params"]))
+        squares = {part: sum(np.sum(leaf**2.0) for leaf in jax.tree.leaves(inner)) for part, inner in taken.items()}
+        whole = {"gradient_norm": np.sqrt(sum(squares.values()))}
+        norms.append(whole | {f"gradient_norm/{part}": np.sqrt(square) for part, square in squares.items()})
+    expected = {name: np.mean([each[name] for each in norms]) for name in norms[0]}
+    found = means(jax.device_get(plain.sums))
+    assert {name: found[name] for name in expected} == pytest.approx(expected, rel=1e-4)
+    assert found.keys() - expected.keys() == means(make_trainer().sums | {"examples": 1}).keys()
+
+    options = {"gradient_clip_norm": 1e-3, "weight_decay": 0.1, "accumulation_steps": 2, "log_gradient_norms": True}
+    other = make_trainer(num_devices=8, **options)
+    _, sums = other.step(other.state, other.sums, batches[0])
+    found = means(jax.device_get(sums))
+    assert {name: found[name] for name in expected} == pytest.approx(norms[0], rel=1e-4)
 
 
 def test_a_step_learns_in_bfloat16_and_keeps_float32(make_trainer, make_batches):
