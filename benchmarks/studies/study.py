@@ -31,14 +31,14 @@ jax.config.update("jax_platforms", "cpu")  # of this process: the devices are fo
 Row = dict[str, Any]
 SIZES = ("full", "cpu", "reduced")
 
-_SIZE = flags.DEFINE_enum("size", "full", SIZES, "full: for a GPU; cpu: two cores, half an hour; reduced: seconds.")
+SIZE = flags.DEFINE_enum("size", "full", SIZES, "full: for a GPU; cpu: two cores, half an hour; reduced: seconds.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the runs live; default: runs/ + study + size.")
-_DATASET = flags.DEFINE_string("dataset", None, "As --config.dataset; default: the recipe's.")
+DATASET = flags.DEFINE_string("dataset", None, "As --config.dataset; default: the recipe's.")
 _MINUTES = flags.DEFINE_float("minutes", None, "Stop with a checkpoint before so many are over.", lower_bound=0.1)
 _RUNS = flags.DEFINE_list("runs", None, "Names of the runs to make; default: all.")
 _SEEDS = flags.DEFINE_list("seeds", None, "Seeds of the runs to make; default: all.")
 _JSON = flags.DEFINE_string("json", None, "A file for the rows, instead of the docs; default: benchmarks/results/.")
-_REPORT = flags.DEFINE_bool("report", False, "Train nothing: make tables and figures from the rows.")
+REPORT = flags.DEFINE_bool("report", False, "Train nothing: make tables and figures from the rows.")
 
 
 class Run(NamedTuple):
@@ -55,6 +55,22 @@ class Run(NamedTuple):
     recipe: str
     overrides: dict[str, Any]
     seed: int
+
+
+class Files(NamedTuple):
+    """Where a study of one size keeps what.
+
+    Attributes:
+      folder: of the workdirs.
+      rows: the JSON.
+      figure: a PNG.
+      comment: between whose two the table stands in docs/results.md, or None.
+    """
+
+    folder: pathlib.Path
+    rows: pathlib.Path
+    figure: pathlib.Path
+    comment: str | None
 
 
 def main(
@@ -75,25 +91,53 @@ def main(
       make_table: from the rows of all finished runs to Markdown.
       draw: from these rows to a figure in a file.
     """
-    label = f"{name}_{_SIZE.value}"
-    folder = pathlib.Path(_WORKDIR.value or f"runs/{label}")
-    documented = _JSON.value is None and _SIZE.value != "reduced"
-    default = (ROOT / "benchmarks" / "results" if documented else folder) / f"{label}.json"
-    path = pathlib.Path(_JSON.value or default)
-    with command_line.refusing_bad_input():
-        runs = _choose(list_runs(_SIZE.value))
-        rows = json.loads(path.read_text()) if path.exists() else []
-    if _REPORT.value:
-        exit_code = 0
-    else:
-        exit_code, rows = _make(runs, folder, rows, path)
-    if rows:
-        table = make_table(rows)
-        print(table)
-        draw(rows, ROOT / "docs" / f"{label}.png" if documented else path.with_suffix(".png"))
-        if documented:
-            _put_into(ROOT / "docs" / "results.md", label, table)
+    files = files_of(f"{name}_{SIZE.value}")
+    exit_code = 0
+    if not REPORT.value:
+        with command_line.refusing_bad_input():
+            runs = _choose(list_runs(SIZE.value))
+        exit_code = _make(runs, files)
+    show(files, make_table, draw)
     return exit_code
+
+
+def files_of(label: str) -> Files:
+    """Returns where a study keeps what, by its name and size."""
+    folder = pathlib.Path(_WORKDIR.value or f"runs/{label}")
+    if _JSON.value is None and SIZE.value != "reduced":
+        rows, figure = ROOT / "benchmarks" / "results" / f"{label}.json", ROOT / "docs" / f"{label}.png"
+        return Files(folder, rows, figure, label)
+    rows = pathlib.Path(_JSON.value or folder / f"{label}.json")
+    return Files(folder, rows, rows.with_suffix(".png"), None)
+
+
+def read(files: Files) -> list[Row]:
+    """Returns the rows that there are."""
+    return json.loads(files.rows.read_text()) if files.rows.exists() else []
+
+
+def record(files: Files, row: Row) -> None:
+    """Adds a row to those that there are, in the place of the one of the same name and seed."""
+    others = [old for old in read(files) if (old["name"], old["seed"]) != (row["name"], row["seed"])]
+    files.rows.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(files.rows, "[\n" + ",\n".join(map(json.dumps, [*others, row])) + "\n]\n")
+
+
+def show(
+    files: Files,
+    make_table: Callable[[list[Row]], str],
+    draw: Callable[[list[Row], pathlib.Path], None] | None = None,
+) -> None:
+    """Prints the table of the rows and draws their figure; puts both into the docs, where they are to go there."""
+    rows = read(files)
+    if not rows:
+        return print(f"there are no rows in {files.rows} yet")
+    text = make_table(rows)
+    print(text)
+    if draw:
+        draw(rows, files.figure)
+    if files.comment:
+        _put_into(ROOT / "docs" / "results.md", files.comment, text)
 
 
 def by_name(rows: list[Row]) -> dict[str, list[Row]]:
@@ -136,32 +180,30 @@ def _choose(runs: list[Run]) -> list[Run]:
     ]
 
 
-def _make(runs: list[Run], folder: pathlib.Path, rows: list[Row], path: pathlib.Path) -> tuple[int, list[Row]]:
-    """Trains what is not finished and writes the rows anew after each run; returns the exit code and the rows."""
+def _make(runs: list[Run], files: Files) -> int:
+    """Trains what is not finished and records each run when it is; returns the exit code."""
     seconds = 60 * _MINUTES.value if _MINUTES.value else math.inf
     end, to_save = time.monotonic() + seconds, min(30, seconds / 10)  # what a run needs to save and to end
     exit_code = 0
     for run in runs:
-        workdir = folder / f"{run.name},seed={run.seed}"
-        trained = not (workdir / "summary.json").exists()
-        if trained:
-            left = end - time.monotonic() - to_save
-            code = _train(run, workdir, left) if left > to_save else None
+        workdir = files.folder / f"{run.name},seed={run.seed}"
         if (workdir / "summary.json").exists():
-            if trained or not any((row["name"], row["seed"]) == (run.name, run.seed) for row in rows):
-                rows = [row for row in rows if (row["name"], row["seed"]) != (run.name, run.seed)]
-                rows.append(_row(run, workdir))
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n")
+            if (run.name, run.seed) not in [(row["name"], row["seed"]) for row in read(files)]:
+                record(files, _row(run, workdir))
+            continue
+        left = end - time.monotonic() - to_save
+        code = _train(run, workdir, left) if left > to_save else None
+        if (workdir / "summary.json").exists():
+            record(files, _row(run, workdir))
         elif end - time.monotonic() < 2 * to_save:
             print("stopped; the same command goes on")
             break
         elif code in (2, 130, 143, -signal.SIGINT, -signal.SIGTERM):
-            return abs(code) if code > 0 else 128 - code, rows
+            return code if code > 0 else 128 - code
         else:
             print(f"{run.name}, seed {run.seed}, ended with exit code {code}", file=sys.stderr)
             exit_code = 3
-    return exit_code, rows
+    return exit_code
 
 
 def _train(run: Run, workdir: pathlib.Path, seconds: float) -> int:
@@ -191,7 +233,7 @@ def _train(run: Run, workdir: pathlib.Path, seconds: float) -> int:
 
 def _words(run: Run) -> list[str]:
     """Returns the command of a run, without where it lives."""
-    overrides = run.overrides | ({"dataset": _DATASET.value} if _DATASET.value else {}) | {"seed": run.seed}
+    overrides = run.overrides | ({"dataset": DATASET.value} if DATASET.value else {}) | {"seed": run.seed}
     texts = {
         option: ",".join(map(str, value)) if isinstance(value, tuple) else value for option, value in overrides.items()
     }
