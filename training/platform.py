@@ -1,7 +1,9 @@
 """What a program tells JAX about the machine before the first array is made, and XLA when it compiles."""
 
+import contextlib
 import ctypes
 import functools
+import os
 import pathlib
 import sys
 
@@ -9,6 +11,28 @@ import jax
 from ml_collections import ConfigDict
 
 CompilerOptions = dict[str, bool | str]
+
+
+def join_processes() -> None:
+    """Joins the processes that do this work together, where the environment says that there are several.
+
+    It does by JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0), by Slurm's or
+    Open MPI's more than one task, and on the hosts of a TPU pod. Only the first process prints from then on.
+    """
+    ours = {name: int(os.environ.get(f"JAX_{name.upper()}", 0)) for name in ("num_processes", "process_id")}
+    tasks = max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
+    # A process that fails waits as long for the others, which wait for its part of a sum; then it ends, and they do.
+    timeout = {"shutdown_timeout_seconds": 30}
+    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: see training.interruption
+    if ours["num_processes"] > 1:
+        jax.distributed.initialize(**ours, **timeout)
+    elif tasks > 1:
+        jax.distributed.initialize(**timeout)
+    elif "tpu" in (jax.config.jax_platforms or ""):  # as JAX sets it on a TPU's host
+        with contextlib.suppress(ValueError):  # a host that is no part of a pod
+            jax.distributed.initialize(**timeout)
+    if jax.distributed.is_initialized() and jax.process_index() > 0:
+        sys.stdout = open(os.devnull, "w")
 
 
 def prepare_platform(config: ConfigDict) -> None:
