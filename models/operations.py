@@ -6,6 +6,7 @@ is compiled: a traced program holds both, and what analysis/ counts is the plain
 """
 
 import functools
+import math
 from collections.abc import Callable
 
 import jax
@@ -42,6 +43,13 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, gro
         x = x[:, ::stride, ::stride]
         return (x.reshape(-1, in_features) @ kernel[0, 0]).reshape(*x.shape[:-1], out_features)
 
+    def product_of_windows(x: jax.Array, kernel: jax.Array) -> jax.Array:
+        """A convolution of few positions: each as a row of what it sees. XLA runs plain loops there, not Eigen."""
+        padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+        rows = jnp.concatenate([shifted for _, shifted in _windows(padded, kernel.shape[:2], stride)], -1)
+        y = rows.reshape(-1, rows.shape[-1]) @ kernel.reshape(-1, out_features)
+        return y.reshape(*rows.shape[:-1], out_features)
+
     if groups == in_features == out_features:
         shifted = functools.partial(_convolve_depthwise, stride=stride, padding=padding)
         return lax.platform_dependent(x, kernel, cpu=shifted, default=plain)
@@ -51,6 +59,10 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, gro
         return jnp.concatenate([convolve(*part, stride, padding, groups=1) for part in parts], -1)
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         return lax.platform_dependent(x, kernel, cpu=product, default=plain)
+    sides = zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
+    positions = math.prod((size + sum(edges) - side) // stride + 1 for size, edges, side in sides)
+    if positions < math.prod(kernel.shape[:2]):
+        return lax.platform_dependent(x, kernel, cpu=product_of_windows, default=plain)
     return plain(x, kernel)
 
 

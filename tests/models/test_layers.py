@@ -289,7 +289,7 @@ class Network(Module):
 
 def test_name_stacks_are_paths():
     model = materialize(Network())
-    jaxpr = jax.make_jaxpr(lambda x: model(x))(jnp.zeros((1, 2, 2, 3)))
+    jaxpr = jax.make_jaxpr(lambda x: model(x))(jnp.zeros((1, 4, 4, 3)))
     names = [
         (equation.primitive.name, str(equation.source_info.name_stack))
         for equation in jaxpr.eqns

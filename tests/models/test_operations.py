@@ -48,6 +48,9 @@ CONVOLUTIONS = {
     "depthwise, 1x1": ((1, 1, 1, 6), 1, ((0, 0), (0, 0)), 6),
     "depthwise, not square": ((2, 3, 1, 6), 1, ((1, 0), (1, 1)), 6),
     "depthwise, two a feature": ((3, 3, 1, 12), 2, ((1, 1), (1, 1)), 6),
+    "few positions": ((3, 3, 6, 4), 4, ((1, 1), (1, 1)), 1),
+    "one position": ((7, 8, 6, 4), 1, ((0, 0), (0, 0)), 1),
+    "larger than the map": ((9, 9, 6, 4), 1, ((4, 4), (4, 4)), 1),
     "groups": ((3, 3, 3, 4), 2, ((1, 1), (1, 1)), 2),
 }
 
@@ -115,11 +118,13 @@ def test_a_maximum_with_nan_is_nan():
 
 
 def test_an_accelerator_compiles_the_plain_operations():
-    def step(x, kernel, depthwise):
+    def step(x, kernel, depthwise, large):
         x = convolve(convolve(x, kernel, 1, ((0, 0), (0, 0)), 1), depthwise, 1, ((1, 1), (1, 1)), 4)
+        x = convolve(x, large, 1, ((3, 3), (3, 3)), 1)
         return max_pool(x, 2, 2, ((0, 0), (0, 0))).sum()
 
-    traced = jax.jit(jax.grad(step, (0, 1, 2))).trace(normal(2, 6, 6, 4), normal(1, 1, 4, 4), normal(3, 3, 1, 4))
+    traced = jax.jit(jax.grad(step, (0, 1, 2, 3)))
+    traced = traced.trace(normal(2, 6, 6, 4), normal(1, 1, 4, 4), normal(3, 3, 1, 4), normal(7, 7, 4, 4))
     there, here = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "cpu"))
-    assert there.count("stablehlo.convolution") == 6 and "select_and_scatter" in there and "dot_general" not in there
+    assert there.count("stablehlo.convolution") == 9 and "select_and_scatter" in there and "dot_general" not in there
     assert "stablehlo.convolution" not in here and "select_and_scatter" not in here
