@@ -15,7 +15,6 @@ import sys
 
 import study
 from absl import flags
-from matplotlib.figure import Figure
 
 from training import command_line, configuration
 
@@ -88,6 +87,8 @@ def make_table(rows: list[study.Row]) -> str:
 
 def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     """Draws Fig. 6: training error (dashed) and test error (bold) over the iterations, of the first seed."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("plain", "resnet"), strict=True):
         names = [name for name in study.by_name(rows) if name.startswith(kind)]
