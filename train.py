@@ -102,7 +102,11 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
         return step == config.num_steps or is_due(step, config.evaluate_every_epochs * steps_per_epoch)
 
     def save_is_due(step):
-        return evaluation_is_due(step) or is_due(step, config.checkpoint_every_steps)
+        best_may_be = config.keep_best and evaluation_is_due(step)
+        return best_may_be or step == config.num_steps or is_due(step, config.checkpoint_every_steps)
+
+    def stop_is_due(step):
+        return evaluation_is_due(step) or save_is_due(step) or is_due(step, config.log_every_steps)
 
     def evaluate_state():
         variables = state.get("ema", state["params"]), state["batch_stats"]
@@ -114,7 +118,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
 
     if cache:
         print(f"cache: {len(train_data):,} images, {cache.num_bytes / 2**20:,.1f} MiB on each device")
-        steps = list(last_steps(config, start, save_is_due))
+        steps = list(last_steps(config, start, stop_is_due))
         batches = cache.batches(start, steps)
     else:
         steps = range(start + 1, config.num_steps + 1)
@@ -138,21 +142,22 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption)
                 jax.block_until_ready(in_flight.popleft())
             log.advance(step, batches.wait_seconds)
 
-            save_due = save_is_due(step)
-            if not (save_due or is_due(step, config.log_every_steps) or interruption):
+            if not (stop_is_due(step) or interruption):
                 continue
             interruption.agree()
-            save_due = save_due or interruption
             log.training(step, jax.device_get(sums), jax.device_get(learning_rate(state["step"])), batches.wait_seconds)
-            sums = no_sums
-            if save_due:
-                log.status("evaluating and saving")
-                metrics = evaluate_state() if evaluation_is_due(step) and not interruption else None
+            sums, metrics = no_sums, None
+            if evaluation_is_due(step) and not interruption:
+                log.status("evaluating")
+                metrics = evaluate_state()
                 if metrics:
                     log.evaluation(step, eval_data.split, metrics)
+            stopping = bool(interruption)
+            if save_is_due(step) or stopping:
+                log.status("saving")
                 checkpoints.save(state, metrics)
-                if interruption:
-                    return
+            if stopping:
+                return
             log.restart_clock(step, batches.wait_seconds)
 
         bad_images = input_pipeline.count_bad_images(batches.host, train_data)
@@ -170,7 +175,7 @@ def start_state(config: ConfigDict, target: State, model: nnx.Module, mesh: Mesh
     return state
 
 
-def last_steps(config: ConfigDict, start: int, save_is_due: Callable[[int], bool]) -> Iterator[int]:
+def last_steps(config: ConfigDict, start: int, stop_is_due: Callable[[int], bool]) -> Iterator[int]:
     """Yields the last step of each call where one takes several: a log, evaluation or checkpoint ends it early.
 
     The first call takes one step, after which the speed is measured.
@@ -179,7 +184,7 @@ def last_steps(config: ConfigDict, start: int, save_is_due: Callable[[int], bool
     while step < config.num_steps:
         most = min(step + (config.steps_per_dispatch if step > start else 1), config.num_steps)
         inner = range(step + 1, most)
-        step = next((n for n in inner if save_is_due(n) or is_due(n, config.log_every_steps)), most)
+        step = next((n for n in inner if stop_is_due(n)), most)
         yield step
 
 

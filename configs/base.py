@@ -87,8 +87,9 @@ def get_config() -> ConfigDict:
 
     # Schedule of the learning rate
     config.schedule = "cosine"  # constant, step, exponential, cosine or polynomial
-    config.warmup_epochs = 0.0  # linear, from warmup_learning_rate to learning_rate; part of num_epochs
+    config.warmup_epochs = 0.0  # from warmup_learning_rate to learning_rate; part of num_epochs
     config.warmup_learning_rate = 0.0  # where the warm-up starts
+    config.warmup_shape = "linear"  # or constant: all of it at warmup_learning_rate
     config.step_epochs = ()  # step: epochs at which the rate is multiplied by step_factor
     config.step_steps = ()  # step: the same in optimizer steps; give one of the two
     config.step_factor = 0.1
@@ -99,9 +100,10 @@ def get_config() -> ConfigDict:
 
     # Run
     config.log_every_steps = 50  # optimizer steps between rows of metrics
-    config.evaluate_every_epochs = 1.0  # evaluations, each followed by a checkpoint; the last step always has one
-    config.checkpoint_every_steps = 0  # further checkpoints between evaluations; 0: none
-    config.keep_checkpoints = 3  # newest checkpoints kept; the best is kept besides
+    config.evaluate_every_epochs = 1.0  # the last step always has an evaluation
+    config.checkpoint_every_steps = 0  # checkpoints; the last step always has one; 0: no others
+    config.keep_checkpoints = 3  # newest checkpoints kept
+    config.keep_best = True  # a checkpoint after every evaluation besides, of which the best is kept
     config.deterministic = False  # ask a GPU for reproducible kernels (slower); a CPU's always are
     config.tf32 = True  # let a GPU round the factors of float32 products to 10 bits of mantissa (faster)
     config.compilation_cache_dir = "~/.cache/convnets/xla"  # compiled programs, shared by all runs; '': no cache

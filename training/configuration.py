@@ -34,6 +34,7 @@ NOT_OF_THE_RESULT = (
     "evaluate_every_epochs",
     "checkpoint_every_steps",
     "keep_checkpoints",
+    "keep_best",
     "compilation_cache_dir",
 )
 
@@ -320,6 +321,7 @@ def _check_ranges(config: ConfigDict) -> None:
         "schedule": ("constant", "step", "exponential", "cosine", "polynomial"),
         "train_crop": ("random_resized", "scale_jitter", "pad", "none"),
         "auto_augment": ("", "trivial", "rand"),
+        "warmup_shape": ("linear", "constant"),
         "cache": ("", "device"),
         "on_bad_image": ("raise", "skip"),
     }

@@ -48,7 +48,8 @@ def make_schedule(config: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
         )
     if not warmup_steps:
         return schedule
-    warmup = optax.linear_schedule(config.warmup_learning_rate, peak, warmup_steps)
+    reached = config.warmup_learning_rate if config.warmup_shape == "constant" else peak
+    warmup = optax.linear_schedule(config.warmup_learning_rate, reached, warmup_steps)
     return optax.join_schedules([warmup, schedule], [warmup_steps])
 
 

@@ -4,7 +4,11 @@ import jax
 import numpy as np
 import pytest
 
+import train
+from configs import base
 from training.checkpoints import Checkpoints
+from training.interruption import Interruption
+from training.metrics import is_evaluation, read_rows
 
 pytestmark = pytest.mark.smoke
 
@@ -43,6 +47,15 @@ def test_the_newest_and_the_best_are_kept(workdir, target):
         checkpoints.save(make_state(50), {"accuracy_top1": 0.4})
         checkpoints.save(make_state(60), {"accuracy_top1": 0.3})
     assert Checkpoints(workdir, read_only=True).steps() == [20, 50, 60]
+
+
+def test_without_the_best_an_evaluation_saves_nothing(tmp_path):
+    config = base.get_config()
+    config.update({"num_steps": 6, "evaluate_every_epochs": 0.1, "checkpoint_every_steps": 4, "keep_best": False})
+    config.compilation_cache_dir = ""
+    train.train(config, tmp_path, Interruption())
+    assert [row["step"] for row in read_rows(tmp_path) if is_evaluation(row)] == [3, 5, 6]  # 22.45 steps an epoch
+    assert Checkpoints(tmp_path, read_only=True).steps() == [4, 6]
 
 
 def test_keys_that_are_numbers_stay_numbers(workdir, target):

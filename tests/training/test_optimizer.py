@@ -4,7 +4,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import alexnet, base, cifar10_resnet20, googlenet
+from configs import alexnet, base, cifar10_resnet20, cifar10_resnet110, googlenet
 from training.optimizer import make_optimizer, make_schedule
 
 
@@ -23,6 +23,12 @@ def test_cifar_rates_of_he_2015():
     config = cifar10_resnet20.get_config()
     steps = [0, 31_999, 32_000, 47_999, 48_000, 63_999]
     assert rates(config, steps) == pytest.approx([0.1, 0.1, 0.01, 0.01, 0.001, 0.001])
+
+
+def test_resnet_110_spends_400_iterations_at_a_tenth_of_the_rate():
+    steps = [0, 399, 400, 31_999, 32_000, 48_000]
+    rates_of_110 = rates(cifar10_resnet110.get_config(), steps, steps_per_epoch=50_000 / 128)
+    assert rates_of_110 == pytest.approx([0.01, 0.01, 0.1, 0.1, 0.01, 0.001])
 
 
 def test_step_epochs_count_from_the_beginning_in_spite_of_a_warm_up():
