@@ -6,6 +6,7 @@ is compiled: a traced program holds both, and what analysis/ counts is the plain
 """
 
 import functools
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -41,13 +42,9 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, gro
         x = x[:, ::stride, ::stride]
         return (x.reshape(-1, in_features) @ kernel[0, 0]).reshape(*x.shape[:-1], out_features)
 
-    def shifted_sum(x: jax.Array, kernel: jax.Array) -> jax.Array:
-        """A depthwise convolution: for each element of the kernel the map, shifted and scaled."""
-        windows = _windows(jnp.pad(x, ((0, 0), *padding, (0, 0))), kernel.shape[:2], stride)
-        return sum(_scale(window, kernel[row, column, 0]) for (row, column), window in windows)
-
     if groups == in_features == out_features:
-        return lax.platform_dependent(x, kernel, cpu=shifted_sum, default=plain)
+        shifted = functools.partial(_convolve_depthwise, stride=stride, padding=padding)
+        return lax.platform_dependent(x, kernel, cpu=shifted, default=plain)
     if groups > 1:
         # As one convolution XLA would gather the whole batch on every device; depthwise ones stay where they are.
         parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
@@ -55,6 +52,35 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, gro
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         return lax.platform_dependent(x, kernel, cpu=product, default=plain)
     return plain(x, kernel)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
+    """For each element of the kernel the map, shifted and scaled; the sum of them all."""
+    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
+    return sum(shifted * kernel[*offset, 0] for offset, shifted in _windows(padded, kernel.shape[:2], stride))
+
+
+def _convolve_depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding):
+    return _convolve_depthwise(x, kernel, stride, padding), (x, kernel)
+
+
+def _convolve_depthwise_backward(stride: int, padding: Padding, saved: tuple[jax.Array, ...], gradient: jax.Array):
+    x, kernel = saved
+    window = kernel.shape[:2]
+    padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0))))
+    sums = [_sum_positions((shifted * gradient)[None]) for _, shifted in _windows(padded, window, stride)]
+    kernel_gradient = jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
+
+    def term(offset: tuple[int, int], gradient: jax.Array) -> jax.Array:
+        return gradient * kernel[*offset, 0]
+
+    return _sum_over_windows(
+        term, (gradient, 0), shape=x.shape, window=window, stride=stride, padding=padding
+    ), kernel_gradient
+
+
+_convolve_depthwise.defvjp(_convolve_depthwise_forward, _convolve_depthwise_backward)
 
 
 @jax.custom_vjp
@@ -163,28 +189,11 @@ def _max_of_windows_backward(
     for number, (_, shifted) in enumerate(_windows(padded, window, stride)):
         winner = jnp.where((winner < 0) & (shifted == y), jnp.int8(number), winner)
 
-    # A pixel at stride * p + phase lies at the offset stride * k + phase of the window p - k.
-    reach = [-(-size // stride) for size in window]  # windows that a pixel can lie in, down or across
-    blocks = [-(-size // stride) for size in padded.shape[1:3]]
-    around = [(side - 1, max(block - count, 0)) for side, block, count in zip(reach, blocks, y.shape[1:3], strict=True)]
-    around = ((0, 0), *around, (0, 0))
-    # Barriers: fused into what follows, padding would be a question at every pixel.
-    winner = lax.optimization_barrier(jnp.pad(winner, around, constant_values=-1))
-    gradient = lax.optimization_barrier(jnp.pad(gradient, around))
+    def term(offset: tuple[int, int], winner: jax.Array, gradient: jax.Array) -> jax.Array:
+        return jnp.where(winner == offset[0] * window[1] + offset[1], gradient, 0)
 
-    def gather(phase: tuple[int, int]) -> jax.Array:
-        total = jnp.zeros((len(x), *blocks, x.shape[-1]), x.dtype)
-        for row in range(phase[0], window[0], stride):
-            for column in range(phase[1], window[1], stride):
-                top, left = reach[0] - 1 - row // stride, reach[1] - 1 - column // stride
-                here = (slice(None), slice(top, top + blocks[0]), slice(left, left + blocks[1]))
-                total += jnp.where(winner[here] == row * window[1] + column, gradient[here], 0)
-        return total
-
-    phases = jnp.stack([jnp.stack([gather((row, column)) for column in range(stride)], 3) for row in range(stride)], 2)
-    whole = phases.reshape(len(x), blocks[0] * stride, blocks[1] * stride, x.shape[-1])
-    (top, _), (left, _) = padding
-    return (whole[:, top : top + x.shape[1], left : left + x.shape[2]],)
+    parts = (winner, -1), (gradient, 0)
+    return (_sum_over_windows(term, *parts, shape=x.shape, window=window, stride=stride, padding=padding),)
 
 
 _max_of_windows.defvjp(_max_of_windows_forward, _max_of_windows_backward)
@@ -198,22 +207,47 @@ def _windows(padded: jax.Array, window: tuple[int, int], stride: int):
             yield (row, column), padded[:, row : row + rows : stride, column : column + columns : stride]
 
 
-@jax.custom_vjp
-def _scale(x: jax.Array, factors: jax.Array) -> jax.Array:
-    """Multiplies the features of maps (N, H, W, C) by factors (C,)."""
-    return x * factors
+def _sum_over_windows(
+    term: Callable[..., jax.Array],
+    *parts: tuple[jax.Array, float],
+    shape: tuple[int, ...],
+    window: tuple[int, int],
+    stride: int,
+    padding: Padding,
+) -> jax.Array:
+    """Returns for each pixel the sum over the windows that it lies in: the way back from windows to pixels.
 
+    Args:
+      term: what a window adds to its pixel at an offset (row, column), from the parts.
+      *parts: maps with a value for each window, and the value around them, for which the term is 0.
+      shape: of the pixels, (N, H, W, C).
+      window: its sides, pixels.
+      stride: pixels.
+      padding: pixels above and below, and left and right.
+    """
+    # A pixel at stride * p + phase lies at the offset stride * k + phase of the window p - k.
+    images, *sizes, features = shape
+    reach = [-(-side // stride) for side in window]  # windows that a pixel can lie in, down or across
+    blocks = [-(-(before + size + after) // stride) for size, (before, after) in zip(sizes, padding, strict=True)]
+    counts = parts[0][0].shape[1:3]
+    around = [(side - 1, max(block - count, 0)) for side, block, count in zip(reach, blocks, counts, strict=True)]
+    edges = ((0, 0), *around, (0, 0))
+    # A barrier: fused into what follows, padding would be a question at every pixel.
+    maps = lax.optimization_barrier([jnp.pad(part, edges, constant_values=value) for part, value in parts])
 
-def _scale_forward(x: jax.Array, factors: jax.Array):
-    return x * factors, (x, factors)
+    def gather(phase: tuple[int, int]) -> jax.Array:
+        total = 0
+        for row in range(phase[0], window[0], stride):
+            for column in range(phase[1], window[1], stride):
+                top, left = reach[0] - 1 - row // stride, reach[1] - 1 - column // stride
+                here = (slice(None), slice(top, top + blocks[0]), slice(left, left + blocks[1]))
+                total += term((row, column), *(part[here] for part in maps))
+        return jnp.broadcast_to(total, (images, *blocks, features)).astype(parts[-1][0].dtype)
 
-
-def _scale_backward(saved: tuple[jax.Array, jax.Array], gradient: jax.Array) -> tuple[jax.Array, jax.Array]:
-    x, factors = saved
-    return gradient * factors, _sum_positions((gradient * x)[None]).reshape(-1).astype(factors.dtype)
-
-
-_scale.defvjp(_scale_forward, _scale_backward)
+    phases = jnp.stack([jnp.stack([gather((row, column)) for column in range(stride)], 3) for row in range(stride)], 2)
+    whole = phases.reshape(images, blocks[0] * stride, blocks[1] * stride, features)
+    (top, _), (left, _) = padding
+    return whole[:, top : top + sizes[0], left : left + sizes[1]]
 
 
 def _sum_positions(x: jax.Array) -> jax.Array:
@@ -223,8 +257,12 @@ def _sum_positions(x: jax.Array) -> jax.Array:
     def product_with_ones(x: jax.Array) -> jax.Array:
         """Image by image: a reduction would walk down each feature by itself, through the cache line by line."""
         groups, images, height, width, features = x.shape
-        x = x.reshape(groups, images, height * width, features)
-        sums = jnp.ones((groups, images, 1, height * width), x.dtype) @ x
+        # What is to be summed is often computed here: bands of rows, added first, leave less of it to be written.
+        bands = max(count for count in range(1, 9) if height % count == 0)
+        band = height // bands
+        x = sum(x[:, :, start : start + band] for start in range(0, height, band))
+        x = x.reshape(groups, images, band * width, features)
+        sums = jnp.ones((groups, images, 1, band * width), x.dtype) @ x
         return sums.sum(1).reshape(groups, 1, 1, 1, features)
 
     return lax.platform_dependent(x, cpu=product_with_ones, default=lambda x: x.sum((1, 2, 3), keepdims=True))

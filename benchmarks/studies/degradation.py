@@ -56,7 +56,7 @@ def overrides(name: str, size: str) -> dict:
         options = {"log_every_steps": 400, "steps_per_dispatch": 400, "evaluate_every_epochs": 2.048}
         options |= {"keep_best": False}
     elif size == "cpu":
-        options = {"num_steps": 200, "step_steps": (100, 150), "log_every_steps": 10, "evaluate_every_epochs": 0.256}
+        options = {"num_steps": 300, "step_steps": (150, 225), "log_every_steps": 10, "evaluate_every_epochs": 0.256}
         options |= {"keep_best": False}
     else:
         options = {"num_steps": 8, "step_steps": (4, 6), "log_every_steps": 2, "evaluate_every_epochs": 1}
