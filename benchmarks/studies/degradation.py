@@ -80,9 +80,15 @@ def make_table(rows: list[study.Row]) -> str:
                 f"{PUBLISHED[name]:.2f}" if name in PUBLISHED else "",
                 study.spread((row["seconds"] for row in group), 0),
             ]
-            for name, group in study.by_name(rows).items()
+            for name, group in sorted(study.by_name(rows).items(), key=lambda item: kind_and_depth(item[0]))
         ),
     )
+
+
+def kind_and_depth(name: str) -> tuple[str, int]:
+    """Returns the parts of a network's name, to sort by."""
+    kind = name.rstrip("0123456789")
+    return kind, int(name.removeprefix(kind))
 
 
 def draw(rows: list[study.Row], path: pathlib.Path) -> None:
@@ -91,8 +97,8 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
 
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("plain", "resnet"), strict=True):
-        names = [name for name in study.by_name(rows) if name.startswith(kind)]
-        for color, name in enumerate(sorted(names, key=lambda name: int(name.removeprefix(kind)))):
+        names = sorted((name for name in study.by_name(rows) if name.startswith(kind)), key=kind_and_depth)
+        for color, name in enumerate(names):
             curves = study.by_name(rows)[name][0]["curves"]
             for split, style in (("train", {"linestyle": "--", "linewidth": 1}), ("evaluation", {"linewidth": 2})):
                 errors = [100 * (1 - accuracy) for accuracy in curves[split]["accuracy_top1"]]
@@ -104,6 +110,8 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
         if names:
             axes.legend(title="bold: test error\ndashed: training error", fontsize="small", title_fontsize="small")
     figure.axes[0].set_ylabel("error (%)")
+    if all(row["accuracy_top1"] > 0.8 for row in rows):
+        figure.axes[0].set_ylim(0, 20)  # as in the paper
     study.save_figure(figure, path)
 
 

@@ -136,6 +136,7 @@ def show(
     try:
         if draw:
             draw(rows, files.figure)
+            text += f"\n\n![{files.figure.stem}]({files.figure.name})"
     except ImportError:
         print("note: no figure, as matplotlib is not installed; --report draws it where it is")
     if files.comment:
