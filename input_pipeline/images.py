@@ -1,5 +1,6 @@
 """One image on the host, uint8 all the way: decode, crop, resize, flip."""
 
+import contextlib
 import io
 import math
 import os
@@ -8,13 +9,25 @@ from collections.abc import Callable
 
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what OpenCV cannot read, we name ourselves
 
-import cv2
 import numpy as np
-import simplejpeg
 from ml_collections import ConfigDict
 from PIL import Image, UnidentifiedImageError
 
-cv2.setNumThreads(0)  # the pool of threads that decodes a batch already fills the cores
+# Where either is not installed, the other and Pillow do its work: slower, and within a few grey levels.
+try:
+    import cv2
+
+    cv2.setNumThreads(0)  # the pool of threads that decodes a batch already fills the cores
+except ImportError:
+    cv2 = None
+try:
+    from simplejpeg import decode_jpeg
+except ImportError:
+
+    def decode_jpeg(*_, **__) -> np.ndarray:
+        """Leaves every file to the other decoders."""
+        raise ValueError("simplejpeg is not installed")
+
 
 Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels."""
@@ -78,7 +91,7 @@ def decode_box(
         shortened = bytearray(image)
         shortened[position : position + 2] = rows.to_bytes(2, "big")
         try:
-            pixels = simplejpeg.decode_jpeg(
+            pixels = decode_jpeg(
                 shortened,
                 "GRAY" if channels == 1 else "RGB",
                 min_height=-(-rows // scale),
@@ -106,11 +119,11 @@ def _jpeg_frame(encoded: bytes) -> tuple[int, int, int] | None:
 
 
 def _decode_whole(encoded: bytes, channels: int) -> np.ndarray:
-    flags = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
-    try:
-        image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-    except cv2.error:  # empty, or beyond its limit of pixels
-        image = None
+    image = None
+    if cv2:
+        flags = cv2.IMREAD_GRAYSCALE if channels == 1 else cv2.IMREAD_COLOR_RGB
+        with contextlib.suppress(cv2.error):  # empty, or beyond its limit of pixels
+            image = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
     if image is None:
         try:
             with Image.open(io.BytesIO(encoded)) as file:
@@ -125,8 +138,9 @@ def _decode_whole(encoded: bytes, channels: int) -> np.ndarray:
 def _convert(image: np.ndarray, channels: int) -> np.ndarray:
     if image.shape[-1] == channels:
         return image
-    converted = cv2.cvtColor(image, cv2.COLOR_GRAY2RGB if channels == 3 else cv2.COLOR_RGB2GRAY)
-    return converted.reshape(*image.shape[:2], channels)
+    if channels == 3:
+        return np.repeat(image, 3, axis=2)
+    return np.asarray(Image.fromarray(image).convert("L"))[..., None]
 
 
 def _cut(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
@@ -149,13 +163,21 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
         return image
     channels = image.shape[2]
     if tall > 3 * height or wide > 3 * width:
-        image = cv2.resize(image, (min(wide, width), min(tall, height)), interpolation=cv2.INTER_AREA)
+        image = _resized(image, (min(wide, width), min(tall, height)), by_area=True)
     elif tall > height or wide > width:
-        image = cv2.resize(image, (2 * width, 2 * height), interpolation=cv2.INTER_LINEAR)
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        image = _resized(image, (2 * width, 2 * height), by_area=False)
+        image = _resized(image, (width, height), by_area=True)
     if image.shape[:2] != (height, width):
-        image = cv2.resize(image, (width, height), interpolation=cv2.INTER_LINEAR)
+        image = _resized(image, (width, height), by_area=False)
     return image.reshape(height, width, channels)
+
+
+def _resized(image: np.ndarray, size: tuple[int, int], by_area: bool) -> np.ndarray:
+    """Resizes to width and height, averaging by area or interpolating bilinearly; grey images may lose their axis."""
+    if cv2:
+        return cv2.resize(image, size, interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR)
+    pixels = Image.fromarray(image if image.shape[2:] == (3,) else image.reshape(image.shape[:2]))
+    return np.asarray(pixels.resize(size, Image.Resampling.BOX if by_area else Image.Resampling.BILINEAR))
 
 
 def random_resized_box(

@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 
 import models
 from configs import base
+from input_pipeline import images
 from training.metrics import write_atomically
 from training.state import make_model
 from training.step import make_apply
@@ -332,10 +333,7 @@ def _check_ranges(config: ConfigDict) -> None:
             raise ValueError(
                 f"{option}={config[option]!r} is unknown{hint or '; choose ' + ', '.join(filter(None, names))}"
             )
-    if config.dataset != "synthetic":
-        from input_pipeline import images  # the synthetic images run where OpenCV is not installed
-
-        images.training_transform(config), images.evaluation_transform(config)
+    images.training_transform(config), images.evaluation_transform(config)
 
 
 def _check_batches(config: ConfigDict) -> None:

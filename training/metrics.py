@@ -37,8 +37,6 @@ class RunLog:
           num_images: images of an epoch.
           start_step: the step of the checkpoint that the run goes on from, or 0.
         """
-        from tensorboardX import SummaryWriter
-
         self.workdir = workdir
         self._num_steps = config.num_steps
         self._batch_size, self._num_images = config.batch_size, num_images
@@ -46,9 +44,14 @@ class RunLog:
         write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         self._first = jax.process_index() == 0
         self._file = open(workdir / "metrics.jsonl" if self._first else os.devnull, "a", buffering=1)
-        self._tensorboard = SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1, write_to_disk=self._first
-        )
+        self._tensorboard = None
+        try:
+            from tensorboardX import SummaryWriter
+
+            folder = str(workdir / "tensorboard")
+            self._tensorboard = SummaryWriter(folder, purge_step=start_step + 1, write_to_disk=self._first)
+        except ImportError:
+            print("note: no TensorBoard files, as tensorboardX is not installed")
         self._seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
         self._start, self._start_step = time.perf_counter(), start_step
         self._console = Console(highlight=False, soft_wrap=True)
@@ -71,7 +74,8 @@ class RunLog:
     def __exit__(self, *_) -> None:
         self._progress.stop()
         self._file.close()
-        self._tensorboard.close()
+        if self._tensorboard:
+            self._tensorboard.close()
         if self._first:
             plot_curves(self.workdir, self.rows)
 
@@ -148,10 +152,12 @@ class RunLog:
     def farewell(self) -> None:
         """Says what the run reached, where everything lies and what to try next."""
         last = [row for row in self.rows if is_evaluation(row)][-1]
+        parts = ["curves.png", "summary.json", "metrics.jsonl", "tensorboard/", "checkpoints/"]
+        parts = [part for part in parts if (self.workdir / part).exists()]
         self.say(
             f"done: {100 * last['accuracy_top1']:.2f} % top-1 on the {last['split']} images after "
             f"{last['epoch']:.4g} epochs and {format_seconds(self.seconds)}\n"
-            f"everything lies in {self.workdir}: curves.png, summary.json, metrics.jsonl, tensorboard/, checkpoints/\n"
+            f"everything lies in {self.workdir}: {', '.join(parts)}\n"
             f"try next: python evaluate.py --workdir={self.workdir} --step=best\n"
             f"          python predict.py --workdir={self.workdir} --images=FILE"
         )
@@ -161,7 +167,7 @@ class RunLog:
         row = {"step": step, "epoch": epoch, "split": split} | values | {"seconds": self.seconds}
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
-        for name, value in values.items():
+        for name, value in values.items() if self._tensorboard else ():
             self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
     def _describe(self, step: int, row: dict[str, float]) -> tuple[str, str]:
@@ -196,8 +202,10 @@ def is_evaluation(row: Row) -> bool:
 
 def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
     """Draws loss, top-1 accuracy and learning rate over the epochs into curves.png."""
-    from matplotlib.figure import Figure
-
+    try:
+        from matplotlib.figure import Figure
+    except ImportError:
+        return print("note: no curves.png, as matplotlib is not installed")
     figure = Figure(figsize=(13, 4), layout="constrained")
     panels = (
         ("loss", "loss (nats)", 1),

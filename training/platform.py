@@ -36,14 +36,9 @@ def join_processes() -> None:
 
 
 def prepare_platform(config: ConfigDict) -> None:
-    """Sets the precision of a GPU's float32 products and the cache of compiled programs, as the config says.
-
-    On a CPU freed memory stays the process's own.
-    """
+    """Sets the precision of a GPU's float32 products and the cache of compiled programs, as the config says."""
     if jax.default_backend() == "gpu":
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.tf32 else "highest")
-    elif jax.default_backend() == "cpu":
-        _keep_freed_memory()
     if config.compilation_cache_dir:
         cache = pathlib.Path(config.compilation_cache_dir).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
@@ -80,11 +75,16 @@ def _compiles_with(options: tuple[tuple[str, bool | str], ...]) -> bool:
     return True
 
 
-@functools.cache
 def _keep_freed_memory() -> None:
-    """Tells glibc not to give memory back to the system, where it would be fetched again page by page each step."""
+    """Tells glibc not to give memory back to the system, where it would be fetched again page by page each step.
+
+    On a CPU that took a fifth of MobileNet's and a tenth of ResNet-50's training step (docs/benchmarks.md).
+    """
     if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
         trim_threshold, mmap_max, arena_max = -1, -4, -8  # their numbers in malloc.h
         mallopt(trim_threshold, -1)  # never
         mallopt(mmap_max, 0)
         mallopt(arena_max, 1)  # others than the first cannot grow
+
+
+_keep_freed_memory()  # when this is imported: threads that JAX has started by then keep arenas of their own

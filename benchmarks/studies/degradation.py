@@ -3,20 +3,34 @@
 Plain networks of 20 and 56 layers on CIFAR-10, and the same with shortcuts; then deeper ones. He, Zhang, Ren, Sun 2015,
 Deep residual learning for image recognition, section 4.2, Table 6 and Fig. 6: the deeper plain network is worse in
 training and in test error, the deeper residual one better in both.
+
+With --torch_python=PATH --binaries=FOLDER, ResNet-20's seconds are set beside those of plain_pytorch_resnet20.py.
 """
 
-import functools
+import json
 import pathlib
+import shlex
+import subprocess
+import sys
 
 import study
-from matplotlib.figure import Figure
+from absl import flags
 
-from training import command_line
+from training import command_line, configuration
 
 # Test error in %, Table 6; of ResNet-110 the mean of five runs. The plain networks are only in Fig. 6.
 PUBLISHED = {"resnet20": 8.75, "resnet32": 7.51, "resnet44": 7.17, "resnet56": 6.97, "resnet110": 6.61}
 FIRST, THEN = ("plain20", "plain56", "resnet20", "resnet56"), ("resnet32", "resnet44", "resnet110")
 SEEDS = {"full": 3, "cpu": 1, "reduced": 1}
+
+_TORCH_PYTHON = flags.DEFINE_string("torch_python", None, "A Python that has torch and torchvision, to run the script.")
+_BINARIES = flags.DEFINE_string("binaries", None, "For the script: the folder of CIFAR-10's official binary files.")
+_TORCH_STEPS = flags.DEFINE_integer("torch_steps", 64_000, "For the script: less is extrapolated.", lower_bound=1)
+
+
+def main() -> int:
+    """Runs the program; returns its exit code."""
+    return run_pytorch() if _TORCH_PYTHON.value else study.main("degradation", list_runs, make_table, draw)
 
 
 def list_runs(size: str) -> list[study.Run]:
@@ -42,7 +56,7 @@ def overrides(name: str, size: str) -> dict:
         options = {"log_every_steps": 400, "steps_per_dispatch": 400, "evaluate_every_epochs": 2.048}
         options |= {"keep_best": False}
     elif size == "cpu":
-        options = {"num_steps": 200, "step_steps": (100, 150), "log_every_steps": 10, "evaluate_every_epochs": 0.256}
+        options = {"num_steps": 300, "step_steps": (150, 225), "log_every_steps": 10, "evaluate_every_epochs": 0.256}
         options |= {"keep_best": False}
     else:
         options = {"num_steps": 8, "step_steps": (4, 6), "log_every_steps": 2, "evaluate_every_epochs": 1}
@@ -66,17 +80,25 @@ def make_table(rows: list[study.Row]) -> str:
                 f"{PUBLISHED[name]:.2f}" if name in PUBLISHED else "",
                 study.spread((row["seconds"] for row in group), 0),
             ]
-            for name, group in study.by_name(rows).items()
+            for name, group in sorted(study.by_name(rows).items(), key=lambda item: kind_and_depth(item[0]))
         ),
     )
 
 
+def kind_and_depth(name: str) -> tuple[str, int]:
+    """Returns the parts of a network's name, to sort by."""
+    kind = name.rstrip("0123456789")
+    return kind, int(name.removeprefix(kind))
+
+
 def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     """Draws Fig. 6: training error (dashed) and test error (bold) over the iterations, of the first seed."""
+    from matplotlib.figure import Figure
+
     figure = Figure(figsize=(11, 4.2), layout="constrained")
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("plain", "resnet"), strict=True):
-        names = [name for name in study.by_name(rows) if name.startswith(kind)]
-        for color, name in enumerate(sorted(names, key=lambda name: int(name.removeprefix(kind)))):
+        names = sorted((name for name in study.by_name(rows) if name.startswith(kind)), key=kind_and_depth)
+        for color, name in enumerate(names):
             curves = study.by_name(rows)[name][0]["curves"]
             for split, style in (("train", {"linestyle": "--", "linewidth": 1}), ("evaluation", {"linewidth": 2})):
                 errors = [100 * (1 - accuracy) for accuracy in curves[split]["accuracy_top1"]]
@@ -88,8 +110,42 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
         if names:
             axes.legend(title="bold: test error\ndashed: training error", fontsize="small", title_fontsize="small")
     figure.axes[0].set_ylabel("error (%)")
+    if all(row["accuracy_top1"] > 0.8 for row in rows):
+        figure.axes[0].set_ylim(0, 20)  # as in the paper
     study.save_figure(figure, path)
 
 
+def run_pytorch() -> int:
+    """Measures the plain PyTorch script and sets it beside our ResNet-20s on a GPU; returns the exit code."""
+    files = study.files_of("plain_pytorch_resnet20")
+    with command_line.refusing_bad_input():
+        if not _BINARIES.value or not (pathlib.Path(_BINARIES.value) / "test_batch.bin").exists():
+            raise FileNotFoundError(f"--binaries={_BINARIES.value} has no test_batch.bin; give CIFAR-10's binary files")
+    script = pathlib.Path(__file__).parent / "plain_pytorch_resnet20.py"
+    words = [_TORCH_PYTHON.value, "-W", "ignore", script, _BINARIES.value, _TORCH_STEPS.value]
+    result = subprocess.run(list(map(str, words)), stdout=subprocess.PIPE, text=True)
+    if result.returncode:
+        return result.returncode
+    row = {"name": "PyTorch", "seed": None} | json.loads(result.stdout.splitlines()[-1])
+    row |= {"command": shlex.join(["python", *sys.argv])}
+    study.record(files, row | {"git_commit": configuration.describe_environment()["git_commit"]})
+    study.show(files, make_pytorch_table)
+    return 0
+
+
+def make_pytorch_table(rows: list[study.Row]) -> str:
+    """Returns the seconds of a run of ResNet-20, ours from the rows of the full size."""
+    ours = [row for row in study.read(study.files_of("degradation_full")) if row["name"] == "resnet20"]
+    lines = [
+        [f"ours, seed {row['seed']}", f"{row['steps']:,}", f"{row['seconds']:.0f}", f"{row['images_per_second']:,.0f}"]
+        for row in ours
+    ]
+    for row in rows:
+        seconds = f"{row['seconds_of_64000_steps']:,.0f}" + (" (extrapolated)" if row["steps"] < 64_000 else "")
+        name = f"{row['name']} {row['versions']['torch']}, {row['device']}, {row['workers']} workers"
+        lines.append([name, f"{row['steps']:,}", seconds, f"{row['images_per_second']:,.0f}"])
+    return study.table(["program", "iterations run", "seconds of 64,000", "images/s while training"], lines)
+
+
 if __name__ == "__main__":
-    command_line.run(functools.partial(study.main, "degradation", list_runs, make_table, draw))
+    command_line.run(main)

@@ -21,7 +21,6 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 from absl import flags  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
 
 from training import command_line  # noqa: E402
 from training.metrics import is_evaluation, read_rows, write_atomically  # noqa: E402
@@ -134,8 +133,12 @@ def show(
         return print(f"there are no rows in {files.rows} yet")
     text = make_table(rows)
     print(text)
-    if draw:
-        draw(rows, files.figure)
+    try:
+        if draw:
+            draw(rows, files.figure)
+            text += f"\n\n![{files.figure.stem}]({files.figure.name})"
+    except ImportError:
+        print("note: no figure, as matplotlib is not installed; --report draws it where it is")
     if files.comment:
         _put_into(ROOT / "docs" / "results.md", files.comment, text)
 
@@ -158,8 +161,8 @@ def table(headings: list[str], lines: Iterable[list[Any]]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in cells)
 
 
-def save_figure(figure: Figure, path: pathlib.Path) -> None:
-    """Writes a figure so that a reader meets the old one or the new one whole."""
+def save_figure(figure: Any, path: pathlib.Path) -> None:
+    """Writes a figure of matplotlib so that a reader meets the old one or the new one whole."""
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=110)
     temporary.rename(path)

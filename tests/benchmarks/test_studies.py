@@ -1,0 +1,63 @@
+"""The studies' reduced sizes, as a user meets them: rows, tables, figures, and that a stopped one goes on."""
+
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+from PIL import Image
+
+ROOT = pathlib.Path(__file__).parent.parent.parent
+# make smoke and make test-all run them: a minute and more.
+pytestmark = [pytest.mark.slow, pytest.mark.smoke]
+
+
+def start(study, folder):
+    command = [sys.executable, f"benchmarks/studies/{study}.py", "--size=reduced", f"--workdir={folder}"]
+    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
+
+
+def finish(study, folder):
+    process = start(study, folder)
+    output, _ = process.communicate(timeout=300)
+    assert process.returncode == 0, output
+    return output, json.loads((folder / f"{study}_reduced.json").read_text())
+
+
+def test_a_signal_reaches_the_run_and_the_same_command_goes_on(tmp_path):
+    process = start("degradation", tmp_path)
+    for line in process.stdout:
+        if line.startswith("first step"):
+            process.send_signal(signal.SIGTERM)
+            break
+    process.communicate(timeout=300)
+    assert process.returncode == 143 and not (tmp_path / "degradation_reduced.json").exists()
+    saved = [int(path.name) for path in (tmp_path / "plain20,seed=0" / "checkpoints").iterdir()]
+    assert saved and max(saved) < 8
+
+    output, rows = finish("degradation", tmp_path)
+    assert [(row["name"], row["seed"], row["steps"]) for row in rows] == [("plain20", 0, 8), ("resnet20", 0, 8)]
+    assert [row["calls"] for row in rows] == [2, 1]
+    for row in rows:
+        lines = (tmp_path / f"{row['name']},seed=0" / "metrics.jsonl").read_text().splitlines()
+        evaluations = [line for line in map(json.loads, lines) if line["split"] == "validation"]
+        assert row["accuracy_top1"] == evaluations[-1]["accuracy_top1"] and evaluations[-1]["step"] == 8
+        assert row["curves"]["evaluation"]["step"] == [4, 8]
+        assert f"| {row['name']} | 1 | 8 |" in output
+    assert Image.open(tmp_path / "degradation_reduced.png").width > 500
+
+    output, again = finish("degradation", tmp_path)  # nothing is left to do
+    assert again == rows and "train.py" not in output
+
+
+@pytest.mark.parametrize("study", ["stored_networks"])
+def test_reduced_study(study, tmp_path):
+    output, rows = finish(study, tmp_path)
+    assert rows and all(f"| {row['name']} |" in output for row in rows)
+    assert all(
+        {"accuracy_top1", "seconds", "command", "hardware", "versions", "git_commit"} <= row.keys() for row in rows
+    )
