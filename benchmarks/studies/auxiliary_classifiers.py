@@ -1,0 +1,118 @@
+"""GoogLeNet's auxiliary classifiers: python benchmarks/studies/auxiliary_classifiers.py [--size=full|cpu|reduced].
+
+Szegedy et al. 2014, Going deeper with convolutions, section 5, hang two classifiers on inner stages so that gradients
+reach the first ones. Here the network trains with their losses' weight at 0.3, the paper's, and without them, as it was
+published and with batch normalisation: accuracy, and the 2-norm of the gradient of its first convolution.
+"""
+
+import functools
+import pathlib
+import statistics
+
+import study
+
+from training import command_line
+
+NETWORKS = "googlenet", "googlenet_bn"  # the paper's own, local response normalisation included, and its twin
+WEIGHTS = 0.0, 0.3
+SEEDS = {"full": 3, "cpu": 1, "reduced": 1}
+FIRST = "gradient_norm/conv1"
+LEFT = 2.0  # nats of the main classifier's loss; ten classes at random are ln 10 = 2.303
+
+
+def list_runs(size: str) -> list[study.Run]:
+    """Returns one seed of each of the four networks, then the other seeds."""
+    return [
+        study.Run(
+            f"{network}_aux_{weight:g}", "imagenette_googlenet", overrides(network, size) | {"aux_weight": weight}, seed
+        )
+        for seed in range(SEEDS[size])
+        for network in NETWORKS
+        for weight in WEIGHTS
+    ]
+
+
+def overrides(network: str, size: str) -> dict:
+    """Returns what a size changes."""
+    options = {"model": network, "log_gradient_norms": True, "keep_best": False}
+    if size == "full":
+        options |= {"cache": "device", "dtype": "bfloat16", "eval_batch_size": 512, "evaluate_every_epochs": 2}
+    elif size == "cpu":
+        options |= {"image_size": 64, "eval_resize": 72, "eval_batch_size": 157, "num_steps": 750}
+        options |= {"log_every_steps": 15, "evaluate_every_epochs": 0}
+    else:  # LeNet-5 compiles at once, and has a conv1 too
+        options |= {"model": "lenet5", "aux_heads": ("conv1",), "image_size": 28, "eval_resize": 0, "channels": 1}
+        options |= {"mean": (0.5,), "std": (0.5,), "dataset": "synthetic", "num_classes": 10, "synthetic_examples": 32}
+        options |= {"num_steps": 8, "log_every_steps": 2, "batch_size": 8}
+    return options
+
+
+def make_table(rows: list[study.Row]) -> str:
+    """Returns accuracies and gradient norms, with their spread over the seeds."""
+    headings = ["network, weight of the auxiliary losses", "seeds", "iterations", "top-1, %", "training top-1, %"]
+    headings += [f"iterations to a loss of {LEFT:g}", "gradient norm, first quarter", "last quarter", "seconds"]
+    return study.table(
+        headings,
+        (
+            [
+                name,
+                len(group),
+                f"{group[0]['steps']:,}",
+                study.spread(100 * row["accuracy_top1"] for row in group),
+                study.spread(100 * row["train_accuracy_top1"] for row in group),
+                ", ".join(iterations_to_leave(row) for row in group),
+                *(study.spread((norm(row, *part) for row in group), 3) for part in ((0, 0.25), (0.75, 1))),
+                study.spread((row["seconds"] for row in group), 0),
+            ]
+            for name, group in study.by_name(rows).items()
+        ),
+    )
+
+
+def main_loss(row: study.Row) -> list[float]:
+    """Returns the training loss of the main classifier alone, log by log."""
+    curve = row["curves"]["train"]
+    return curve.get("main_loss", curve["loss"])
+
+
+def iterations_to_leave(row: study.Row) -> str:
+    """Returns after how many iterations the main classifier's loss, mean of a log's batches, first was under LEFT."""
+    steps = row["curves"]["train"]["step"]
+    return next((f"{step:,}" for step, loss in zip(steps, main_loss(row), strict=True) if loss < LEFT), "never")
+
+
+def norm(row: study.Row, begin: float, end: float) -> float:
+    """Returns the mean gradient norm of the first convolution between two shares of the run."""
+    curve = row["curves"]["train"]
+    pairs = zip(curve["step"], curve[FIRST], strict=True)
+    return statistics.fmean(value for step, value in pairs if begin < step / row["steps"] <= end)
+
+
+def draw(rows: list[study.Row], path: pathlib.Path) -> None:
+    """Draws the main classifier's loss and the first convolution's gradient norm over the iterations, a line a seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    for row in rows:
+        network, _, weight = row["name"].rpartition("_aux_")
+        column, color = NETWORKS.index(network), f"C{WEIGHTS.index(float(weight))}"
+        label = f"auxiliary losses' weight {weight}" if row["seed"] == 0 else None
+        steps, norms = row["curves"]["train"]["step"], row["curves"]["train"][FIRST]
+        for axes, values in zip(panels[:, column], (main_loss(row), norms), strict=True):
+            axes.plot(steps, values, color=color, label=label, linewidth=1)
+    for axes, network in zip(panels[0], ("without batch normalisation", "with batch normalisation"), strict=True):
+        axes.set_title(network)
+    panels[0, 0].set_ylabel("training loss of the main classifier (nats)")
+    panels[1, 0].set_ylabel("gradient norm of the first convolution")
+    panels[1, 0].set_yscale("log")
+    panels[0, 0].legend(fontsize="small")
+    for axes in panels.flat:
+        axes.grid(alpha=0.3)
+    for axes in panels[1]:
+        axes.set_xlabel("iterations")
+    study.save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    command_line.run(functools.partial(study.main, "auxiliary_classifiers", list_runs, make_table, draw))

@@ -1,0 +1,89 @@
+"""Imagenette at 128 pixels from random weights: python benchmarks/studies/imagenette.py [--size=full|cpu|reduced].
+
+5, 20 and 80 epochs beside fastai's leaderboard (github.com/fastai/imagenette), by its rules: validation at the training
+size, no tricks at test time, the accuracy of the last epoch.
+"""
+
+import functools
+import pathlib
+
+import study
+
+from training import command_line
+
+LEADERBOARD = {5: 85.77, 20: 91.57, 80: 93.55}  # top-1 in %, 128 px; the means of five runs, of 80 epochs one run
+SEEDS = {5: 3, 20: 3, 80: 1}
+# What differs from the recipe, which is for 20 epochs: the longer a run, the harder its images.
+LENGTHS = {
+    5: {"crop_area": (0.6, 1.0), "batch_size": 32, "learning_rate": 0.05},
+    20: {},
+    80: {"crop_area": (0.25, 1.0), "auto_augment": "trivial", "warmup_epochs": 5},
+}
+
+
+def list_runs(size: str) -> list[study.Run]:
+    """Returns one seed of each length, then the other seeds."""
+    if size == "full":
+        return [
+            study.Run(f"resnet18_{epochs}_epochs", "imagenette_resnet18", overrides(epochs), seed)
+            for seed in range(max(SEEDS.values()))
+            for epochs in SEEDS
+            if seed < SEEDS[epochs]
+        ]
+    if size == "cpu":
+        options = {"image_size": 64, "eval_resize": 72, "eval_batch_size": 157, "keep_best": False}
+        return [study.Run("resnet18_64_pixels", "imagenette_resnet18", options, 0)]
+    options = {"model": "resnet20", "image_size": 8, "eval_resize": 0, "num_classes": 10, "dataset": "synthetic"}
+    options |= {"synthetic_examples": 32, "num_steps": 8, "warmup_epochs": 1, "log_every_steps": 2, "batch_size": 8}
+    return [study.Run("resnet20", "imagenette_resnet18", options, 0)]
+
+
+def overrides(epochs: int) -> dict:
+    """Returns what a run of that many epochs changes on a GPU."""
+    on_gpu = {"cache": "device", "dtype": "bfloat16", "eval_batch_size": 512, "keep_best": False}
+    return {"num_epochs": epochs, "evaluate_every_epochs": max(epochs // 20, 1)} | LENGTHS[epochs] | on_gpu
+
+
+def make_table(rows: list[study.Row]) -> str:
+    """Returns accuracies, with their spread over the seeds, beside the leaderboard's."""
+    headings = ["run", "epochs", "seeds", "top-1, %", "fastai's leaderboard, %", "training top-1, %", "seconds a run"]
+    return study.table(
+        headings,
+        (
+            [
+                name,
+                f"{group[0]['epochs']:.3g}",
+                len(group),
+                study.spread(100 * row["accuracy_top1"] for row in group),
+                LEADERBOARD.get(round(group[0]["epochs"]), "") if name.endswith("epochs") else "",
+                study.spread(100 * row["train_accuracy_top1"] for row in group),
+                study.spread((row["seconds"] for row in group), 0),
+            ]
+            for name, group in study.by_name(rows).items()
+        ),
+    )
+
+
+def draw(rows: list[study.Row], path: pathlib.Path) -> None:
+    """Draws loss and top-1 over the epochs: training batches (dashed) and validation (bold), of the first seed."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    panels = ("loss", "loss (nats)", 1), ("accuracy_top1", "top-1 accuracy (%)", 100)
+    for axes, (metric, label, scale) in zip(figure.subplots(1, 2), panels, strict=True):
+        for color, (name, group) in enumerate(study.by_name(rows).items()):
+            row = group[0]
+            for split, style in (("train", {"linestyle": "--", "linewidth": 1}), ("evaluation", {"linewidth": 2})):
+                curve = row["curves"][split]
+                epochs = [step * row["epochs"] / row["steps"] for step in curve["step"]]
+                values = [scale * value for value in curve[metric]]
+                axes.plot(epochs, values, color=f"C{color}", label=name if split == "evaluation" else None, **style)
+        axes.set_xlabel("epochs")
+        axes.set_ylabel(label)
+        axes.grid(alpha=0.3)
+    figure.axes[1].legend(title="bold: validation\ndashed: training", fontsize="small", title_fontsize="small")
+    study.save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    command_line.run(functools.partial(study.main, "imagenette", list_runs, make_table, draw))
