@@ -8,6 +8,7 @@ published and with batch normalisation: accuracy, and the 2-norm of the gradient
 import functools
 import pathlib
 import statistics
+from collections.abc import Iterable
 
 import study
 
@@ -61,7 +62,7 @@ def make_table(rows: list[study.Row]) -> str:
                 study.spread(100 * row["accuracy_top1"] for row in group),
                 study.spread(100 * row["train_accuracy_top1"] for row in group),
                 ", ".join(iterations_to_leave(row) for row in group),
-                *(study.spread((norm(row, *part) for row in group), 3) for part in ((0, 0.25), (0.75, 1))),
+                *(significant(norm(row, *part) for row in group) for part in ((0, 0.25), (0.75, 1))),
                 study.spread((row["seconds"] for row in group), 0),
             ]
             for name, group in study.by_name(rows).items()
@@ -86,6 +87,13 @@ def norm(row: study.Row, begin: float, end: float) -> float:
     curve = row["curves"]["train"]
     pairs = zip(curve["step"], curve[FIRST], strict=True)
     return statistics.fmean(value for step, value in pairs if begin < step / row["steps"] <= end)
+
+
+def significant(values: Iterable[float]) -> str:
+    """Returns mean ± standard deviation as study.spread does, in two significant digits."""
+    values = list(values)
+    parts = [statistics.fmean(values), *([statistics.stdev(values)] if len(values) > 1 else [])]
+    return " ± ".join(f"{part:.2g}" for part in parts)
 
 
 def draw(rows: list[study.Row], path: pathlib.Path) -> None:
