@@ -18,7 +18,8 @@ SLOW = {"alexnet_owt", "cifar10_densenet40_k12", "densenet121", "googlenet_bn", 
 SLOW |= {"inception_v4", "resnet101", "resnet152", "resnet50_v1", "vgg16", "vgg16_bn", "xception", "zfnet"}
 SLOW |= {"alexnet_ungrouped", "zfnet_wide", "vgg11", "vgg13", "vgg16_c", "vgg19", "vgg11_bn", "vgg13_bn", "vgg19_bn"}
 SLOW |= {"googlenet_bn_3x3", "resnet101_v1", "resnet152_v1", "plain18", "densenet169", "densenet201", "squeezenet1_1"}
-SLOW |= {"imagenette_googlenet", "resnet34", "plain34", "nin", "resnet18", "alexnet", "squeezenet1_0", "cifar10_resnet110"}
+SLOW |= {"resnet34", "plain34", "nin", "resnet18", "alexnet", "squeezenet1_0", "cifar10_resnet110"}
+SLOW |= {"imagenette_googlenet"}
 
 RECIPES = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 
