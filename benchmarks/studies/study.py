@@ -270,7 +270,7 @@ def _row(run: Run, workdir: pathlib.Path) -> Row:
         "seconds": sum(json.loads(line)["seconds"] for line in calls),  # of the whole processes
         "calls": len(calls),
         "command": shlex.join(_words(run)),
-        "study_command": shlex.join(["python", *sys.argv]),
+        "study_command": shlex.join(["python", *(word for word in sys.argv if not word.startswith("--workdir"))]),
         **{name: content[name] for name in ("hardware", "versions", "git_commit")},
         "curves": _curves(metrics),
     }
