@@ -53,10 +53,12 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, gro
     if groups == in_features == out_features:
         shifted = functools.partial(_convolve_depthwise, stride=stride, padding=padding)
         return lax.platform_dependent(x, kernel, cpu=shifted, default=plain)
-    if groups > 1:
+    if 1 < groups < in_features:
         # As one convolution XLA would gather the whole batch on every device; depthwise ones stay where they are.
         parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
         return jnp.concatenate([convolve(*part, stride, padding, groups=1) for part in parts], -1)
+    if groups > 1:
+        return plain(x, kernel)
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         return lax.platform_dependent(x, kernel, cpu=product, default=plain)
     sides = zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)

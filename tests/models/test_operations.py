@@ -117,6 +117,14 @@ def test_a_maximum_with_nan_is_nan():
     assert np.isnan(max_pool(np.array([1.0, np.nan, 2.0, 3.0]).reshape(1, 2, 2, 1), 2, 2, ((0, 0), (0, 0)))).all()
 
 
+def test_several_features_of_each_feature_are_one_convolution():
+    def apply(x, kernel):
+        return convolve(x, kernel, 1, ((1, 1), (1, 1)), groups=4)
+
+    text = jax.jit(apply).lower(normal(2, 6, 6, 4), normal(3, 3, 1, 8)).as_text()
+    assert text.count("stablehlo.convolution") == 1
+
+
 def test_an_accelerator_compiles_the_plain_operations():
     def step(x, kernel, depthwise, large):
         x = convolve(convolve(x, kernel, 1, ((0, 0), (0, 0)), 1), depthwise, 1, ((1, 1), (1, 1)), 4)
