@@ -66,6 +66,20 @@ def test_convolutions_and_their_gradients_are_the_plain_ones(shape, stride, padd
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_depthwise_convolutions_in_bfloat16_are_rounded_once():
+    x, kernel = (jnp.asarray(normal(*shape), jnp.bfloat16) for shape in ((2, 7, 8, 6), (3, 3, 1, 6)))
+    padding = ((1, 1), (1, 1))
+
+    def apply(x, kernel, function):
+        y, gradients = jax.vjp(lambda x, kernel: function(x, kernel, 1, padding, 6), x, kernel)
+        return y, *gradients(jnp.ones_like(y))
+
+    found = jax.jit(apply, static_argnums=2)(x, kernel, convolve)
+    exact = apply(x.astype(float), kernel.astype(float), plain_convolve)
+    for ours, value in zip(found, exact, strict=True):
+        np.testing.assert_allclose(ours.astype(float), value, rtol=2**-8, atol=1e-3)
+
+
 def test_the_gradient_of_a_bias():
     x, bias = normal(2, 3, 4, 5), normal(5)
     y, *gradients = with_gradients(add_bias, x, bias)
