@@ -28,7 +28,6 @@ from analysis import rows, throughput  # noqa: E402
 from analysis.rows import Column, Row  # noqa: E402
 from configs import base  # noqa: E402
 from training import command_line  # noqa: E402
-from training.metrics import write_atomically  # noqa: E402
 from training.platform import prepare_platform  # noqa: E402
 
 # PyTorch's name, its library, our name, and the weights of the auxiliary losses in training.
@@ -108,17 +107,13 @@ def main() -> None:
         for word in flag.value:
             if word not in known:
                 command_line.refuse(f"--{flag.name}={word} is unknown; choose of {', '.join(known)}")
-    path = pathlib.Path(_JSON.value) if _JSON.value else None
-    result = json.loads(path.read_text()) if path and path.exists() else []
     print(rows.heading(COLUMNS))
     for name in _MODELS.value:
         for row in compare(name):
-            same = ("model", "mode", "batch_size", "image_size", "dtype", "device")
-            result = [old for old in result if any(old.get(key) != row[key] for key in same)] + [row]
             print(rows.line(COLUMNS, row), flush=True)
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, rows.as_json(result))
+            if _JSON.value:
+                same = ("model", "mode", "batch_size", "image_size", "dtype", "device")
+                rows.record(pathlib.Path(_JSON.value), row, same)
 
 
 def compare(name: str) -> Iterator[Row]:
