@@ -225,8 +225,9 @@ def _train(run: Run, workdir: pathlib.Path, seconds: float) -> int:
     words += [f"--config.compilation_cache_dir={workdir.parent.absolute() / 'compiled'}"]
     print(f"\n{run.name}, seed {run.seed}: {shlex.join(words)}", flush=True)
     start = time.monotonic()
-    # In a session of its own, so that a signal reaches it once: through us, not from the terminal besides.
-    process = subprocess.Popen([sys.executable, *words[1:]], cwd=ROOT, start_new_session=True)
+    # In a group of its own, so that a signal reaches it once: through us, not from the terminal besides. In our session
+    # still: what ends everything that we left running must find it.
+    process = subprocess.Popen([sys.executable, *words[1:]], cwd=ROOT, process_group=0)
     numbers = signal.SIGINT, signal.SIGTERM
     previous = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in numbers}
     try:
