@@ -5,10 +5,13 @@ import io
 import json
 import os
 import pathlib
+from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from training.metrics import write_atomically
 
 Row = dict[str, Any]
 # What each row has, even one that failed.
@@ -67,6 +70,14 @@ def check_file(flag: str, path: str) -> None:
         raise FileNotFoundError(f"the folder of --{flag}={path} does not exist; make it first")
     if not os.access(file.parent, os.W_OK):
         raise PermissionError(f"the folder of --{flag}={path} cannot be written to; choose another")
+
+
+def record(path: pathlib.Path, row: Row, same: Iterable[str]) -> None:
+    """Adds a row to those of a JSON file, in the place of the one that is the same in some keys."""
+    others = json.loads(path.read_text()) if path.exists() else []
+    others = [other for other in others if any(other.get(key) != row[key] for key in same)]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_atomically(path, as_json([*others, row]))
 
 
 def as_json(rows: list[Row]) -> str:

@@ -22,12 +22,12 @@ sys.path.insert(0, str(ROOT))
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # of a GPU's memory; PyTorch shares it
 
 import jax  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 
 from analysis import rows, throughput  # noqa: E402
 from analysis.rows import Column, Row  # noqa: E402
 from configs import base  # noqa: E402
-from training.metrics import write_atomically  # noqa: E402
+from training import command_line  # noqa: E402
 from training.platform import prepare_platform  # noqa: E402
 
 # PyTorch's name, its library, our name, and the weights of the auxiliary losses in training.
@@ -42,6 +42,7 @@ NETWORKS = {
     "densenet121": ("torchvision", "densenet121", ()),
     "mobilenetv1_100": ("timm", "mobilenet_v1", ()),
 }
+MODES, STYLES = ["train", "infer"], ["eager", "compiled"]
 COLUMNS = [
     Column("model", 16, "model"),
     Column("mode", 5, "mode"),
@@ -58,8 +59,8 @@ COLUMNS = [
 
 _TORCH_PYTHON = flags.DEFINE_string("torch_python", sys.executable, "A Python that has torch, torchvision and timm.")
 _MODELS = flags.DEFINE_list("models", list(NETWORKS), f"Of {', '.join(NETWORKS)}: PyTorch's names.")
-_MODES = flags.DEFINE_list("mode", ["train", "infer"], "train, infer or both.")
-_STYLES = flags.DEFINE_list("styles", ["eager", "compiled"], "How PyTorch runs: eager, compiled or both.")
+_MODES = flags.DEFINE_list("mode", MODES, "train, infer or both.")
+_STYLES = flags.DEFINE_list("styles", STYLES, "How PyTorch runs: eager, compiled or both.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images a step; default: 256 on a GPU, 8 on a CPU.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels a side; default: the network's own.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each side has its turn.")
@@ -75,7 +76,6 @@ class PyTorch:
         library, _, aux_weights = NETWORKS[name]
         words = [_TORCH_PYTHON.value, "-W", "ignore", ROOT / "benchmarks" / "against_pytorch_worker.py"]
         words += [name, library, batch_size, image_size, dtype, *aux_weights]
-        # Without our variables: PYTHONPATH and the like may be another Python's.
         self._process = subprocess.Popen(
             list(map(str, words)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
@@ -101,22 +101,19 @@ class PyTorch:
         return json.loads(line)
 
 
-def main(_) -> None:
+def main() -> None:
     """Measures, prints a table, writes JSON."""
-    for name in _MODELS.value:
-        if name not in NETWORKS:
-            sys.exit(f"--models={name} is unknown; choose of {', '.join(NETWORKS)}")
-    path = pathlib.Path(_JSON.value) if _JSON.value else None
-    result = json.loads(path.read_text()) if path and path.exists() else []
+    for flag, known in ((_MODELS, NETWORKS), (_MODES, MODES), (_STYLES, STYLES)):
+        for word in flag.value:
+            if word not in known:
+                command_line.refuse(f"--{flag.name}={word} is unknown; choose of {', '.join(known)}")
     print(rows.heading(COLUMNS))
     for name in _MODELS.value:
         for row in compare(name):
-            same = ("model", "mode", "batch_size", "image_size", "dtype", "device")
-            result = [old for old in result if any(old.get(key) != row[key] for key in same)] + [row]
             print(rows.line(COLUMNS, row), flush=True)
-            if path:
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, rows.as_json(result))
+            if _JSON.value:
+                same = ("model", "mode", "batch_size", "image_size", "dtype", "device")
+                rows.record(pathlib.Path(_JSON.value), row, same)
 
 
 def compare(name: str) -> Iterator[Row]:
@@ -132,6 +129,8 @@ def compare(name: str) -> Iterator[Row]:
     sizes = {"batch_size": config.batch_size, "image_size": config.image_size, "dtype": config.dtype}
     torch = PyTorch(name, **sizes)
     with contextlib.closing(torch):
+        if (torch.about["torch_device"] == "cpu") != on_cpu:
+            raise RuntimeError(f"PyTorch runs on {torch.about['torch_device']}, we on {jax.default_backend()}")
         for mode in _MODES.value:
             step, parameters = throughput.make_step(config, mode)
             if mode == "infer" and parameters != torch.about["parameters"]:
@@ -170,7 +169,7 @@ def take_turns(sides: dict[str, Callable[[int], float]], batch_size: int) -> Row
     for side, values in rates.items():
         row["images_per_second" if side == "ours" else f"{side}_images_per_second"] = statistics.median(values)
     others = [rates[side] for side in sides if side != "ours"]
-    if others:
+    if others and "ours" in sides:
         best = max(others, key=statistics.median)
         ratios = [own / other for own, other in zip(rates["ours"], best, strict=True)]
         row |= {"ratio": statistics.median(ratios), "ratio_low": min(ratios), "ratio_high": max(ratios)}
@@ -178,4 +177,4 @@ def take_turns(sides: dict[str, Callable[[int], float]], batch_size: int) -> Row
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

@@ -80,7 +80,7 @@ def main() -> None:
     batch = images.to(device, memory_format=torch.channels_last), labels
     heads = {parameter for part, parameter in network.named_parameters() if "aux" in part.lower()}
     parameters = sum(parameter.numel() for parameter in network.parameters() if parameter not in heads)
-    about = {"torch_version": torch.__version__, "cudnn": torch.backends.cudnn.version(), "device": device}
+    about = {"torch_version": torch.__version__, "cudnn": torch.backends.cudnn.version(), "torch_device": device}
     print(json.dumps(about | {"threads": torch.get_num_threads(), "parameters": parameters}), flush=True)
     turns: dict[tuple[str, str], Callable[[], None]] = {}
     for line in sys.stdin:

@@ -2,12 +2,12 @@
 
 python benchmarks/step_options.py [--json=FILE]. Each variant runs the product's own jitted step on one synthetic batch
 that is on the devices already, in turns with what it is compared with, so that the ratios hold when the machine's speed
-drifts. Rows are written as they come. On a CPU it runs small, and only shows that it works: most variants are a GPU's.
+drifts. Rows are written as they come, and those that --json has already from other variants stay. On a CPU it runs
+small, and only shows that it works: most variants are a GPU's.
 """
 
 import contextlib
 import dataclasses
-import json
 import pathlib
 import statistics
 import sys
@@ -20,7 +20,7 @@ sys.path.insert(0, str(ROOT))
 
 import jax  # noqa: E402
 import jax.numpy as jnp  # noqa: E402
-from absl import app, flags  # noqa: E402
+from absl import flags  # noqa: E402
 from jax import lax  # noqa: E402
 
 import training.step  # noqa: E402
@@ -28,7 +28,7 @@ from analysis import rows, throughput  # noqa: E402
 from analysis.rows import Column, Row  # noqa: E402
 from configs import resnet50  # noqa: E402
 from models import operations  # noqa: E402
-from training.metrics import write_atomically  # noqa: E402
+from training import command_line  # noqa: E402
 from training.platform import compiler_options, prepare_platform  # noqa: E402
 
 
@@ -114,8 +114,8 @@ VARIANTS = {
     "deterministic": Variant({**BFLOAT16, "deterministic": True}),
     "statistics over 32 images": Variant({**BFLOAT16, "bn_virtual_batch_size": 32}),
     "average of the weights": Variant({**BFLOAT16, "ema_decay": 0.9999}),
-    "float32, TF32": Variant(),
-    "float32, full precision": Variant({"tf32": False}, base="float32, TF32"),
+    "float32 by TF32": Variant(),
+    "float32 in full": Variant({"tf32": False}, base="float32 by TF32"),
 }
 COLUMNS = [
     Column("variant", 32, "variant"),
@@ -132,7 +132,7 @@ _BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images a step; default: 
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels a side; default: 224 on a GPU, 32 on a CPU.")
 _ROUNDS = flags.DEFINE_integer("rounds", 10, "How often each of the two has its turn.")
 _SECONDS = flags.DEFINE_float("seconds", 0.3, "Length of a turn; at least one step.")
-_JSON = flags.DEFINE_string("json", None, "A file for the rows.")
+_JSON = flags.DEFINE_string("json", None, "A file for the rows, and of those measured before.")
 
 
 def make_turn(variant: Variant, batch_size: int, image_size: int) -> Callable[[], float]:
@@ -185,24 +185,23 @@ def measure(name: str, turns: dict[str, Callable[[], float]], batch_size: int, i
     return row | {"time_ratio": statistics.median(ratios), "time_ratio_low": ratios[0], "time_ratio_high": ratios[-1]}
 
 
-def main(_) -> None:
+def main() -> None:
     """Measures, prints a table, writes JSON."""
     for name in _VARIANTS.value:
         if name not in VARIANTS:
-            sys.exit(f"--variants={name} is unknown; choose of {', '.join(VARIANTS)}")
+            command_line.refuse(f"--variants={name} is unknown; choose of {', '.join(VARIANTS)}")
     on_cpu = jax.default_backend() == "cpu"
     sizes = _BATCH_SIZE.value or (32 if on_cpu else 256), _IMAGE_SIZE.value or (32 if on_cpu else 224)
-    kept, result = {}, []
+    kept = {}
     print(rows.heading(COLUMNS))
     for name in _VARIANTS.value:
         turns = dict(kept)
-        result.append(measure(name, turns, *sizes) | throughput.describe_machine())
+        row = measure(name, turns, *sizes) | throughput.describe_machine()
         kept |= {base: turns[base] for base in {variant.base for variant in VARIANTS.values()} & turns.keys()}
-        print(rows.line(COLUMNS, result[-1]), flush=True)
+        print(rows.line(COLUMNS, row), flush=True)
         if _JSON.value:
-            pathlib.Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(pathlib.Path(_JSON.value), json.dumps(result, indent=2) + "\n")
+            rows.record(pathlib.Path(_JSON.value), row, ("model", "variant", "batch_size", "image_size", "device"))
 
 
 if __name__ == "__main__":
-    app.run(main)
+    command_line.run(main)

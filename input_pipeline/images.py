@@ -248,8 +248,9 @@ def pad_and_crop(image: np.ndarray, padding: int, uniforms: np.ndarray) -> np.nd
     """
     height, width = image.shape[:2]
     top, left, *_ = _place(height + 2 * padding, width + 2 * padding, height, width, uniforms[2 * TRIES :])
-    padded = cv2.copyMakeBorder(image, padding, padding, padding, padding, cv2.BORDER_CONSTANT)
-    return padded.reshape(*padded.shape[:2], -1)[top : top + height, left : left + width]
+    padded = np.zeros((height + 2 * padding, width + 2 * padding, image.shape[2]), np.uint8)
+    padded[padding : padding + height, padding : padding + width] = image
+    return padded[top : top + height, left : left + width]
 
 
 def resize_and_centre_crop(image: np.ndarray, image_size: int, eval_resize: int | None) -> np.ndarray:
@@ -334,7 +335,7 @@ def training_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray, np.n
             if train_crop == "pad":
                 image = pad_and_crop(image, padding, uniforms)
         if flip and uniforms[2 * TRIES + 2] < 0.5:
-            image = cv2.flip(image, 1).reshape(image.shape)
+            image = cv2.flip(image, 1).reshape(image.shape) if cv2 else image[:, ::-1]
         return image
 
     return transform

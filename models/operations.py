@@ -53,10 +53,12 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, gro
     if groups == in_features == out_features:
         shifted = functools.partial(_convolve_depthwise, stride=stride, padding=padding)
         return lax.platform_dependent(x, kernel, cpu=shifted, default=plain)
-    if groups > 1:
+    if 1 < groups < in_features:
         # As one convolution XLA would gather the whole batch on every device; depthwise ones stay where they are.
         parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
         return jnp.concatenate([convolve(*part, stride, padding, groups=1) for part in parts], -1)
+    if groups > 1:
+        return plain(x, kernel)
     if kernel.shape[:2] == (1, 1) and not any(map(any, padding)):
         return lax.platform_dependent(x, kernel, cpu=product, default=plain)
     sides = zip(x.shape[1:3], padding, kernel.shape[:2], strict=True)
@@ -69,8 +71,9 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, gro
 @functools.partial(jax.custom_vjp, nondiff_argnums=(2, 3))
 def _convolve_depthwise(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """For each element of the kernel the map, shifted and scaled; the sum of them all."""
-    padded = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-    return sum(shifted * kernel[*offset, 0] for offset, shifted in _windows(padded, kernel.shape[:2], stride))
+    padded, factors = jnp.pad(x, ((0, 0), *padding, (0, 0))), _wide(kernel)
+    terms = (shifted * factors[*offset, 0] for offset, shifted in _windows(padded, kernel.shape[:2], stride))
+    return sum(terms).astype(x.dtype)
 
 
 def _convolve_depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding):
@@ -79,13 +82,13 @@ def _convolve_depthwise_forward(x: jax.Array, kernel: jax.Array, stride: int, pa
 
 def _convolve_depthwise_backward(stride: int, padding: Padding, saved: tuple[jax.Array, ...], gradient: jax.Array):
     x, kernel = saved
-    window = kernel.shape[:2]
+    window, factors = kernel.shape[:2], _wide(kernel)
     padded = lax.optimization_barrier(jnp.pad(x, ((0, 0), *padding, (0, 0))))
-    sums = [_sum_positions((shifted * gradient)[None]) for _, shifted in _windows(padded, window, stride)]
+    sums = [_sum_positions((_wide(shifted) * gradient)[None]) for _, shifted in _windows(padded, window, stride)]
     kernel_gradient = jnp.stack(sums).reshape(kernel.shape).astype(kernel.dtype)
 
     def term(offset: tuple[int, int], gradient: jax.Array) -> jax.Array:
-        return gradient * kernel[*offset, 0]
+        return gradient * factors[*offset, 0]
 
     return _sum_over_windows(
         term, (gradient, 0), shape=x.shape, window=window, stride=stride, padding=padding
@@ -143,7 +146,7 @@ def _normalize_forward(x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon:
 
 def _normalize_backward(epsilon: float, saved: tuple[jax.Array, ...], gradients: tuple[jax.Array, ...]):
     x, mean, inverse, scale = saved
-    gradient, count = gradients[0].astype(scale.dtype), x[0, ..., 0].size
+    gradient, count = gradients[0].astype(scale.dtype), math.prod(x.shape[1:-1])
     normalized = (x.astype(scale.dtype) - mean) * inverse
     bias_gradient = _sum_positions(gradient)
     scale_gradient = _sum_positions(gradient * normalized)
@@ -156,7 +159,7 @@ normalize.defvjp(_normalize_forward, _normalize_backward)
 
 def mean_and_variance(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns each feature's mean and biased variance over groups (groups, N, H, W, C): (groups, 1, 1, 1, C)."""
-    count = x[0, ..., 0].size
+    count = math.prod(x.shape[1:-1])
     mean = _sum_positions(x) / count
     # Two passes: E[x^2] - E[x]^2 loses all digits where the mean is large.
     return mean, _sum_positions(jnp.square(x - mean)) / count
@@ -253,7 +256,7 @@ def _sum_over_windows(
             for column in range(phase[1], window[1], stride):
                 top, left = reach[0] - 1 - row // stride, reach[1] - 1 - column // stride
                 here = (slice(None), slice(top, top + blocks[0]), slice(left, left + blocks[1]))
-                total += term((row, column), *(part[here] for part in maps))
+                total += _wide(term((row, column), *(part[here] for part in maps)))
         return jnp.broadcast_to(total, (images, *blocks, features)).astype(parts[-1][0].dtype)
 
     phases = jnp.stack([jnp.stack([gather((row, column)) for column in range(stride)], 3) for row in range(stride)], 2)
@@ -264,7 +267,7 @@ def _sum_over_windows(
 
 def _sum_positions(x: jax.Array) -> jax.Array:
     """Sums groups of maps (groups, N, H, W, C) in at least float32 to (groups, 1, 1, 1, C)."""
-    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    x = _wide(x)
 
     def product_with_ones(x: jax.Array) -> jax.Array:
         """Image by image: a reduction would walk down each feature by itself, through the cache line by line."""
@@ -278,3 +281,8 @@ def _sum_positions(x: jax.Array) -> jax.Array:
         return sums.sum(1).reshape(groups, 1, 1, 1, features)
 
     return lax.platform_dependent(x, cpu=product_with_ones, default=lambda x: x.sum((1, 2, 3), keepdims=True))
+
+
+def _wide(x: jax.Array) -> jax.Array:
+    """Makes numbers at least float32, in which sums are taken."""
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))

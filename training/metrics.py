@@ -276,9 +276,10 @@ def write_summary(
 def peak_host_memory() -> int:
     """Returns the most memory that this process has held so far, bytes."""
     status = pathlib.Path("/proc/self/status")
-    if status.exists():  # where ru_maxrss would count the memory of the process that started this one
-        return 1024 * int(re.search(r"VmHWM:\s+(\d+)", status.read_text()).group(1))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    # On Linux ru_maxrss would count the memory of the process that started this one; gVisor's has no such line.
+    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+)", status.read_text())):
+        return 1024 * int(peak[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:

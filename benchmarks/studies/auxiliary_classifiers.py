@@ -62,7 +62,10 @@ def make_table(rows: list[study.Row]) -> str:
                 study.spread(100 * row["accuracy_top1"] for row in group),
                 study.spread(100 * row["train_accuracy_top1"] for row in group),
                 ", ".join(iterations_to_leave(row) for row in group),
-                *(significant(norm(row, *part) for row in group) for part in ((0, 0.25), (0.75, 1))),
+                *(
+                    significant(study.mean_over_steps(row["curves"]["train"], FIRST, *part) for row in group)
+                    for part in ((0, 0.25), (0.75, 1))
+                ),
                 study.spread((row["seconds"] for row in group), 0),
             ]
             for name, group in study.by_name(rows).items()
@@ -80,13 +83,6 @@ def iterations_to_leave(row: study.Row) -> str:
     """Returns after how many iterations the main classifier's loss, mean of a log's batches, first was under LEFT."""
     steps = row["curves"]["train"]["step"]
     return next((f"{step:,}" for step, loss in zip(steps, main_loss(row), strict=True) if loss < LEFT), "never")
-
-
-def norm(row: study.Row, begin: float, end: float) -> float:
-    """Returns the mean gradient norm of the first convolution between two shares of the run."""
-    curve = row["curves"]["train"]
-    pairs = zip(curve["step"], curve[FIRST], strict=True)
-    return statistics.fmean(value for step, value in pairs if begin < step / row["steps"] <= end)
 
 
 def significant(values: Iterable[float]) -> str:

@@ -69,7 +69,7 @@ def make_file(folder: pathlib.Path) -> pathlib.Path:
 def evaluate(weights: pathlib.Path, files: study.Files, overrides: dict) -> int:
     """Records the error of a file's network; returns the exit code of what failed, or 0."""
     name, dataset = network_of(weights), study.DATASET.value
-    workdir, result = files.folder / name, files.folder / f"{name}.json"
+    workdir, result = files.folder / weights.stem, files.folder / f"{weights.stem}.json"
     options = overrides | {"model": name} | ({"dataset": dataset} if dataset else {})
     convert = ["convert.py", "--config=configs/cifar10_resnet20.py", f"--weights={weights}"]
     convert += [f"--config.{option}={value}" for option, value in options.items()]

@@ -155,6 +155,15 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
 
 
+def mean_over_steps(curve: dict[str, list[float]], name: str, begin: float, end: float) -> float:
+    """Returns the mean of a metric between two shares of a run; an evaluation cuts a log short, which counts less."""
+    steps = curve["step"]
+    lengths = [step - before for before, step in zip([0, *steps], steps, strict=False)]
+    logs = zip(steps, curve[name], lengths, strict=True)
+    chosen = [(value, length) for step, value, length in logs if begin < step / steps[-1] <= end]
+    return statistics.fmean(*zip(*chosen, strict=True))
+
+
 def table(headings: list[str], lines: Iterable[list[Any]]) -> str:
     """Returns a table in Markdown."""
     cells = [headings, ["---"] * len(headings), *lines]
@@ -216,8 +225,9 @@ def _train(run: Run, workdir: pathlib.Path, seconds: float) -> int:
     words += [f"--config.compilation_cache_dir={workdir.parent.absolute() / 'compiled'}"]
     print(f"\n{run.name}, seed {run.seed}: {shlex.join(words)}", flush=True)
     start = time.monotonic()
-    # In a session of its own, so that a signal reaches it once: through us, not from the terminal besides.
-    process = subprocess.Popen([sys.executable, *words[1:]], cwd=ROOT, start_new_session=True)
+    # In a group of its own, so that a signal reaches it once: through us, not from the terminal besides. In our session
+    # still: what ends everything that we left running must find it.
+    process = subprocess.Popen([sys.executable, *words[1:]], cwd=ROOT, process_group=0)
     numbers = signal.SIGINT, signal.SIGTERM
     previous = {number: signal.signal(number, lambda number, _: process.send_signal(number)) for number in numbers}
     try:
@@ -251,8 +261,7 @@ def _words(run: Run) -> list[str]:
 def _row(run: Run, workdir: pathlib.Path) -> Row:
     """Returns what is recorded of a finished run: accuracies are the last step's, never the best one's."""
     content, summary = (json.loads((workdir / name).read_text()) for name in ("config.json", "summary.json"))
-    metrics, calls = read_rows(workdir), (workdir / "calls.jsonl").read_text().splitlines()
-    late = [row["accuracy_top1"] for row in metrics if not is_evaluation(row) and row["step"] > 0.9 * summary["step"]]
+    curves, calls = _curves(read_rows(workdir)), (workdir / "calls.jsonl").read_text().splitlines()
     return {
         "name": run.name,
         "seed": run.seed,
@@ -265,14 +274,15 @@ def _row(run: Run, workdir: pathlib.Path) -> Row:
         "epochs": summary["epoch"],
         "accuracy_top1": summary["accuracy_top1"],
         "loss": summary["loss"],
-        "train_accuracy_top1": statistics.fmean(late),  # of the batches of the last tenth of the steps, on the way
+        # Of the batches of the last tenth of the steps, on the way.
+        "train_accuracy_top1": mean_over_steps(curves["train"], "accuracy_top1", 0.9, 1),
         "images_per_second": summary["images_per_second_median"],
         "seconds": sum(json.loads(line)["seconds"] for line in calls),  # of the whole processes
         "calls": len(calls),
         "command": shlex.join(_words(run)),
         "study_command": shlex.join(["python", *(word for word in sys.argv if not word.startswith("--workdir"))]),
         **{name: content[name] for name in ("hardware", "versions", "git_commit")},
-        "curves": _curves(metrics),
+        "curves": curves,
     }
 
 

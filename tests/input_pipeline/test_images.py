@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from configs import base
 from input_pipeline import images
 
 
@@ -155,6 +156,20 @@ def test_shrinking_is_as_good_as_the_average_by_area(height, width):
     expected = averages(height) @ image @ averages(width).T
     difference = np.abs(images.resize(image[..., None], 64, 64)[..., 0] - expected)
     assert difference.mean() < 1.0
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_padded_crop_and_its_mirror_image(installed, channels):
+    config = base.get_config()
+    config.update({"image_size": 20, "channels": channels, "train_crop": "pad", "crop_padding": 4, "random_flip": True})
+    image = np.random.default_rng(0).integers(0, 256, (20, 20, channels), np.uint8)
+    expected = np.pad(image, ((4, 4), (4, 4), (0, 0)))[6:26, 2:22]
+    transform = images.training_transform(config)
+    random = np.zeros(images.UNIFORMS)
+    random[2 * images.TRIES : 2 * images.TRIES + 2] = 6.5 / 9, 2.5 / 9  # of nine places each way
+    np.testing.assert_array_equal(transform(image, random), expected[:, ::-1])
+    random[2 * images.TRIES + 2] = 0.9
+    np.testing.assert_array_equal(transform(image, random), expected)
 
 
 def test_shrinking_does_not_alias(installed):

@@ -66,6 +66,20 @@ def test_convolutions_and_their_gradients_are_the_plain_ones(shape, stride, padd
         np.testing.assert_allclose(found, expected, rtol=1e-12, atol=1e-12)
 
 
+def test_depthwise_convolutions_in_bfloat16_are_rounded_once():
+    x, kernel = (jnp.asarray(normal(*shape), jnp.bfloat16) for shape in ((2, 7, 8, 6), (3, 3, 1, 6)))
+    padding = ((1, 1), (1, 1))
+
+    def apply(x, kernel, function):
+        y, gradients = jax.vjp(lambda x, kernel: function(x, kernel, 1, padding, 6), x, kernel)
+        return y, *gradients(jnp.ones_like(y))
+
+    found = jax.jit(apply, static_argnums=2)(x, kernel, convolve)
+    exact = apply(x.astype(float), kernel.astype(float), plain_convolve)
+    for ours, value in zip(found, exact, strict=True):
+        np.testing.assert_allclose(ours.astype(float), value, rtol=2**-8, atol=1e-3)
+
+
 def test_the_gradient_of_a_bias():
     x, bias = normal(2, 3, 4, 5), normal(5)
     y, *gradients = with_gradients(add_bias, x, bias)
@@ -115,6 +129,14 @@ def test_the_first_of_equal_maxima_has_the_gradient(height, width, window, strid
 
 def test_a_maximum_with_nan_is_nan():
     assert np.isnan(max_pool(np.array([1.0, np.nan, 2.0, 3.0]).reshape(1, 2, 2, 1), 2, 2, ((0, 0), (0, 0)))).all()
+
+
+def test_several_features_of_each_feature_are_one_convolution():
+    def apply(x, kernel):
+        return convolve(x, kernel, 1, ((1, 1), (1, 1)), groups=4)
+
+    text = jax.jit(apply).lower(normal(2, 6, 6, 4), normal(3, 3, 1, 8)).as_text()
+    assert text.count("stablehlo.convolution") == 1
 
 
 def test_an_accelerator_compiles_the_plain_operations():
