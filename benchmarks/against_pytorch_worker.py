@@ -1,8 +1,9 @@
 """PyTorch's side of against_pytorch.py, which runs this file under a Python that has torch, torchvision and timm.
 
 Arguments: the network's name, its library, the batch size, the image size in pixels, the data type and the weights of
-the auxiliary losses. Every line on standard input is a mode (train or infer), a style (eager or compiled) and how many
-steps to run; the answer is a line of JSON: the seconds, or what went wrong. The first line of all tells about PyTorch.
+the auxiliary losses. Every line on standard input is a mode (train or infer), a style (eager, compiled or cuda_graphs) and
+how many steps to run; the answer is a line of JSON: the seconds, or what went wrong. The first line of all tells about
+PyTorch.
 """
 
 import json
@@ -49,7 +50,8 @@ def make_turn(
             losses = [cross_entropy(each, labels) for each in (logits, *auxiliary)]
             return sum(weight * loss for weight, loss in zip([1.0, *aux_weights], losses, strict=True))
 
-    forward = torch.compile(forward) if style == "compiled" else forward
+    if style != "eager":
+        forward = torch.compile(forward, mode="reduce-overhead" if style == "cuda_graphs" else "default")
     if mode == "infer":
 
         def step() -> None:

@@ -13,16 +13,17 @@ import numpy as np
 from ml_collections import ConfigDict
 from PIL import Image, UnidentifiedImageError
 
-# Where either is not installed, the other and Pillow do its work: slower, and within a few grey levels.
 try:
     import cv2
 
     cv2.setNumThreads(0)  # the pool of threads that decodes a batch already fills the cores
-except ImportError:
+except ImportError as error:
+    print(f"note: {error}; Pillow works in OpenCV's place: slower, within a few grey levels")
     cv2 = None
 try:
     from simplejpeg import decode_jpeg
-except ImportError:
+except ImportError as error:
+    print(f"note: {error}; other libraries decode JPEGs in simplejpeg's place: slower, within a few grey levels")
 
     def decode_jpeg(*_, **__) -> np.ndarray:
         """Leaves every file to the other decoders."""

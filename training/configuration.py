@@ -96,6 +96,8 @@ def resolve_run(config: ConfigDict, num_classes: int, num_images: int) -> Config
         config.num_steps = max(math.ceil(config.num_epochs * num_images / config.batch_size), 1)
     else:
         config.num_epochs = config.num_steps * config.batch_size / num_images
+    if config.warmup_epochs and config.warmup_shape == "constant" and not config.warmup_learning_rate:
+        raise ValueError("warmup_shape=constant at warmup_learning_rate=0 would train nothing; give a rate above 0")
     if config.warmup_epochs > config.num_epochs:
         raise ValueError(
             f"warmup_epochs={config.warmup_epochs:g} is longer than the run of {config.num_epochs:g} epochs; shorten it"

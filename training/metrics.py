@@ -38,7 +38,7 @@ class RunLog:
           start_step: the step of the checkpoint that the run goes on from, or 0.
         """
         self.workdir = workdir
-        self._num_steps = config.num_steps
+        self._num_steps, self._keep_best = config.num_steps, config.keep_best
         self._batch_size, self._num_images = config.batch_size, num_images
         self.rows = [row for row in read_rows(workdir) if row["step"] <= start_step]
         write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
@@ -152,13 +152,14 @@ class RunLog:
     def farewell(self) -> None:
         """Says what the run reached, where everything lies and what to try next."""
         last = [row for row in self.rows if is_evaluation(row)][-1]
+        best = " --step=best" if self._keep_best else ""
         parts = ["curves.png", "summary.json", "metrics.jsonl", "tensorboard/", "checkpoints/"]
         parts = [part for part in parts if (self.workdir / part).exists()]
         self.say(
             f"done: {100 * last['accuracy_top1']:.2f} % top-1 on the {last['split']} images after "
             f"{last['epoch']:.4g} epochs and {format_seconds(self.seconds)}\n"
             f"everything lies in {self.workdir}: {', '.join(parts)}\n"
-            f"try next: python evaluate.py --workdir={self.workdir} --step=best\n"
+            f"try next: python evaluate.py --workdir={self.workdir}{best}\n"
             f"          python predict.py --workdir={self.workdir} --images=FILE"
         )
 

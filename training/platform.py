@@ -78,9 +78,12 @@ def _compiles_with(options: tuple[tuple[str, bool | str], ...]) -> bool:
 def _keep_freed_memory() -> None:
     """Tells glibc not to give memory back to the system, where it would be fetched again page by page each step.
 
-    On a CPU that took a fifth of MobileNet's and a tenth of ResNet-50's training step (docs/benchmarks.md).
+    On a CPU that took a fifth of MobileNet's and a tenth of ResNet-50's training step (docs/benchmarks.md). Beside an
+    NVIDIA GPU, where it was not measured, nothing is changed.
     """
-    if sys.platform == "linux" and (mallopt := getattr(ctypes.CDLL(None), "mallopt", None)):
+    if sys.platform != "linux" or os.path.exists("/dev/nvidiactl"):
+        return
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
         trim_threshold, mmap_max, arena_max = -1, -4, -8  # their numbers in malloc.h
         mallopt(trim_threshold, -1)  # never
         mallopt(mmap_max, 0)

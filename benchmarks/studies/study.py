@@ -204,10 +204,12 @@ def _make(runs: list[Run], files: Files) -> int:
                 record(files, _row(run, workdir))
             continue
         left = end - time.monotonic() - to_save
-        code = _train(run, workdir, left) if left > to_save else None
+        # A run that compiles hears of its end only after its first step: none begins without time for that.
+        code = _train(run, workdir, left) if left > 3 * to_save else None
+        stopped = code is None or (code == 143 and time.monotonic() > end - to_save)
         if (workdir / "summary.json").exists():
             record(files, _row(run, workdir))
-        elif end - time.monotonic() < 2 * to_save:
+        elif stopped:
             print("stopped; the same command goes on")
             break
         elif code in (2, 130, 143, -signal.SIGINT, -signal.SIGTERM):
