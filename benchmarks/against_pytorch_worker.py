@@ -1,9 +1,9 @@
 """PyTorch's side of against_pytorch.py, which runs this file under a Python that has torch, torchvision and timm.
 
 Arguments: the network's name, its library, the batch size, the image size in pixels, the data type and the weights of
-the auxiliary losses. Every line on standard input is a mode (train or infer), a style (eager, compiled or cuda_graphs) and
-how many steps to run; the answer is a line of JSON: the seconds, or what went wrong. The first line of all tells about
-PyTorch.
+the auxiliary losses. Every line on standard input is a mode (train or infer), a style (eager, compiled or
+cuda_graphs) and how many steps to run; the answer is a line of JSON: the seconds, or what went wrong. The first line of
+all tells about PyTorch.
 """
 
 import json
