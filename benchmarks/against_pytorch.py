@@ -43,6 +43,7 @@ NETWORKS = {
     "mobilenetv1_100": ("timm", "mobilenet_v1", ()),
 }
 MODES, STYLES = ["train", "infer"], ["eager", "compiled", "cuda_graphs"]
+PAUSE_SECONDS = 0.5  # between turns: threads of the side before spin for a while, and then the caches are warmed
 COLUMNS = [
     Column("model", 16, "model"),
     Column("mode", 5, "mode"),
@@ -174,6 +175,8 @@ def take_turns(sides: dict[str, Callable[[int], float]], batch_size: int) -> Row
     rates = {side: [] for side in sides}
     for _ in range(_ROUNDS.value):
         for side, run in sides.items():
+            time.sleep(PAUSE_SECONDS)
+            run(1)
             rates[side].append(steps[side] * batch_size / run(steps[side]))
     for side, values in rates.items():
         row["images_per_second" if side == "ours" else f"{side}_images_per_second"] = statistics.median(values)
