@@ -76,6 +76,8 @@ def test_float64_follows_pytorch(path, float64):
     assert norms == pytest.approx({name: golden["final_norms"][name] for name in norms}, rel=1e-8)
 
 
+@pytest.mark.slow
+@pytest.mark.smoke
 @pytest.mark.parametrize("path", parameters())
 def test_float32_starts_as_pytorch(path):
     golden = json.loads(path.read_text())
