@@ -73,11 +73,11 @@ def check_file(flag: str, path: str) -> None:
 
 
 def record(path: pathlib.Path, row: Row, same: Iterable[str]) -> None:
-    """Adds a row to those of a JSON file, in the place of the one that is the same in some keys."""
+    """Adds a row to those of a JSON file, a line each, in the place of the one that is the same in some keys."""
     others = json.loads(path.read_text()) if path.exists() else []
     others = [other for other in others if any(other.get(key) != row[key] for key in same)]
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(path, as_json([*others, row]))
+    write_atomically(path, "[\n" + ",\n".join(map(json.dumps, [*others, row])) + "\n]\n")
 
 
 def as_json(rows: list[Row]) -> str:

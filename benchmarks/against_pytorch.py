@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import pathlib
+import shutil
 import statistics
 import subprocess
 import sys
@@ -109,6 +110,8 @@ def main() -> int:
         for word in flag.value:
             if word not in known:
                 command_line.refuse(f"--{flag.name}={word} is unknown; choose of {', '.join(known)}")
+    if not shutil.which(_TORCH_PYTHON.value):
+        command_line.refuse(f"--torch_python={_TORCH_PYTHON.value} is no program; give a Python that has torch")
     print(rows.heading(COLUMNS))
     exit_code = 0
     for name in _MODELS.value:

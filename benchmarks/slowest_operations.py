@@ -6,6 +6,7 @@ The files are those that `benchmark.py --profile=PROFILE` writes, a folder for e
 import collections
 import gzip
 import json
+import os
 import pathlib
 import sys
 
@@ -28,5 +29,17 @@ def list_operations(path: pathlib.Path) -> list[str]:
     ]
 
 
-for word in sys.argv[1:]:
-    print(f"{word}\n" + "\n".join(list_operations(pathlib.Path(word))))
+def main() -> None:
+    """Prints the operations of each file."""
+    for word in sys.argv[1:]:
+        try:
+            print(f"{word}\n" + "\n".join(list_operations(pathlib.Path(word))), flush=True)
+        except BrokenPipeError:  # head has enough
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except (OSError, EOFError, ValueError, KeyError) as error:
+            print(f"slowest_operations.py: error: {word} is no layers.json.gz: {error}", file=sys.stderr)
+            sys.exit(2)
+
+
+if __name__ == "__main__":
+    main()

@@ -5,6 +5,7 @@ import io
 import math
 import os
 import struct
+import sys
 from collections.abc import Callable
 
 os.environ.setdefault("OPENCV_LOG_LEVEL", "SILENT")  # what OpenCV cannot read, we name ourselves
@@ -18,12 +19,12 @@ try:
 
     cv2.setNumThreads(0)  # the pool of threads that decodes a batch already fills the cores
 except ImportError as error:
-    print(f"note: {error}; Pillow works in OpenCV's place: slower, within a few grey levels")
+    print(f"note: {error}; Pillow works in OpenCV's place: slower, within a few grey levels", file=sys.stderr)
     cv2 = None
 try:
     from simplejpeg import decode_jpeg
 except ImportError as error:
-    print(f"note: {error}; other libraries decode JPEGs in simplejpeg's place: slower, within a few grey levels")
+    print(f"note: {error}; others decode JPEGs in simplejpeg's place: slower, by a few grey levels", file=sys.stderr)
 
     def decode_jpeg(*_, **__) -> np.ndarray:
         """Leaves every file to the other decoders."""

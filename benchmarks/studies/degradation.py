@@ -10,6 +10,7 @@ With --torch_python=PATH --binaries=FOLDER, ResNet-20's seconds are set beside t
 import json
 import pathlib
 import shlex
+import shutil
 import subprocess
 import sys
 
@@ -119,6 +120,8 @@ def run_pytorch() -> int:
     """Measures the plain PyTorch script and sets it beside our ResNet-20s on a GPU; returns the exit code."""
     files = study.files_of("plain_pytorch_resnet20")
     with command_line.refusing_bad_input():
+        if not shutil.which(_TORCH_PYTHON.value):
+            raise FileNotFoundError(f"--torch_python={_TORCH_PYTHON.value} is no program; give a Python that has torch")
         if not _BINARIES.value or not (pathlib.Path(_BINARIES.value) / "test_batch.bin").exists():
             raise FileNotFoundError(f"--binaries={_BINARIES.value} has no test_batch.bin; give CIFAR-10's binary files")
     script = pathlib.Path(__file__).parent / "plain_pytorch_resnet20.py"

@@ -22,6 +22,7 @@ sys.path.insert(0, str(ROOT))
 import jax  # noqa: E402
 from absl import flags  # noqa: E402
 
+from analysis import rows as row_files  # noqa: E402
 from training import command_line  # noqa: E402
 from training.metrics import is_evaluation, read_rows, write_atomically  # noqa: E402
 
@@ -96,6 +97,8 @@ def main(
         with command_line.refusing_bad_input():
             runs = _choose(list_runs(SIZE.value))
         exit_code = _make(runs, files)
+        if exit_code == 2:  # its one line is the last
+            return exit_code
     show(files, make_table, draw)
     return exit_code
 
@@ -117,9 +120,7 @@ def read(files: Files) -> list[Row]:
 
 def record(files: Files, row: Row) -> None:
     """Adds a row to those that there are, in the place of the one of the same name and seed."""
-    others = [old for old in read(files) if (old["name"], old["seed"]) != (row["name"], row["seed"])]
-    files.rows.parent.mkdir(parents=True, exist_ok=True)
-    write_atomically(files.rows, "[\n" + ",\n".join(map(json.dumps, [*others, row])) + "\n]\n")
+    row_files.record(files.rows, row, ("name", "seed"))
 
 
 def show(
