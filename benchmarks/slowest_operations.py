@@ -6,9 +6,12 @@ The files are those that `benchmark.py --profile=PROFILE` writes, a folder for e
 import collections
 import gzip
 import json
-import os
 import pathlib
 import sys
+
+sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
+
+from training import command_line  # noqa: E402
 
 SHOWN = 40  # operations of each profile
 
@@ -33,12 +36,9 @@ def main() -> None:
     """Prints the operations of each file."""
     for word in sys.argv[1:]:
         try:
-            print(f"{word}\n" + "\n".join(list_operations(pathlib.Path(word))), flush=True)
-        except BrokenPipeError:  # head has enough
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            command_line.say(f"{word}\n" + "\n".join(list_operations(pathlib.Path(word))))
         except (OSError, EOFError, ValueError, KeyError) as error:
-            print(f"slowest_operations.py: error: {word} is no layers.json.gz: {error}", file=sys.stderr)
-            sys.exit(2)
+            command_line.refuse(f"{word} is no layers.json.gz: {error}")
 
 
 if __name__ == "__main__":

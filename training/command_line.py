@@ -34,6 +34,14 @@ def run(
         sys.exit(130)  # a second SIGINT, or one before there was anything to save
 
 
+def say(text: str) -> None:
+    """Prints a text at once; where it goes into a pipe that is closed, nothing ends and the rest goes nowhere."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 @contextlib.contextmanager
 def refusing_bad_input() -> Iterator[None]:
     """Turns an error of the user's config or data into one line on standard error and exit code 2."""

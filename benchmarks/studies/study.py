@@ -131,15 +131,15 @@ def show(
     """Prints the table of the rows and draws their figure; puts both into the docs, where they are to go there."""
     rows = read(files)
     if not rows:
-        return print(f"there are no rows in {files.rows} yet")
+        return command_line.say(f"there are no rows in {files.rows} yet")
     text = make_table(rows)
-    print(text)
+    command_line.say(text)
     try:
         if draw:
             draw(rows, files.figure)
             text += f"\n\n![{files.figure.stem}]({files.figure.name})"
     except ImportError:
-        print("note: no figure, as matplotlib is not installed; --report draws it where it is")
+        command_line.say("note: no figure, as matplotlib is not installed; --report draws it where it is")
     if files.comment:
         _put_into(ROOT / "docs" / "results.md", files.comment, text)
 
@@ -211,7 +211,7 @@ def _make(runs: list[Run], files: Files) -> int:
         if (workdir / "summary.json").exists():
             record(files, _row(run, workdir))
         elif stopped:
-            print("stopped; the same command goes on")
+            command_line.say("stopped; the same command goes on")
             break
         elif code in (2, 130, 143, -signal.SIGINT, -signal.SIGTERM):
             return code if code > 0 else 128 - code
@@ -226,7 +226,7 @@ def _train(run: Run, workdir: pathlib.Path, seconds: float) -> int:
     words = [*_words(run), f"--workdir={workdir.absolute()}"]
     # A cache of the study's own: what a network's first run takes includes the compilation, on every machine.
     words += [f"--config.compilation_cache_dir={workdir.parent.absolute() / 'compiled'}"]
-    print(f"\n{run.name}, seed {run.seed}: {shlex.join(words)}", flush=True)
+    command_line.say(f"\n{run.name}, seed {run.seed}: {shlex.join(words)}")
     start = time.monotonic()
     # In a group of its own, so that a signal reaches it once: through us, not from the terminal besides. In our session
     # still: what ends everything that we left running must find it.
