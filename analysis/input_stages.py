@@ -81,7 +81,7 @@ def _stages_of_an_image(dataset: input_pipeline.Dataset, config: ConfigDict) -> 
     records = np.random.default_rng(0).permutation(len(dataset))[:SAMPLE].tolist()
     records = [records[number % len(records)] for number in range(SAMPLE)]
     yield "read", lambda number: dataset[records[number]]
-    if dataset.name == "synthetic":
+    if not dataset.needs_transform:
         return
     from input_pipeline import images
 

@@ -3,7 +3,8 @@
 from input_pipeline.augmentation import MixedLabels, make_augmentation, normalize
 from input_pipeline.batches import count_bad_images, eval_batches, to_device, train_batches
 from input_pipeline.class_names import known_class_names
-from input_pipeline.datasets import DamagedImageError, Dataset, load_dataset
+from input_pipeline.dataset import DamagedImageError, Dataset
+from input_pipeline.datasets import load_dataset
 from input_pipeline.device_cache import DeviceCache, cached_eval_batches
 
 __all__ = [

@@ -16,7 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from input_pipeline.datasets import DamagedImageError, Dataset
+from input_pipeline.dataset import DamagedImageError, Dataset
 
 Batch = dict[str, Any]
 
@@ -111,7 +111,7 @@ def train_batches(
     shape = rows, config.image_size, config.image_size, config.channels
     batch_size, seed = config.batch_size, config.seed
     transform, num_uniforms = _ready, 4
-    if dataset.name != "synthetic":
+    if dataset.needs_transform:
         from input_pipeline import images
 
         transform, num_uniforms = images.training_transform(config), images.UNIFORMS
@@ -163,7 +163,7 @@ def eval_batches(
     first_row, rows = _rows("eval_batch_size", batch_size, process_index, process_count)
     shape = rows, config.image_size, config.image_size, config.channels
     transform = _ready
-    if dataset.name != "synthetic":
+    if dataset.needs_transform:
         from input_pipeline import images
 
         transform = images.evaluation_transform(config)

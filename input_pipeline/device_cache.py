@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.augmentation import TRIES, draw_uniforms, random_box, random_place, random_whole
 from input_pipeline.batches import read_good_image, read_image, skip_image
-from input_pipeline.datasets import DamagedImageError, Dataset
+from input_pipeline.dataset import DamagedImageError, Dataset
 
 Arrays = dict[str, jax.Array]
 Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]

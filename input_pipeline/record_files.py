@@ -18,7 +18,7 @@ from tensorflow_datasets.core import example_serializer, hashing, naming
 from tensorflow_datasets.core.utils import shard_utils
 from tensorflow_datasets.proto import tf_example_pb2
 
-from input_pipeline.datasets import open_records
+from input_pipeline.stored_datasets import open_records
 
 SAMPLES = 100  # records whose mean size tells how many files a split needs, where nothing else does
 

@@ -22,9 +22,9 @@ from tensorflow_datasets.proto import tf_example_pb2
 import input_pipeline
 from input_pipeline import images, load_dataset, record_files
 from input_pipeline.archives import download, members
-from input_pipeline.datasets import open_builder
 from input_pipeline.preparation import prepare
 from input_pipeline.record_files import shrink
+from input_pipeline.stored_datasets import open_builder
 
 REPOSITORY = Path(input_pipeline.__file__).parents[1]
 IMAGENETTE = {
