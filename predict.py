@@ -20,7 +20,7 @@ from input_pipeline.images import evaluation_transform
 from training import command_line, configuration
 from training.platform import compiler_options, prepare_platform
 from training.state import make_mesh, make_model
-from training.step import make_apply
+from training.step import make_apply, make_logits
 from training.transfer import load_weights
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made.", required=True)
@@ -43,9 +43,9 @@ def main() -> None:
             pathlib.Path(_WORKDIR.value), mesh, command_line.step(_STEP.value)
         )
         prepare_platform(config)
-        apply = jax.jit(
-            make_apply(config, make_model(config, training=False)), compiler_options=compiler_options(config)
-        )
+        model = make_model(config, training=False)
+        apply = make_logits(model) if _INPUTS.value else make_apply(config, model)
+        apply = jax.jit(apply, compiler_options=compiler_options(config))
         if _INPUTS.value:
             inputs, target = read_inputs(pathlib.Path(_INPUTS.value), config), pathlib.Path(_LOGITS.value)
             jax.eval_shape(apply, params, batch_stats, inputs[:1])  # refuses a size that is too small

@@ -26,7 +26,7 @@ from rich.table import Table  # noqa: E402
 
 import input_pipeline  # noqa: E402
 from configs import base  # noqa: E402
-from input_pipeline import images  # noqa: E402
+from input_pipeline import crops, images  # noqa: E402
 from input_pipeline.preparation import prepare  # noqa: E402
 
 _FOLDER = flags.DEFINE_string("folder", None, "Images in class folders.", required=True)
@@ -65,7 +65,7 @@ def describe(config: ConfigDict) -> dict[str, float]:
     sizes = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE).shape for data in encoded]
     random, enlargements = np.random.default_rng(0), []
     for height, width in sizes:
-        for uniforms in random.random((20, images.UNIFORMS)):
+        for uniforms in random.random((20, crops.UNIFORMS)):
             box = images.random_resized_box(height, width, config.crop_area, config.crop_aspect, uniforms)
             enlargements.append(config.image_size / (box[2] * box[3]) ** 0.5)
     return {

@@ -55,6 +55,9 @@ def get_config() -> ConfigDict:
     config.mean = (0.5,)  # subtracted from each channel of pixels in [0, 1]; one value serves all channels
     config.std = (0.5,)  # each channel is then divided by this
 
+    config.exif_orientation = False  # turn images as their EXIF tag says, as cameras write it; TFDS, torchvision do not
+    config.max_image_pixels = 178_956_970  # pixels of an image file, height times width; larger ones count as damaged
+
     # Loading
     config.cache = ""  # device: decode the dataset once, keep it on every device, crop and flip there; '': load batches
     config.steps_per_dispatch = 0  # cache=device: steps at most without the host between them; 0: 20; on a CPU always 1

@@ -16,6 +16,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from input_pipeline.crops import UNIFORMS
 from input_pipeline.dataset import DamagedImageError, Dataset
 
 Batch = dict[str, Any]
@@ -112,9 +113,9 @@ def train_batches(
     batch_size, seed = config.batch_size, config.seed
     transform, num_uniforms = _ready, 4
     if dataset.needs_transform:
-        from input_pipeline import images
+        from input_pipeline import images  # only where it is needed: it imports the decoders
 
-        transform, num_uniforms = images.training_transform(config), images.UNIFORMS
+        transform, num_uniforms = images.training_transform(config), UNIFORMS
     # Grain shuffles epoch e with seed + e: unhashed, seed 1 would repeat seed 0's order one epoch later.
     order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     order = grain.MapDataset.range(len(dataset)).shuffle(seed=order_seed).repeat()

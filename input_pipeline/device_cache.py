@@ -17,15 +17,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from input_pipeline.augmentation import TRIES, draw_uniforms, random_box, random_place, random_whole
+from input_pipeline.augmentation import draw_uniforms
 from input_pipeline.batches import read_good_image, read_image, skip_image
+from input_pipeline.crops import (
+    TRIES,
+    DeviceBox,
+    device_place,
+    device_random_resized_box,
+    device_scale_jitter_box,
+    whole,
+)
 from input_pipeline.dataset import DamagedImageError, Dataset
 
 Arrays = dict[str, jax.Array]
-Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-"""Top, left, height and width in pixels, int32."""
-
-
 MOST_TAPS = 64
 """Pixels that one pixel of a crop may be made of: each is an operation of its own in the compiled step."""
 
@@ -110,10 +114,10 @@ class DeviceCache:
         if self._resizes:
             heights, widths = cached["height"][records], cached["width"][records]
             if config.train_crop == "random_resized":
-                box = functools.partial(random_resized_box, area=config.crop_area, aspect=config.crop_aspect)
+                box = functools.partial(device_random_resized_box, area=config.crop_area, aspect=config.crop_aspect)
             else:
                 box = functools.partial(
-                    scale_jitter_box, image_size=config.image_size, train_resize=config.train_resize
+                    device_scale_jitter_box, image_size=config.image_size, train_resize=config.train_resize
                 )
             boxes = jax.vmap(box)(heights, widths, uniforms)
             sources = cached["pixels"], cached["offset"][records], widths
@@ -227,7 +231,7 @@ def padded_crops(
       uint8 (N, H, W, C).
     """
     height, width = pixels.shape[1:3]
-    place = jax.vmap(lambda u: random_place(u, height + 2 * padding, width + 2 * padding, height, width))
+    place = jax.vmap(lambda u: device_place(u, height + 2 * padding, width + 2 * padding, height, width))
     tops, lefts = place(uniforms)
     y = tops[:, None] - padding + jnp.arange(height)
     x = jnp.arange(width)
@@ -241,7 +245,7 @@ def resized_crops(
     pixels: jax.Array,
     offsets: jax.Array,
     widths: jax.Array,
-    boxes: Box,
+    boxes: DeviceBox,
     flips: jax.Array,
     image_size: int,
     taps: Sequence[int],
@@ -299,29 +303,6 @@ def _sources(
     return jnp.minimum(place, lengths - 1).astype(jnp.int32), weights / weights.sum(-1, keepdims=True)
 
 
-def random_resized_box(
-    height: jax.Array, width: jax.Array, uniforms: jax.Array, area: Sequence[float], aspect: Sequence[float]
-) -> Box:
-    """Returns the box of input_pipeline.images.random_resized_box, on the device; height and width are scalars."""
-    box_height, box_width, fits = random_box(uniforms, height, width, area, aspect)
-    top, left = random_place(uniforms[2 * TRIES :], height, width, box_height, box_width)
-    whole_height = jnp.minimum(height, jnp.round(width / aspect[0]).astype(jnp.int32))
-    whole_width = jnp.minimum(width, jnp.round(height * aspect[1]).astype(jnp.int32))
-    drawn = top, left, box_height, box_width
-    centred = (height - whole_height) // 2, (width - whole_width) // 2, whole_height, whole_width
-    return tuple(jnp.where(fits, *sides) for sides in zip(drawn, centred, strict=True))
-
-
-def scale_jitter_box(
-    height: jax.Array, width: jax.Array, uniforms: jax.Array, image_size: int, train_resize: Sequence[int]
-) -> Box:
-    """Returns the box of input_pipeline.images.scale_jitter_box, on the device; height and width are scalars."""
-    shortest, longest = train_resize
-    resized = shortest + random_whole(uniforms[0], longest - shortest + 1)
-    side = jnp.maximum(jnp.round(jnp.minimum(height, width) * image_size / resized).astype(jnp.int32), 1)
-    return *random_place(uniforms[2 * TRIES :], height, width, side, side), side, side
-
-
 def _most_taps(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> tuple[int, int]:
     """Returns how many pixels, down and across, a pixel of any crop of these images may be made of."""
     if config.train_crop == "random_resized":
@@ -341,14 +322,11 @@ def _most_taps(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> t
     return taps
 
 
-def _whole(height: int, width: int) -> tuple[int, int, int, int]:
-    return 0, 0, height, width
-
-
 def _own_size(config: ConfigDict) -> Callable:
     from input_pipeline import images
 
-    return lambda image: images.decode_box(image, config.channels, _whole)
+    decode = images.box_decoder(config)
+    return lambda image: decode(image, whole, math.inf)
 
 
 def _final_size(config: ConfigDict) -> Callable:
@@ -356,8 +334,8 @@ def _final_size(config: ConfigDict) -> Callable:
         return _evaluated(config)
     from input_pipeline import images
 
-    size = config.image_size
-    return lambda image: images.resize(images.decode_box(image, config.channels, _whole, size), size, size)
+    decode, size = images.box_decoder(config), config.image_size
+    return lambda image: images.resize(decode(image, whole, size), size, size)
 
 
 def _evaluated(config: ConfigDict) -> Callable:

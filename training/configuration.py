@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 import models
 from configs import base
-from input_pipeline import images
+from input_pipeline import crops
 from training.metrics import write_atomically
 from training.state import make_model
 from training.step import make_apply
@@ -30,6 +30,7 @@ NOT_OF_THE_RESULT = (
     "prefetch_batches",
     "steps_per_dispatch",
     "on_bad_image",
+    "max_image_pixels",
     "eval_batch_size",
     "log_every_steps",
     "log_gradient_norms",
@@ -299,6 +300,7 @@ def _check_ranges(config: ConfigDict) -> None:
     at_least |= {"keep_checkpoints": 1, "evaluate_every_epochs": 0, "bn_virtual_batch_size": 0, "prefetch_batches": 1}
     at_least |= {"final_learning_rate": 0, "warmup_learning_rate": 0, "decode_threads": 0, "crop_padding": 0}
     at_least |= {"mixup_alpha": 0, "cutmix_alpha": 0, "rand_augment_layers": 1, "steps_per_dispatch": 1}
+    at_least |= {"max_image_pixels": 1}
     for option, least in at_least.items():
         if not least <= config[option] < math.inf:
             raise ValueError(f"{option}={config[option]} is out of range; give at least {least}")
@@ -335,7 +337,7 @@ def _check_ranges(config: ConfigDict) -> None:
             raise ValueError(
                 f"{option}={config[option]!r} is unknown{hint or '; choose ' + ', '.join(filter(None, names))}"
             )
-    images.training_transform(config), images.evaluation_transform(config)
+    crops.check_crops(config)
 
 
 def _check_batches(config: ConfigDict) -> None:

@@ -10,6 +10,8 @@ import sys
 import jax
 from ml_collections import ConfigDict
 
+from input_pipeline import prepare_process
+
 CompilerOptions = dict[str, bool | str]
 
 
@@ -36,7 +38,11 @@ def join_processes() -> None:
 
 
 def prepare_platform(config: ConfigDict) -> None:
-    """Sets the precision of a GPU's float32 products and the cache of compiled programs, as the config says."""
+    """Sets the precision of a GPU's float32 products and the cache of compiled programs, as the config says.
+
+    The image libraries are prepared, too.
+    """
+    prepare_process(config.max_image_pixels)
     if jax.default_backend() == "gpu":
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.tf32 else "highest")
     if config.compilation_cache_dir:
