@@ -5,6 +5,7 @@ theoretical field a unit uses little, the middle, in the shape of a Gaussian whe
 widens it.
 """
 
+import dataclasses
 import pathlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -15,11 +16,13 @@ import numpy as np
 from flax import nnx
 from ml_collections import ConfigDict
 
+import input_pipeline
 import models
 from analysis.costs import walk
 from analysis.receptive_field import image_axes
 from input_pipeline import normalize
-from training.state import select
+from training.platform import prepare_platform
+from training.state import make_mesh, make_model, select
 
 SHARE = 0.9545  # of a normal distribution within two standard deviations
 Window = tuple[tuple[float, float], tuple[float, float]]
@@ -122,6 +125,46 @@ def measure_network(
             yield normalize(batch["image"], config.mean, config.std, np.dtype(config.dtype)), batch["mask"]
 
     return measure(last_map, variables, normalized())
+
+
+def measure_workdir(workdir: pathlib.Path, count: int) -> tuple[EffectiveField, str]:
+    """Measures the effective receptive field of a workdir's newest weights.
+
+    Args:
+      workdir: what train.py made.
+      count: how many images of the evaluation split to measure on, taken evenly from the whole split; all of them if it
+        has fewer.
+
+    Returns:
+      The field; and in words the network, the step and the images.
+
+    Raises:
+      ValueError: if no pixel has any influence, or a gradient is not finite.
+      FileNotFoundError: if the folder is no workdir, or its dataset is not there.
+    """
+    from training.transfer import load_weights  # imports Orbax, which takes a second and only this function needs
+
+    mesh = make_mesh()
+    config, params, batch_stats, step = load_weights(workdir, mesh)
+    dataset = input_pipeline.load_dataset(config, "eval")
+    prepare_platform(config)
+    count = min(count, len(dataset))
+
+    def record(number: int) -> int:
+        """The images lie class by class: so each class has its share."""
+        return number * len(dataset) // count
+
+    sample = dataclasses.replace(
+        dataset,
+        size=count,
+        read=lambda number: dataset.read(record(number)),
+        describe=lambda number: dataset.describe(record(number)),
+    )
+    config.eval_batch_size = -(-min(config.eval_batch_size, count) // mesh.size) * mesh.size
+    batches = input_pipeline.eval_batches(sample, config)
+    with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
+        field = measure_network(config, make_model(config, training=False), params, batch_stats, batches)
+    return field, f"{config.model}, step {step}, {count} {dataset.split} images of {config.dataset}"
 
 
 def draw(field: EffectiveField, title: str, path: pathlib.Path) -> None:
