@@ -57,7 +57,7 @@ def summarize_network() -> None:
     if _PICTURE.value:
         draw_shapes([summary], pathlib.Path(_PICTURE.value))
     if "-" not in (_JSON.value, _CSV.value):
-        print(summary_report.describe_layers(summary, rows))
+        command_line.say(summary_report.describe_layers(summary, rows))
 
 
 def summarize_all_networks() -> None:
@@ -68,7 +68,7 @@ def summarize_all_networks() -> None:
         landmarks = summary_report.summarize_networks(_CONFIG.value, summary_report.LANDMARKS)
         draw_shapes(list(landmarks), pathlib.Path(_PICTURE.value))
     if "-" not in (_JSON.value, _CSV.value):
-        print(summary_report.describe_networks(rows))
+        command_line.say(summary_report.describe_networks(rows))
 
 
 def write_files(result: dict | list, rows: list[dict]) -> None:
@@ -87,7 +87,7 @@ def draw_effective_receptive_field() -> None:
     field, title = effective_receptive_field.measure_workdir(pathlib.Path(_WORKDIR.value), _IMAGES.value)
     effective_receptive_field.draw(field, title, pathlib.Path(_FIELD.value))
     share, (side, _) = 100 * effective_receptive_field.SHARE, field.influence.shape
-    print(
+    command_line.say(
         f"{title}: {share:g} % of the influence on the unit in the middle of the last map lies within "
         f"{field.side()} pixels a side; its theoretical field has {field.theoretical_side}, the images {side}"
     )
