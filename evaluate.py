@@ -5,6 +5,7 @@ Every image of the split counts once. The default is the newest checkpoint, with
 
 import json
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -47,7 +48,7 @@ def main() -> None:
     eval_step = make_eval_step(config, make_model(config, training=False), mesh)
     try:
         with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
-            metrics = evaluate(eval_step, params, batch_stats, batches)
+            metrics: dict[str, Any] = evaluate(eval_step, params, batch_stats, batches) or {}
     except input_pipeline.DamagedImageError as error:
         command_line.refuse(str(error))
 

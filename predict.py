@@ -41,7 +41,7 @@ def main() -> None:
         config, params, batch_stats, _ = load_weights(pathlib.Path(_WORKDIR.value), mesh, step)
         prepare_platform(config)
         if _INPUTS.value:
-            inputs, target = read_inputs(pathlib.Path(_INPUTS.value), config), pathlib.Path(_LOGITS.value)
+            inputs, target = read_inputs(pathlib.Path(_INPUTS.value), config), pathlib.Path(_LOGITS.value or "")
             if target.suffix != ".npz" or not target.absolute().parent.is_dir():
                 raise ValueError(f"--logits={target} is no .npz file in a folder that exists; name one")
 
@@ -56,7 +56,8 @@ def main() -> None:
 
 def predict_files(files: list[pathlib.Path], config: ConfigDict, predict: Predictor, batch_size: int) -> None:
     """Prints a table of the five likeliest classes of each image."""
-    class_names, transform, rows = configuration.read_class_names(_WORKDIR.value), evaluation_transform(config), []
+    class_names = configuration.read_class_names(pathlib.Path(_WORKDIR.value))
+    transform, rows = evaluation_transform(config), []
     for first in range(0, len(files), batch_size):
         pairs = read_images(files[first : first + batch_size], transform)
         if pairs:

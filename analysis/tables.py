@@ -113,8 +113,8 @@ class Display:
 def _headed(columns: Sequence[Column], show_header: bool = True) -> Table:
     table = Table(box=MARKDOWN, show_header=show_header)
     for column in columns:
-        justify = "left" if column.unit is None else "right"
-        table.add_column(Text(column.heading), justify=justify, min_width=column.width, no_wrap=True)
+        table.add_column(Text(column.heading), min_width=column.width, no_wrap=True)
+        table.columns[-1].justify = "left" if column.unit is None else "right"
     return table
 
 
