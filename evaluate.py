@@ -1,10 +1,11 @@
 """Evaluates a checkpoint exactly: python evaluate.py --workdir=DIR [--step=N|best] [--split=NAME] [--json=FILE].
 
-Every image of the split counts once. The newest checkpoint is taken, with its averaged weights where the run kept them.
+Every image of the split counts once. The default is the newest checkpoint, with averaged weights if the run kept them.
 """
 
 import json
 import pathlib
+from typing import Any
 
 from absl import flags
 
@@ -19,9 +20,11 @@ from training.transfer import load_weights
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
-_SPLIT = flags.DEFINE_string("split", None, "train, eval or a name of the dataset's own; default: eval.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where TFDS datasets lie here; default: as in training.")
-_ON_BAD_IMAGE = flags.DEFINE_enum("on_bad_image", None, ["raise", "skip"], "Skip: leave out; default: as in training.")
+_SPLIT = flags.DEFINE_string("split", None, "train, eval or the dataset's own name of a split; default: eval.")
+_DATA_DIR = flags.DEFINE_string("data_dir", None, "The folder of TFDS datasets; default: as in training.")
+_ON_BAD_IMAGE = flags.DEFINE_enum(
+    "on_bad_image", None, ["raise", "skip"], "skip: leave damaged images out; default: as in training."
+)
 _JSON = flags.DEFINE_string("json", None, "A file for the result; - for standard output.")
 
 
@@ -35,7 +38,7 @@ def main() -> None:
         )
         if _JSON.value not in (None, "-") and not pathlib.Path(_JSON.value).absolute().parent.is_dir():
             raise FileNotFoundError(f"the folder of --json={_JSON.value} does not exist; make it first")
-        # The run may have been on fewer devices, or on one.
+        # The run may have used another number of devices.
         config.eval_batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
         config.data_dir = _DATA_DIR.value or config.data_dir
         config.on_bad_image = _ON_BAD_IMAGE.value or config.on_bad_image
@@ -45,21 +48,26 @@ def main() -> None:
     eval_step = make_eval_step(config, make_model(config, training=False), mesh)
     try:
         with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
-            metrics = evaluate(eval_step, params, batch_stats, batches)
+            metrics: dict[str, Any] = evaluate(eval_step, params, batch_stats, batches) or {}
     except input_pipeline.DamagedImageError as error:
         command_line.refuse(str(error))
 
-    result = {"model": config.model, "dataset": config.dataset, "split": dataset.split, "step": step}
-    result |= metrics
+    result = {"model": config.model, "dataset": config.dataset, "split": dataset.split, "step": step} | metrics
+    text = json.dumps(result, indent=2)
     if _JSON.value == "-":
-        return print(json.dumps(result, indent=2))
-    top1, top5 = (100 * metrics[name] for name in ("accuracy_top1", "accuracy_top5"))
-    print(f"{config.model}, step {step}, on {metrics['examples']:,} {dataset.split} images of {config.dataset}", end="")
-    left_out = len(dataset) - metrics["examples"]
-    print(f" ({left_out:,} damaged ones left out):" if left_out else ":", end=" ")
-    print(f"loss {metrics['loss']:.4f}, top-1 {top1:.2f} %, top-5 {top5:.2f} %")
+        return command_line.say(text)
+    command_line.say(describe(result, left_out=len(dataset) - metrics["examples"]))
     if _JSON.value:
-        write_atomically(pathlib.Path(_JSON.value), json.dumps(result, indent=2) + "\n")
+        write_atomically(pathlib.Path(_JSON.value), text + "\n")
+
+
+def describe(result: dict, left_out: int) -> str:
+    """Returns the result in words; left_out is how many damaged images do not count."""
+    top1, top5 = (100 * result[name] for name in ("accuracy_top1", "accuracy_top5"))
+    images = f"{result['examples']:,} {result['split']} images of {result['dataset']}"
+    images += f" ({left_out:,} damaged ones left out)" if left_out else ""
+    accuracies = f"loss {result['loss']:.4f}, top-1 {top1:.2f} %, top-5 {top5:.2f} %"
+    return f"{result['model']}, step {result['step']}, on {images}: {accuracies}"
 
 
 if __name__ == "__main__":

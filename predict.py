@@ -1,33 +1,32 @@
-"""Names what is on images: python predict.py --workdir=DIR --images=a.jpg,folder/ [--step=N|best].
+"""Classifies images: python predict.py --workdir=DIR --images=a.jpg,folder/ [--step=N|best].
 
-Prints the five likeliest classes of each image. Or runs arrays that are preprocessed already:
-python predict.py --workdir=DIR --inputs=x.npy --logits=y.npz, x of (N, H, W, C) float32, y with the raw `logits`.
+Prints the five likeliest classes of each image. For arrays that are preprocessed already:
+python predict.py --workdir=DIR --inputs=x.npy --logits=y.npz; x holds (N, H, W, C) float32, y gets the raw `logits`.
 """
 
 import pathlib
 import sys
 from collections.abc import Callable
 
-import jax
 import numpy as np
 from absl import flags
-from jax.sharding import NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
-from rich.console import Console
-from rich.table import Table
 
+from analysis import tables
 from input_pipeline.images import evaluation_transform
 from training import command_line, configuration
-from training.platform import compiler_options, prepare_platform
-from training.state import make_mesh, make_model
-from training.step import make_apply, make_logits
+from training.platform import prepare_platform
+from training.prediction import likeliest_classes, make_predictor, read_inputs
+from training.state import make_mesh
 from training.transfer import load_weights
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
 _IMAGES = flags.DEFINE_list("images", [], "Image files and folders of them.")
 _INPUTS = flags.DEFINE_string("inputs", None, "A .npy file of preprocessed float32 images, (N, H, W, C).")
-_LOGITS = flags.DEFINE_string("logits", None, "The .npz file that the logits of --inputs go to.")
+_LOGITS = flags.DEFINE_string("logits", None, "The .npz file for the logits of --inputs.")
+
+Predictor = Callable[[np.ndarray], np.ndarray]
 
 
 def main() -> None:
@@ -38,43 +37,36 @@ def main() -> None:
         files = [file for name in _IMAGES.value for file in image_files(pathlib.Path(name))]
         if _IMAGES.value and not files:
             raise FileNotFoundError(f"there are no files in {', '.join(_IMAGES.value)}; give images")
-        mesh = make_mesh()
-        config, params, batch_stats, _ = load_weights(
-            pathlib.Path(_WORKDIR.value), mesh, command_line.step(_STEP.value)
-        )
+        mesh, step = make_mesh(), command_line.step(_STEP.value)
+        config, params, batch_stats, _ = load_weights(pathlib.Path(_WORKDIR.value), mesh, step)
         prepare_platform(config)
-        model = make_model(config, training=False)
-        apply = make_logits(model) if _INPUTS.value else make_apply(config, model)
-        apply = jax.jit(apply, compiler_options=compiler_options(config))
         if _INPUTS.value:
-            inputs, target = read_inputs(pathlib.Path(_INPUTS.value), config), pathlib.Path(_LOGITS.value)
-            jax.eval_shape(apply, params, batch_stats, inputs[:1])  # refuses a size that is too small
+            inputs, target = read_inputs(pathlib.Path(_INPUTS.value), config), pathlib.Path(_LOGITS.value or "")
             if target.suffix != ".npz" or not target.absolute().parent.is_dir():
                 raise ValueError(f"--logits={target} is no .npz file in a folder that exists; name one")
 
-    everywhere = NamedSharding(mesh, PartitionSpec())
     batch_size = min(config.eval_batch_size, len(inputs if _INPUTS.value else files))
-
-    def logits_of(images: np.ndarray) -> np.ndarray:
-        """Runs up to a batch of images, padded to one shape so that the network is compiled once."""
-        padding = [(0, batch_size - len(images))] + [(0, 0)] * (images.ndim - 1)
-        padded = jax.device_put(np.pad(images, padding), everywhere)
-        return jax.device_get(apply(params, batch_stats, padded))[: len(images)]
-
+    predict = make_predictor(config, params, batch_stats, mesh, batch_size, preprocessed=bool(_INPUTS.value))
     if _INPUTS.value:
-        pieces = [logits_of(inputs[first : first + batch_size]) for first in range(0, len(inputs), batch_size)]
-        np.savez(target, logits=np.concatenate(pieces))
-        return print(f"logits of {len(inputs)} images are in {target}")
+        np.savez(target, logits=predict(inputs))
+        command_line.say(f"logits of {len(inputs)} images are in {target}")
+    else:
+        predict_files(files, config, predict, batch_size)
 
-    transform, readable, logits = evaluation_transform(config), [], []
+
+def predict_files(files: list[pathlib.Path], config: ConfigDict, predict: Predictor, batch_size: int) -> None:
+    """Prints a table of the five likeliest classes of each image."""
+    class_names = configuration.read_class_names(pathlib.Path(_WORKDIR.value))
+    transform, rows = evaluation_transform(config), []
     for first in range(0, len(files), batch_size):
         pairs = read_images(files[first : first + batch_size], transform)
         if pairs:
-            readable += [file for file, _ in pairs]
-            logits.append(logits_of(np.stack([pixels for _, pixels in pairs])))
-    if not readable:
+            classes = likeliest_classes(predict(np.stack([pixels for _, pixels in pairs])), class_names)
+            for (file, _), likeliest in zip(pairs, classes, strict=True):
+                rows.append([str(file), *(f"{name} {100 * share:.1f} %" for name, share in likeliest)])
+    if not rows:
         command_line.refuse("none of the images could be read")
-    show(readable, np.concatenate(logits), configuration.read_class_names(_WORKDIR.value))
+    tables.print_boxed(["image", *(f"{rank}." for rank in range(1, len(rows[0])))], rows)
 
 
 def image_files(path: pathlib.Path) -> list[pathlib.Path]:
@@ -91,7 +83,7 @@ def image_files(path: pathlib.Path) -> list[pathlib.Path]:
 def read_images(
     files: list[pathlib.Path], transform: Callable[[bytes], np.ndarray]
 ) -> list[tuple[pathlib.Path, np.ndarray]]:
-    """Returns the files that can be read, each with its pixels, uint8 (H, W, C), and names the others on stderr."""
+    """Returns the readable files with their pixels, uint8 (H, W, C), and names the other files on standard error."""
     pairs = []
     for file in files:
         try:
@@ -99,39 +91,6 @@ def read_images(
         except (ValueError, OSError) as error:
             print(f"cannot read {file}: {error}", file=sys.stderr)
     return pairs
-
-
-def read_inputs(path: pathlib.Path, config: ConfigDict) -> np.ndarray:
-    """Returns the array of a .npy file.
-
-    Raises:
-      ValueError: if it is not float32 (N, H, W, C) as the network takes it.
-    """
-    try:
-        array = np.load(path, allow_pickle=False)
-    except EOFError as error:
-        raise ValueError(f"{path} is empty; give a .npy file") from error
-    if not isinstance(array, np.ndarray):
-        raise ValueError(f"{path} holds several arrays; give a .npy file of one")
-    if array.ndim != 4 or not len(array) or array.shape[-1] != config.channels or array.dtype not in ("f4", "f8"):
-        raise ValueError(
-            f"{path} holds {array.dtype} {array.shape}; {config.model} takes float32 (N, H, W, {config.channels})"
-        )
-    return array
-
-
-def show(files: list[pathlib.Path], logits: np.ndarray, class_names: list[str]) -> None:
-    """Prints a table of the five likeliest classes of each image."""
-    table = Table()
-    table.add_column("image", overflow="fold")
-    best = np.argsort(-logits, axis=-1, kind="stable")[:, :5]
-    for rank in range(best.shape[1]):
-        table.add_column(f"{rank + 1}.")
-    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
-    probabilities /= probabilities.sum(-1, keepdims=True)
-    for file, row, shares in zip(files, best, probabilities, strict=True):
-        table.add_row(str(file), *(f"{class_names[index]} {100 * shares[index]:.1f} %" for index in row))
-    Console().print(table)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Networks taken apart: costs and receptive fields, read off the program that runs, and pictures of them."""
+"""Costs and receptive fields of networks, read from the traced program, benchmarks, and pictures of both."""
 
 from analysis import effective_receptive_field
 from analysis.costs import Layer

@@ -1,28 +1,31 @@
-"""What became faster or slower between two runs of the benchmark."""
+"""Compares two runs of the benchmark: which networks became faster or slower."""
 
 from analysis.rows import Row
 from analysis.timing import ratio_interval
 
-# What a row of one run shares with its counterpart of the other.
+# The columns that a row has in common with its counterpart of the other run.
 KEY = ("model", "mode", "stage", "batch_size", "image_size", "channels", "dtype", "dataset", "cache")
-CONDITIONS = ("device", "device_count", "processor", "cpu_cores", "driver")
-CONDITIONS += ("jax_version", "xla_flags", "libtpu_init_args")
+CONDITIONS = ("device", "device_count", "processor", "cpu_cores", "driver", "jax_version", "xla_flags")
+CONDITIONS = (*CONDITIONS, "libtpu_init_args")
 RATE = ("images_per_second", "images_per_second_low", "images_per_second_high")
 
 
 def compare(rows: list[Row], old: list[Row], tolerance: float) -> list[Row]:
-    """Returns for each row that the old run has, too, how much faster it became.
+    """Returns how much faster each row became, of those that the old run also has.
 
     Args:
       rows: of this run.
       old: of the run before.
-      tolerance: share of the images a second that may be lost, 0 to 1.
+      tolerance: share of the images per second that may be lost, 0 to 1.
 
     Returns:
-      Rows of KEY's columns, images_per_second_old and images_per_second, their ratio, its interval of 95 %, ratio_low
-      and ratio_high (None where a rate has none), and the verdict: slower (past the tolerance, and the interval does
-      not hold 1), unclear (past the tolerance, but the interval holds 1 or there is none), faster (above 1, as is the
-      interval), same; or failed: what could be measured can be no more.
+      Rows of KEY's columns, images_per_second_old and images_per_second, their ratio, its 95 % interval, ratio_low and
+      ratio_high (None if a rate has no interval), and the verdict:
+      - slower: the loss exceeds the tolerance, and the interval does not include 1;
+      - unclear: the loss exceeds the tolerance, but the interval includes 1, or there is none;
+      - faster: the ratio and its whole interval are above 1;
+      - failed: the old run measured it, and this one could not;
+      - same: all others.
     """
     before = {_key(row): row for row in old if row["status"] == "ok"}
     results = []
@@ -33,8 +36,9 @@ def compare(rows: list[Row], old: list[Row], tolerance: float) -> list[Row]:
         if row["status"] == "ok":
             ratio = row[RATE[0]] / earlier[RATE[0]]
             if all(each.get(name) for each in (row, earlier) for name in RATE):
-                _, low, high = ratio_interval(*([each[name] for name in RATE] for each in (row, earlier)))
-            certain = low is not None and not low <= 1 <= high
+                new_rate, old_rate = (tuple(each[name] for name in RATE) for each in (row, earlier))
+                _, low, high = ratio_interval(new_rate, old_rate)
+            certain = low is not None and high is not None and not low <= 1 <= high
             if ratio < 1 - tolerance:
                 verdict = "slower" if certain else "unclear"
             else:
@@ -48,11 +52,11 @@ def compare(rows: list[Row], old: list[Row], tolerance: float) -> list[Row]:
 
 
 def differing_conditions(rows: list[Row], old: list[Row]) -> list[str]:
-    """Returns in words what of hardware, JAX and its flags two runs do not share: the ratios are of these, too."""
+    """Returns in words how hardware, JAX and its flags differ between two runs: that too changes the ratios."""
     values = {name: [sorted({str(row.get(name)) for row in run}) for run in (old, rows)] for name in CONDITIONS}
     return [f"{name}: {', '.join(now)}, was {', '.join(then)}" for name, (then, now) in values.items() if now != then]
 
 
 def _key(row: Row) -> tuple:
-    """Of a row; the loader's own speed is of no network."""
+    """The values of KEY; input rows do not depend on the model."""
     return tuple(row.get(name) for name in KEY if (name, row["mode"]) != ("model", "input"))

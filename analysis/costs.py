@@ -1,7 +1,7 @@
-"""What a network costs, layer by layer, counted from the equations of the very function that runs.
+"""The costs of a network, layer by layer, counted from the equations of the function that runs.
 
-A multiply-accumulate (MAC) is one multiplication of a convolution or a dense layer together with its addition. All
-else (normalisation, pooling, activations) counts none.
+A multiply-accumulate (MAC) is one multiplication of a convolution or a dense layer together with its addition.
+Normalisation, pooling and activations count as none.
 """
 
 import collections
@@ -11,15 +11,15 @@ import math
 import re
 from collections.abc import Generator
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
-from analysis.receptive_field import Axes, propagate
+from analysis.receptive_field import Axes, aval, propagate
 
-# Equations that read their operands from memory and write their results there; all others, which work element by
-# element or only move, compilers fuse into these.
+# Equations that read their operands from memory and write their results there. Compilers fuse all other equations,
+# which work element by element or only move data, into these.
 _UNFUSED = r"conv_general_dilated|dot_general|reduce_(?!precision)|select_and_scatter|sort|scatter|cum|arg|top_k"
 
 
@@ -28,17 +28,17 @@ class Layer:
     """A row of the table.
 
     Attributes:
-      name: the path of its module, as in stages.0.1/conv2; what has no module is named after its kind.
+      name: the path of its module, as in stages.0.1/conv2; a layer without a module is named after its kind.
       kind: conv, grouped conv, depthwise conv, dense, batch norm, max pool, sum, concatenation and so on.
-      kernel: height and width of its window; None where it has none.
+      kernel: height and width of its window; None if it has no window.
       stride: the window's steps down and across.
       output_shape: of one image, (H, W, C) or (features,).
-      parameters: how many trainable numbers it holds.
+      parameters: the number of its trainable numbers.
       macs: multiply-accumulates for one image, forward.
-      backward_macs: the same, backward; None where nobody asked.
+      backward_macs: the same, backward; None if not asked for.
       activation_bytes: of its output, for the whole batch.
-      receptive_field: the pixels a side that an element of the output depends on, padding included.
-      jump: the pixels between the fields of neighbours.
+      receptive_field: pixels a side that an element of the output depends on, padding included.
+      jump: pixels from the field of one element to that of its neighbour.
     """
 
     name: str
@@ -55,7 +55,15 @@ class Layer:
 
 
 class Traced(NamedTuple):
-    """An equation, its place, how often it runs, how many of its inputs come from the image, and its outputs' axes."""
+    """An equation of a traced program.
+
+    Attributes:
+      equation: itself.
+      scope: the names of the modules around it.
+      repeats: how often it runs.
+      image_inputs: how many of its inputs depend on the image.
+      axes: of its outputs; None if they do not depend on the image.
+    """
 
     equation: JaxprEqn
     scope: str
@@ -71,8 +79,8 @@ def walk(
 
     Args:
       jaxpr: of a traced function.
-      inputs: for each of its inputs the axes of an image, or None.
-      scope: the names around it.
+      inputs: the axes of each of its inputs; None for an input that does not depend on the image.
+      scope: the names of the modules around it.
       repeats: how often it runs.
 
     Returns:
@@ -98,30 +106,31 @@ def walk(
 
 
 def _inner(equation: JaxprEqn) -> tuple[Jaxpr | None, list]:
-    """The function that an equation calls, if it does, and the variables that are its arguments.
+    """The function that an equation calls, or None, and the variables that are its arguments.
 
-    Of the branches of lax.platform_dependent it is the last, the default: what is counted depends on no platform.
+    Of the branches of lax.platform_dependent it is the last one, the default: the counts depend on no platform.
     """
     inner = list(jaxprs_in_params(equation.params))
     return (inner[-1], equation.invars[-len(inner[-1].invars) :]) if inner else (None, equation.invars)
 
 
 def count_macs(equation: JaxprEqn) -> int:
-    """Returns the multiply-accumulates of one equation: convolutions and dot products have some, others none.
+    """Returns the multiply-accumulates of one equation; only convolutions and dot products have any.
 
     A convolution's output element sums (kernel / output features) products; an input element takes part in (kernel /
     input features) of them. The smaller count is right: the first one for a convolution and for the gradient of its
-    kernel, the second one for the gradient of its input, whose map has zeros between and around the elements.
+    kernel, the second one for the gradient of its input, whose map has zeros between and around its elements.
     """
     if equation.primitive.name == "dot_general":
         (contracted, _), _ = equation.params["dimension_numbers"]
-        return equation.outvars[0].aval.size * math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
+        shape = aval(equation.invars[0]).shape
+        return aval(equation.outvars[0]).size * math.prod(shape[axis] for axis in contracted)
     if equation.primitive.name != "conv_general_dilated":
         return 0
-    maps, kernel = (variable.aval for variable in equation.invars)
+    maps, kernel = map(aval, equation.invars)
     out_features, in_features, *_ = (kernel.shape[axis] for axis in equation.params["dimension_numbers"].rhs_spec)
     groups = equation.params["feature_group_count"] * equation.params["batch_group_count"]
-    seen_from_output = equation.outvars[0].aval.size * kernel.size // out_features
+    seen_from_output = aval(equation.outvars[0]).size * kernel.size // out_features
     seen_from_input = maps.size * kernel.size // (in_features * groups)
     return min(seen_from_output, seen_from_input)
 
@@ -134,15 +143,16 @@ def count_flops(jaxpr: Jaxpr) -> int:
 def count_bytes(jaxpr: Jaxpr) -> int:
     """Returns the fewest bytes that a traced program moves through memory, layer by layer.
 
-    Convolutions, dot products, poolings and sums over a map read their operands and write their results once. What
-    works element by element is fused into them: an operand that it makes costs the lesser of itself and of what it is
-    made of. A program that keeps maps in a cache, or fuses one layer into the next, moves less.
+    Convolutions, dot products, poolings and sums over a map read their operands and write their results once. Equations
+    that work element by element are fused into them: their result costs its own bytes or those of their operands,
+    whichever are fewer. A program that keeps maps in a cache, or fuses one layer into the next, moves less.
     """
     total, numbers = 0, itertools.count()
-    read_for = {}  # of arrays that equations make, by their numbers: the bytes read for them; 0 where they are counted
+    # The bytes read to make an array, by its number; 0 where they are counted already.
+    read_for: dict[int, int] = {}
 
     def stored(variable) -> dict[int, int]:
-        """The arrays in memory that a value is made of, by a number, and their bytes: here one of its own."""
+        """The arrays that a value is read from, each a number and its bytes: here one array of its own."""
         return {next(numbers): _bytes(variable)}
 
     def run(jaxpr: Jaxpr, inputs: list[dict[int, int]], repeats: int) -> list[dict[int, int]]:
@@ -181,16 +191,16 @@ def count_bytes(jaxpr: Jaxpr) -> int:
     return total
 
 
-def _bytes(variable) -> int:
-    aval = variable.aval
-    return aval.size * aval.dtype.itemsize if hasattr(aval, "size") else 0
+def _bytes(variable: Any) -> int:
+    array = aval(variable)
+    return array.size * array.dtype.itemsize if hasattr(array, "size") else 0  # a token has no size
 
 
 def count_backward_macs(jaxpr: Jaxpr) -> collections.Counter[str]:
     """Returns the multiply-accumulates of the gradients in a traced training step, by the name of the layer."""
-    counts = collections.Counter()
+    counts: collections.Counter[str] = collections.Counter()
     for equation, scope, repeats, *_ in walk(jaxpr, []):
-        # JAX writes transpose(jvp(name)) around what a gradient transposes.
+        # In a gradient JAX calls the equations of the layer `name` transpose(jvp(name)).
         if "transpose(" in scope and (macs := count_macs(equation)):
             counts[re.sub(r"\w+\(|\)", "", scope)] += repeats * macs
     return counts
@@ -205,15 +215,15 @@ def list_layers(
 ) -> list[Layer]:
     """Returns the layers of a traced network in the order of execution.
 
-    A layer is a module without modules in it, or an equation between modules that makes a new map: pooling, the sum of
-    two branches, a concatenation. Activation functions and biases change a map in place and have no row.
+    A layer is a module without submodules, or an equation between modules that makes a new map: pooling, the sum of two
+    branches, a concatenation. Activation functions and biases change a map in place and have no row.
 
     Args:
       jaxpr: of the traced network.
-      inputs: for each of its inputs the axes of the images, or None.
+      inputs: the axes of each of its inputs; None for an input that does not depend on the images.
       model: the network, whose modules give their names and parameters.
-      batch_size: that it was traced with.
-      backward_macs: those of the whole batch by layer, from count_backward_macs.
+      batch_size: of the traced network.
+      backward_macs: of the whole batch, by layer, from count_backward_macs.
     """
     modules = _leaf_modules(model)
     groups: dict[tuple, list[Traced]] = {}
@@ -226,12 +236,13 @@ def list_layers(
     for (scope, *position), group in groups.items():
         module = None if position else modules[scope]
         last = group[-1]
+        assert last.axes  # only equations that depend on the image are in a group
         operation = next((traced.equation for traced in group if _kind(traced.equation)), last.equation)
-        kind = _kind_between_modules(last) if position else _kind(operation) or _words(module)
-        if kind == "conv" and getattr(module, "groups", 1) > 1:  # Conv runs its groups one by one
+        kind = (_kind(operation) or _words(module)) if module else _kind_between_modules(last) or ""
+        if kind == "conv" and getattr(module, "groups", 1) > 1:  # Conv may run its groups one by one
             kind = "grouped conv"
         kernel, stride = _window(operation)
-        output = last.equation.outvars[0].aval
+        output = aval(last.equation.outvars[0])
         layers.append(
             Layer(
                 name="/".join(filter(None, (scope, kind.replace(" ", "_")))) if position else scope,
@@ -251,22 +262,22 @@ def list_layers(
 
 
 def _leaf_modules(model: nnx.Module) -> dict[str, nnx.Module]:
-    """The modules without modules in them, by the name that the traced program has for them."""
+    """The modules without submodules, by their names in the traced program."""
     modules = {re.sub(r"/(\d+)", r".\1", "/".join(map(str, path))): each for path, each in nnx.iter_modules(model)}
     inner = {name.rpartition("/")[0] for name in modules}
     return {name: module for name, module in modules.items() if name not in inner}
 
 
 def _kind(equation: JaxprEqn) -> str | None:
-    """What an equation is called that makes a layer of a module by itself."""
+    """The kind of layer that an equation is; None for those that are no layer on their own."""
     name, parameters = equation.primitive.name, equation.params
     if name == "conv_general_dilated":
         groups, features = parameters["feature_group_count"], parameters["dimension_numbers"].lhs_spec[1]
         if groups == 1:
             return "conv"
-        return "depthwise conv" if groups == equation.invars[0].aval.shape[features] else "grouped conv"
-    if name == "dot_general":  # a 1x1 convolution can be a product at every pixel
-        return "dense" if equation.outvars[0].aval.ndim < 4 else "conv"
+        return "depthwise conv" if groups == aval(equation.invars[0]).shape[features] else "grouped conv"
+    if name == "dot_general":  # a 1x1 convolution may run as a product at every pixel
+        return "dense" if aval(equation.outvars[0]).ndim < 4 else "conv"
     if name in ("reduce_window_max", "reduce_window_sum") and parameters["window_dimensions"][-1] == 1:
         return "max pool" if name == "reduce_window_max" else "average pool"
     if name in ("reduce_sum", "reduce_max") and set(parameters["axes"]) == {1, 2}:
@@ -279,7 +290,7 @@ def _kind_between_modules(traced: Traced) -> str | None:
     if traced.image_inputs > 1 and equation.primitive.name == "add":
         return "sum"
     if traced.image_inputs > 1 and equation.primitive.name == "concatenate":
-        channels = equation.outvars[0].aval.ndim - 1
+        channels = aval(equation.outvars[0]).ndim - 1
         return "concatenation" if equation.params["dimension"] == channels else "adaptive average pool"
     return _kind(equation)
 
@@ -288,7 +299,7 @@ def _window(equation: JaxprEqn) -> tuple[tuple[int, int] | None, tuple[int, int]
     """The kernel and the stride of a convolution or a pooling."""
     kind, parameters = _kind(equation), equation.params
     if equation.primitive.name == "conv_general_dilated":
-        sizes = equation.invars[1].aval.shape
+        sizes = aval(equation.invars[1]).shape
         kernel = tuple(sizes[axis] for axis in parameters["dimension_numbers"].rhs_spec[2:])
         return kernel, tuple(parameters["window_strides"])
     if kind == "conv":
@@ -299,7 +310,7 @@ def _window(equation: JaxprEqn) -> tuple[tuple[int, int] | None, tuple[int, int]
 
 
 def _words(module: nnx.Module) -> str:
-    """BatchNorm becomes "batch norm"."""
+    """The name of the module's class in words: "batch norm" for BatchNorm."""
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(module).__name__).lower()
 
 
@@ -308,8 +319,9 @@ def _count_parameters(module: nnx.Module) -> int:
 
 
 def _numbered(layers: list[Layer]) -> list[Layer]:
-    """The layers with numbers behind names that several have: max_pool1, max_pool2."""
-    total, seen = collections.Counter(layer.name for layer in layers), collections.Counter()
+    """The layers, with a number behind each name that several layers share: max_pool1, max_pool2."""
+    total = collections.Counter(layer.name for layer in layers)
+    seen: collections.Counter[str] = collections.Counter()
     result = []
     for layer in layers:
         seen[layer.name] += 1

@@ -1,11 +1,10 @@
-"""How fast the input pipeline is, stage by stage: what limits it, and what it could feed."""
+"""The speed of the input pipeline, stage by stage, which shows the stage that limits it."""
 
 import math
 import os
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import jax
 import numpy as np
@@ -13,36 +12,37 @@ from ml_collections import ConfigDict
 
 import input_pipeline
 from analysis import timing
+from analysis.rows import Row
 from input_pipeline import crops
 from input_pipeline.batches import Batch
 from training.state import make_mesh
 
-SAMPLE = 512  # images that are read, decoded and cropped again and again
+SAMPLE = 512  # images that each stage works on, repeatedly
 
 
-def measure_input(config: ConfigDict, *, seconds: float) -> list[dict[str, Any]]:
-    """Measures the training images' way to the devices.
+def measure_input(config: ConfigDict, *, seconds: float) -> list[Row]:
+    """Measures each stage between the stored training images and the devices.
 
-    The first stages run alone, each on the pipeline's number of threads: `read` (from the page cache, where the sample
-    is in it), `decode` (the part that a training crop needs) and `crop` (resize and flip). `batch` is all of them,
-    filling batches; `transfer` puts one batch on the devices over and over; `all` is the whole pipeline. Images that
-    are not stored encoded have no `decode`, synthetic ones no `crop`.
+    `read` (from the page cache, if the sample is in it), `decode` (the part that a training crop needs) and `crop`
+    (resize and flip) run alone, each on the pipeline's number of threads. `batch` does all three and fills batches,
+    `transfer` puts the same batch on the devices repeatedly, `all` is the whole pipeline. Images that are not stored
+    encoded have no `decode`, and synthetic ones no `crop`.
 
     Args:
-      config: resolved options; dataset, batch_size, the crop's and the loader's.
-      seconds: how long each stage is measured, after a warm-up.
+      config: resolved options.
+      seconds: how long to measure each stage, after a warm-up.
 
     Returns:
-      A row a stage: stage, channels, images_per_second with an interval of at least 95 % (None where there was no time
-      for six turns), images_per_second_per_core, peak_memory_bytes (what all batches in memory take at most; None for
-      the stages that make no batches) and its source.
+      A row for each stage: stage, channels, images_per_second with an interval of at least 95 % (None if there was no
+      time for six turns), images_per_second_per_core, peak_memory_bytes (the most that all batches in memory take; None
+      for stages that make no batches) and its source.
 
     Raises:
       ValueError, FileNotFoundError: as input_pipeline.load_dataset does.
     """
     dataset, mesh = input_pipeline.load_dataset(config, "train"), make_mesh()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    rows = []
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    rows: list[Row] = []
 
     def add(stage: str, images: int, turns: list[float], memory_bytes: int | None = None) -> None:
         rate, low, high, uncertainty = images * len(turns) / sum(turns), None, None, None
@@ -79,7 +79,7 @@ def measure_input(config: ConfigDict, *, seconds: float) -> list[dict[str, Any]]
 
 
 def _stages_of_an_image(dataset: input_pipeline.Dataset, config: ConfigDict) -> Iterator[tuple[str, Callable]]:
-    """Yields the name of each stage and the function that does its work for the n-th image of the sample."""
+    """Yields the name of each stage and a function that does its work for the n-th image of the sample."""
     records = np.random.default_rng(0).permutation(len(dataset))[:SAMPLE].tolist()
     records = [records[number % len(records)] for number in range(SAMPLE)]
     yield "read", lambda number: dataset[records[number]]
@@ -115,13 +115,13 @@ def _time_calls(work: Callable[[int], object], threads: int, seconds: float) -> 
 
 
 def _time_batches(batches: Iterator[Batch], seconds: float) -> list[float]:
-    for _ in range(5):  # those loaded ahead would count for nothing
+    for _ in range(5):  # the first batches were loaded before the clock starts
         next(batches)
     return _time_turns(map(jax.block_until_ready, batches), seconds)
 
 
 def _time_turns(turns: Iterator, seconds: float) -> list[float]:
-    """Returns the seconds of each turn, without the first; at least of one."""
+    """Returns the seconds of each turn, of at least one, without the first turn."""
     next(turns)
     ends = [time.perf_counter()]
     while len(ends) < 2 or ends[-1] - ends[0] < seconds:

@@ -1,8 +1,8 @@
-"""Where the time of a program goes: a profile of some steps, with each operation under its layer's name.
+"""The time of each kind of layer: a profile of some steps, in which each operation has the name of its layer.
 
-JAX's profiler calls operations as the compiled program does, copy.451 or fusion.12; the compiled program's text knows
-from which line of which layer each came. Both together give a trace that Perfetto (ui.perfetto.dev) or Chrome
-(chrome://tracing) shows with the layers' names, and the time of each kind of layer.
+In the profile of JAX operations have their names in the compiled program, copy.451 or fusion.12. The text of the
+compiled program has the layer of each operation. Both together give a trace with the names of the layers, for Perfetto
+(ui.perfetto.dev) or Chrome (chrome://tracing), and the time of each kind of layer.
 """
 
 import collections
@@ -39,14 +39,14 @@ def measure(
 ) -> dict[str, float | None]:
     """Profiles some steps and returns the share of the device's time that each kind of layer took.
 
-    The folder then holds what JAX's profiler writes, for xprof, and layers.json.gz, the same trace with the layers'
-    names. Shares are None where the profiler failed, which is said, or did not tell of single operations.
+    Writes into the folder the files of JAX's profiler, for xprof, and layers.json.gz, the same trace with the names of
+    the layers. Shares are None if the profiler failed, which is logged, or did not record single operations.
 
     Args:
-      step: runs the compiled program once more, and returns what its end is awaited by.
+      step: runs the compiled program once more, and returns an array to wait for.
       compiled: the program.
-      config: of the network, whose layers have the kinds.
-      folder: for the profile.
+      config: of the network.
+      folder: where to write the profile.
     """
     try:
         with jax.profiler.trace(str(folder)):
@@ -54,15 +54,15 @@ def measure(
                 jax.block_until_ready(step())
         newest = max(folder.glob("plugins/profile/*/*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
         trace = json.loads(gzip.decompress(newest.read_bytes()))
-    except (RuntimeError, OSError, ValueError) as error:  # what was measured before stays
+    except (RuntimeError, OSError, ValueError) as error:  # the row keeps its other figures
         logging.error("no profile in %s: %s", folder, error)
         return {column(kind): None for kind in KINDS}
-    origins = read_origins(compiled.as_text())
+    origins = read_origins(compiled.as_text() or "")
     kinds = {layer.name: _kind_of_layer(layer.kind) for layer in summarize(config).layers}
     seconds: collections.Counter[str] = collections.Counter()
     for event in trace["traceEvents"]:
         operation = event.get("args", {}).get("hlo_op")
-        # A loop's body has events of its own.
+        # The operations in the body of a loop have their own events.
         if operation is None or re.match("while|conditional", operation):
             continue
         origin = origins.get(operation, "")
@@ -76,24 +76,27 @@ def measure(
 
 
 def column(kind: str) -> str:
-    """Returns the key of a row that holds a kind's share of the time."""
+    """Returns the name of the column with the share of the time of a kind."""
     return "time_share_" + re.sub(r"\W+", "_", kind)
 
 
 def read_origins(text: str) -> dict[str, str]:
-    """Returns for each operation of a compiled program's text the traced operation that it came from.
+    """Returns the traced operation that each operation of a compiled program's text came from.
 
-    A fusion that has none of its own has that which most of its parts have; of a convolution that the compiler rewrote,
-    on a CPU a kernel's gradient, "convolution" is all that is known.
+    A fusion without an origin gets the most frequent one of its parts. The origin of a convolution that the compiler
+    rewrote, on a CPU the gradient of a kernel, is unknown: it is "convolution".
     """
-    origins, calls, computations, computation = {}, {}, collections.defaultdict(collections.Counter), ""
+    origins: dict[str, str] = {}
+    calls: dict[str, str] = {}
+    computations: dict[str, collections.Counter[str]] = collections.defaultdict(collections.Counter)
+    computation = ""
     for line in text.splitlines():
         if line and not line[0].isspace():
             computation = line.removeprefix("ENTRY ").split(" ")[0].lstrip("%")
         name = re.match(r"\s+(?:ROOT )?%?([\w.-]+) = ", line)
         if not name:
             continue
-        # Other names are those of arguments, or of a primitive alone.
+        # Other values of op_name are names of arguments, or of a primitive alone.
         origin = re.search(r'op_name="(jit\([^"]*)"', line) or re.search(r" (convolution)\(", line)
         if origin:
             origins[name[1]] = origin[1]
@@ -107,14 +110,14 @@ def read_origins(text: str) -> dict[str, str]:
 
 
 def classify(operation: str, origin: str, kinds: dict[str, str]) -> tuple[str, str]:
-    """Returns the layer of an operation, "" where it is of none, and what kind of work it is.
+    """Returns the layer of an operation, or "", and its kind of work.
 
     Args:
       operation: its name in the compiled program.
-      origin: where it came from, as in jit(train_step)/transpose(jvp(stage1.0))/conv1/conv_general_dilated; or "".
+      origin: from read_origins, as in jit(train_step)/transpose(jvp(stage1.0))/conv1/conv_general_dilated; or "".
       kinds: of the layers, by name.
     """
-    # Without the names of transformations, the function's own and the primitive: stage1.0/conv1.
+    # Without the names of transformations, of the function and of the primitive: stage1.0/conv1.
     parts = [part for part in re.sub(r"\w+\(|\)", "", origin.split(";")[0]).split("/") if part][1:-1]
     paths = ["/".join(parts[:length]) for length in range(len(parts), 0, -1)]
     scope = next((path for path in paths if any(f"{name}/".startswith(f"{path}/") for name in kinds)), "")
@@ -132,7 +135,7 @@ def classify(operation: str, origin: str, kinds: dict[str, str]) -> tuple[str, s
 
 
 def _kind_of_layer(kind: str) -> str:
-    """What analysis.Layer calls the kind of a layer, in the words of KINDS."""
+    """The one of KINDS that a kind of analysis.Layer belongs to."""
     words = {"conv": "convolution", "dense": "dense", "batch norm": "normalisation"}
     words |= {"local response norm": "normalisation"}
     words |= {f"{word} conv": "depthwise or grouped convolution" for word in ("depthwise", "grouped")}

@@ -1,20 +1,21 @@
-"""How much memory a program takes: of its devices, and of this process."""
+"""The memory that a program takes: of its devices, and of this process."""
 
 import contextlib
 import os
 import pathlib
 import re
+from typing import Any
 
 import jax
 
 from training.metrics import peak_host_memory
 
-HOST_SHARE = 0.8  # of the free host memory that a program may take where the host's is the devices'
+HOST_SHARE = 0.8  # of the free host memory: the most that a program on a CPU may take
 
 
 def compiled_bytes(compiled: jax.stages.Compiled) -> int:
-    """Returns what a compiled program needs on each device: arguments, results and what lies between them."""
-    memory = compiled.memory_analysis()
+    """Returns what a compiled program needs on each device: arguments, results, intermediate arrays and its code."""
+    memory: Any = compiled.memory_analysis()
     return (
         memory.argument_size_in_bytes
         + memory.output_size_in_bytes
@@ -25,7 +26,7 @@ def compiled_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def check_fit(compiled: jax.stages.Compiled) -> None:
-    """Refuses a program that cannot run, before anything is allocated: a host does not refuse, it kills.
+    """Refuses a program that does not fit, before it allocates anything: a host would kill the process.
 
     Raises:
       MemoryError: if it needs more than a device has, or on a CPU more than HOST_SHARE of what the host has free.
@@ -39,13 +40,13 @@ def check_fit(compiled: jax.stages.Compiled) -> None:
 
 
 def free_host_bytes() -> int:
-    """Returns the memory that this process could still get: the machine's, or its container's where that is less."""
+    """Returns the memory that this process can still get, from the machine or from its container if that has less."""
     meminfo = pathlib.Path("/proc/meminfo")
     if meminfo.exists():
-        free = 1024 * int(re.search(r"MemAvailable:\s+(\d+)", meminfo.read_text()).group(1))
+        free = 1024 * int(re.findall(r"MemAvailable:\s+(\d+)", meminfo.read_text())[0])
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+    with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
         group = pathlib.Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         free = min(free, limit - used)
@@ -53,14 +54,14 @@ def free_host_bytes() -> int:
 
 
 class PeakMemory:
-    """The most memory taken since it was made, as far as that can be known.
+    """The most memory taken since this object was made, if that can be known.
 
-    The devices' counters cannot be set back: they tell only where they rose above what was there before. The host's can
-    on Linux; elsewhere it is as with the devices.
+    The counters of devices cannot be reset: they help only if they rose above their value before. The host's counter
+    can be reset on Linux.
     """
 
     def __init__(self):
-        """Begins to watch."""
+        """Resets the counter of the host, and notes that of the devices."""
         self._host_before = peak_host_memory()
         with contextlib.suppress(OSError):
             pathlib.Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is held now
@@ -68,12 +69,12 @@ class PeakMemory:
         self._device_before = _device_peak()
 
     def device(self, compiled: jax.stages.Compiled) -> tuple[int, str]:
-        """Returns bytes of the device that took most, and who says so: its counter, or else the compiled program."""
+        """Returns the bytes of the device that took most, and their source: its counter, or the compiled program."""
         peak = _device_peak()
         return (peak, "device") if peak > self._device_before else (compiled_bytes(compiled), "compiled program")
 
     def host(self) -> int | None:
-        """Returns bytes of this process, or None where an earlier peak hides it."""
+        """Returns the bytes of this process, or None if an earlier peak was higher."""
         peak = peak_host_memory()
         return peak if peak > self._host_before else None
 

@@ -1,4 +1,4 @@
-"""What an NVIDIA GPU's driver tells, through its own program: what the GPUs draw, and the driver's version."""
+"""The power draw of NVIDIA GPUs and the version of their driver, read by the program nvidia-smi."""
 
 import contextlib
 import os
@@ -13,10 +13,10 @@ MIN_READINGS = 5  # the first ones are of a GPU that is still idle
 
 
 class PowerMeter:
-    """What the GPUs draw, as nvidia-smi tells every half second.
+    """The power draw of the GPUs, which nvidia-smi reads every half second.
 
     Attributes:
-      watts: of all GPUs in use together; None where there is no nvidia-smi, or it does not know.
+      watts: the sum over all GPUs in use; None if there is no nvidia-smi, or it cannot read the draw.
     """
 
     watts: float | None = None
@@ -24,7 +24,7 @@ class PowerMeter:
 
 @contextlib.contextmanager
 def measuring_power() -> Iterator[PowerMeter]:
-    """A context that, once it is left, knows what the GPUs drew: the median, as at first they are still idle."""
+    """A context; at its end the meter holds the median draw, as the first readings are of idle GPUs."""
     meter = PowerMeter()
     if not _is_there():
         yield meter
@@ -41,7 +41,7 @@ def measuring_power() -> Iterator[PowerMeter]:
 
 
 def _median_draw(output: str, gpus: int) -> float | None:
-    """The median total draw over nvidia-smi's readings, a line a GPU; None if a GPU tells nothing, or too rarely."""
+    """The median of the total draw, from one line of output per GPU and reading; None if there are too few readings."""
     try:
         draws = [float(line) for line in output.split("\n") if line.strip()]
     except ValueError:
@@ -51,7 +51,7 @@ def _median_draw(output: str, gpus: int) -> float | None:
 
 
 def driver_version() -> str | None:
-    """Returns the version of the driver, or None where there is no such GPU."""
+    """Returns the version of the driver, or None if there is no NVIDIA GPU."""
     if _is_there():
         query = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
         output = subprocess.run(query, capture_output=True, text=True).stdout.split()

@@ -1,27 +1,30 @@
 """Receptive fields, carried from the image through the equations of a traced network.
 
-A unit sees `field` pixels of the image, and its neighbour the same number `jump` pixels further on. A window of k units
-at stride s makes field + (k - 1) * jump and jump * s of them: Araujo, Norris, Sim 2019, Computing receptive fields of
-convolutional neural networks, Distill. Where branches meet, the longest path counts. Padding is seen like pixels.
+A unit sees `field` pixels of the image, and its neighbour sees as many, `jump` pixels further. A window of k units at
+stride s turns these into field + (k - 1) * jump and jump * s: Araujo, Norris, Sim 2019, Computing receptive fields of
+convolutional neural networks, Distill. Where branches meet, the longest path counts. Padding counts as pixels.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
+from jax.core import ShapedArray
 from jax.extend.core import JaxprEqn
 
 
 @dataclass(frozen=True)
 class Axis:
-    """What the units along the height, or the width, of an array see of the image, in pixels.
+    """The part of the image, in pixels, that the units along the height or the width of an array see.
 
     Attributes:
-      dimension: that of the array; None once a unit sees the whole map.
-      first: where the first unit's field begins, counted from the image's edge.
-      end: where the last unit's field ends.
-      field: how much a unit sees.
-      jump: from a unit's field to its neighbour's.
+      dimension: the array's dimension that the axis is; None once a unit sees the whole map.
+      first: the first pixel of the first unit's field, counted from the image's edge.
+      end: the pixel after the last unit's field.
+      field: the pixels that a unit sees.
+      jump: the pixels from a unit's field to its neighbour's.
     """
 
     dimension: int | None
@@ -31,13 +34,13 @@ class Axis:
     jump: int
 
     def slide(self, window: int, stride: int, padding: int, count: int, dimension: int) -> "Axis":
-        """Returns the axis of `count` windows, of which the first begins `padding` units before the map."""
+        """Returns the axis of `count` windows; the first one begins `padding` units before the map."""
         field = self.field + (window - 1) * self.jump
         first, jump = self.first - padding * self.jump, self.jump * stride
         return Axis(dimension, first, first + (count - 1) * jump + field, field, jump)
 
     def whole(self) -> "Axis":
-        """Returns the axis of one unit that sees everything."""
+        """Returns the axis of one unit that sees the whole map."""
         return dataclasses.replace(self, dimension=None, field=self.end - self.first)
 
     def at(self, dimension: int | None) -> "Axis":
@@ -58,13 +61,17 @@ def propagate(equation: JaxprEqn, inputs: list[Axes | None]) -> Axes | None:
 
     Args:
       equation: of a traced network, whose maps are (N, H, W, C).
-      inputs: the axes of the equation's inputs; None for what does not come from the image.
+      inputs: the axes of the equation's inputs; None for an input that does not depend on the image.
+
+    Returns:
+      The axes; None if no input depends on the image.
     """
-    position = next((index for index, axes in enumerate(inputs) if axes), None)
-    if position is None:
+    from_image = [(index, axes) for index, axes in enumerate(inputs) if axes]
+    if not from_image:
         return None
-    source, shape = inputs[position], equation.outvars[0].aval.shape
-    before, parameters = equation.invars[position].aval.shape, equation.params
+    position, source = from_image[0]
+    shape = aval(equation.outvars[0]).shape
+    before, parameters = aval(equation.invars[position]).shape, equation.params
 
     def moved(axis: Axis) -> Axis:
         """The axis after an equation with one input from the image."""
@@ -75,7 +82,7 @@ def propagate(equation: JaxprEqn, inputs: list[Axes | None]) -> Axes | None:
             case "conv_general_dilated":
                 numbers = parameters["dimension_numbers"]
                 index = numbers.lhs_spec.index(dimension) - 2
-                kernel = equation.invars[1].aval.shape[numbers.rhs_spec[2 + index]]
+                kernel = aval(equation.invars[1]).shape[numbers.rhs_spec[2 + index]]
                 window = (kernel - 1) * parameters["rhs_dilation"][index] + 1
                 out = numbers.out_spec[2 + index]
                 stride, padding = parameters["window_strides"][index], parameters["padding"][index][0]
@@ -105,28 +112,33 @@ def propagate(equation: JaxprEqn, inputs: list[Axes | None]) -> Axes | None:
                     if (math.prod(shape[:after]), size) == (math.prod(before[:dimension]), before[dimension]):
                         return axis.at(after)
                 return axis.whole()
-        # Everything else is elementwise or beyond us.
+        # All other equations work element by element, or mix the units of the map in a way that is not modelled.
         return axis if len(shape) == len(before) and shape[dimension] == before[dimension] else axis.whole()
 
     if equation.primitive.name == "concatenate" and parameters["dimension"] in (1, 2) and len(shape) == 4:
         index = parameters["dimension"] - 1
-        joined = _joined([axes[index] for axes in inputs if axes], parameters["dimension"])
-        other = _longest([axes[1 - index] for axes in inputs if axes])
+        joined = _joined([axes[index] for _, axes in from_image], parameters["dimension"])
+        other = _longest([axes[1 - index] for _, axes in from_image])
         return (joined, other) if index == 0 else (other, joined)
     if equation.primitive.name in ("concatenate", "add", "add_any", "sub", "mul", "div", "max", "select_n"):
-        height, width = zip(*(axes for axes in inputs if axes), strict=True)
-        return _longest(height), _longest(width)
+        heights, widths = zip(*(axes for _, axes in from_image), strict=True)
+        return _longest(heights), _longest(widths)
     height, width = source
     return moved(height), moved(width)
 
 
-def _removed(axis: Axis, dimensions: tuple[int, ...]) -> Axis:
-    if axis.dimension in dimensions:
+def aval(variable: Any) -> ShapedArray:
+    """Returns shape and type of an array in a traced program."""
+    return variable.aval
+
+
+def _removed(axis: Axis, dimensions: Sequence[int]) -> Axis:
+    if axis.dimension is None or axis.dimension in dimensions:
         return axis.whole()
     return axis.at(axis.dimension - sum(dimension < axis.dimension for dimension in dimensions))
 
 
-def _longest(axes: list[Axis]) -> Axis:
+def _longest(axes: Sequence[Axis]) -> Axis:
     dimension = next((axis.dimension for axis in axes if axis.dimension is not None), None)
     return Axis(
         dimension,
@@ -137,8 +149,8 @@ def _longest(axes: list[Axis]) -> Axis:
     )
 
 
-def _joined(pieces: list[Axis], dimension: int) -> Axis:
-    """The pieces side by side: those of adaptive pooling, each a unit, lie evenly over what all of them see."""
+def _joined(pieces: Sequence[Axis], dimension: int) -> Axis:
+    """The axis of a concatenation; pieces that are one unit each, as in adaptive pooling, are spaced evenly."""
     axis = _longest(pieces).at(dimension)
     if len(pieces) > 1 and all(piece.dimension is None for piece in pieces):
         return dataclasses.replace(axis, jump=(axis.end - axis.first - axis.field) // (len(pieces) - 1))

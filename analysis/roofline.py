@@ -1,7 +1,7 @@
-"""What the machine can do at most: measured here and now, and as its maker's data sheet says.
+"""The peaks of the devices: as measured in this run, and as in the data sheet.
 
-The roofline is Williams, Waterman and Patterson 2009: a program that does I operations for each byte it moves runs at
-no more than min(peak arithmetic, I x bandwidth).
+The roofline is from Williams, Waterman and Patterson 2009: a program with I operations per byte that it moves runs at
+min(peak arithmetic, I x bandwidth) at most.
 """
 
 import re
@@ -13,25 +13,25 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-COPY_BYTES = 2**29  # an array that no cache holds
-LONG_ENOUGH = 0.05  # seconds of a matrix product against which starting it is nothing
+COPY_BYTES = 2**29  # of an array larger than any cache
+LONG_ENOUGH = 0.05  # seconds of a matrix product, so that the time to start it is negligible
 LARGEST_SIDE = 16384
 REPEATS = 5
 
 
 class Ceilings(NamedTuple):
-    """Arithmetic, floating-point operations a second, and memory, bytes a second read and written; all devices."""
+    """Peaks of all devices together: floating-point operations per second, and bytes read and written per second."""
 
     flops_per_second: float
     bytes_per_second: float
 
     def attainable(self, flops: float, moved: float) -> float:
-        """Returns the operations a second at which a program of so many operations and bytes can run at most."""
+        """Returns the most operations per second of a program with so many operations and bytes."""
         return min(self.flops_per_second, flops / moved * self.bytes_per_second)
 
 
 class DataSheet(NamedTuple):
-    """A device's dense peaks: operations a second by what float32 and bfloat16 are multiplied in, bytes a second."""
+    """A device's peaks without sparsity: operations per second in each format of products, and bytes per second."""
 
     bfloat16: float | None
     tensorfloat32: float | None
@@ -40,7 +40,7 @@ class DataSheet(NamedTuple):
     source: str
 
 
-# By a regular expression of JAX's device_kind; the first that fits. A TPU multiplies float32 in bfloat16 by default.
+# By regular expressions for JAX's device_kind; the first match counts. A TPU multiplies float32 in bfloat16 by default.
 DATA_SHEETS = {
     r"B200": DataSheet(2250e12, 1125e12, 75e12, 8.0e12, "NVIDIA HGX B200 data sheet, a GPU's share"),
     r"H200 NVL": DataSheet(835.5e12, 417.5e12, 60e12, 4.8e12, "NVIDIA H200 data sheet, NVL"),
@@ -69,10 +69,10 @@ DATA_SHEETS = {
 
 
 def measure_ceilings(dtype: str, mesh: Mesh) -> Ceilings:
-    """Measures a large matrix product and a large copy on all devices of the mesh at once, the fastest of several.
+    """Measures a large matrix product and a large copy on all devices of the mesh at once; the fastest of several runs.
 
-    The factors are random: a device may run faster on zeros. The precision of products is that of the process, so that
-    TF32 is measured where the networks use it.
+    The factors are random, because a device may run faster on zeros. Products have the default precision of the
+    process, so TF32 is measured if the networks use it.
 
     Args:
       dtype: of the product: float32, bfloat16 or float64.
@@ -92,7 +92,7 @@ def measure_ceilings(dtype: str, mesh: Mesh) -> Ceilings:
     del left, right
 
     values = jax.device_put(jnp.ones(mesh.size * COPY_BYTES // 4, jnp.float32), split)
-    scale = jax.jit(lambda values: 1.5 * values, donate_argnums=0)  # in place, so that no page is new
+    scale = jax.jit(lambda values: 1.5 * values, donate_argnums=0)  # in place: new pages would take time
 
     def copy() -> jax.Array:
         nonlocal values
@@ -103,7 +103,7 @@ def measure_ceilings(dtype: str, mesh: Mesh) -> Ceilings:
 
 
 def _fastest(function: Callable[..., jax.Array], *arguments: jax.Array) -> float:
-    """The seconds of the fastest of several runs after one that compiles."""
+    """The seconds of the fastest of several runs; the first run, which compiles, does not count."""
     seconds = []
     for _ in range(1 + REPEATS):
         start = time.perf_counter()
@@ -113,15 +113,15 @@ def _fastest(function: Callable[..., jax.Array], *arguments: jax.Array) -> float
 
 
 def data_sheet(device_kind: str) -> DataSheet | None:
-    """Returns the peaks of a device by the name that JAX has for it, or None where they are not known here."""
+    """Returns the peaks of a device by its name in JAX, or None if they are unknown."""
     return next((sheet for name, sheet in DATA_SHEETS.items() if re.search(name, device_kind)), None)
 
 
 def data_sheet_peak(device_kind: str, dtype: str, tf32: bool) -> float | None:
-    """Returns the operations a second that a device's data sheet promises, or None where there is no such figure here.
+    """Returns the operations per second of a device's data sheet, or None if the figure is unknown.
 
     Args:
-      device_kind: as JAX calls the device.
+      device_kind: the device's name in JAX.
       dtype: of the computation.
       tf32: whether a GPU rounds the factors of float32 products to TF32.
     """

@@ -1,4 +1,4 @@
-"""The rows of a benchmark: as files, and as a table that grows while they come."""
+"""The rows of a benchmark as JSON and CSV files."""
 
 import csv
 import io
@@ -6,41 +6,13 @@ import json
 import os
 import pathlib
 from collections.abc import Iterable
-from typing import Any, NamedTuple
-
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from typing import Any
 
 from training.metrics import write_atomically
 
 Row = dict[str, Any]
-# What each row has, even one that failed.
+# The keys of every row, even of a failed one.
 IDENTITY = {"model", "mode", "batch_size", "image_size", "dtype", "status", "auto"}
-
-
-class Column(NamedTuple):
-    """A column of a table: its heading, its width, the key of a row that it shows, and its unit; None for a name."""
-
-    heading: str
-    width: int
-    key: str
-    unit: float | None = None
-
-
-def line(columns: list[Column], row: Row) -> str:
-    """Returns a row of the table, in Markdown; one that failed says why in the place of figures."""
-    cells = [_padded(_text(row.get(column.key), column.unit), column) for column in columns]
-    if row.get("status", "ok") != "ok":
-        named = sum(column.unit is None for column in columns)
-        cells = [*cells[:named], f"{row['status']}: {row['error']}"]
-    return f"| {' | '.join(cells)} |"
-
-
-def heading(columns: list[Column]) -> str:
-    """Returns the two lines above a table."""
-    names = [_padded(column.heading, column) for column in columns]
-    rules = ["-" * (column.width + 1) + ("-" if column.unit is None else ":") for column in columns]
-    return f"| {' | '.join(names)} |\n|{'|'.join(rules)}|"
 
 
 def read(path: str) -> list[Row]:
@@ -94,50 +66,6 @@ def as_csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-class Display:
-    """Lines on the terminal, and below them a bar that tells how far the whole is. Used as a context."""
-
-    def __init__(self, total: int, to_errors: bool):
-        """Begins at 0 of a total; to_errors leaves the standard output to others."""
-        self._console = Console(stderr=to_errors, highlight=False, markup=False, soft_wrap=True)
-        columns = BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}")
-        hidden = not (self._console.is_terminal and total)
-        self._progress = Progress(*columns, console=self._console, transient=True, disable=hidden)
-        self._task = self._progress.add_task("", total=total)
-
-    def __enter__(self) -> "Display":
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._progress.stop()
-
-    def say(self, text: str) -> None:
-        """Prints lines above the bar."""
-        self._console.print(text)
-
-    def begin(self, text: str) -> None:
-        """Says what is measured now."""
-        self._progress.update(self._task, description=text)
-
-    def advance(self) -> None:
-        """Moves the bar by one."""
-        self._progress.advance(self._task)
-
-
 def _keys(rows: list[Row]) -> list[str]:
     """All that rows have, in the order of the fullest: failed ones lack much."""
     return list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))
-
-
-def _padded(text: str, column: Column) -> str:
-    return text.ljust(column.width) if column.unit is None else text.rjust(column.width)
-
-
-def _text(value: Any, unit: float | None) -> str:
-    if value is None:
-        return ""
-    if unit is None:
-        return str(value)
-    value /= unit
-    return f"{value:,.0f}" if value >= 1000 else f"{value:.4g}"

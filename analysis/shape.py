@@ -1,4 +1,4 @@
-"""The shape of a network: how its maps shrink and its channels multiply over its depth."""
+"""The shape of a network: the sides and the channels of its maps over the depth."""
 
 import pathlib
 from typing import NamedTuple
@@ -10,13 +10,13 @@ JOINTS = ("sum", "concatenation")
 
 
 class Map(NamedTuple):
-    """What a layer makes of an image.
+    """The output of a layer.
 
     Attributes:
-      kind: of the layer, as in analysis.Layer; "image" for the image itself.
-      depth: convolutions and dense layers up to it, in the order of execution: branches come one after the other.
-      side: pixels; 1 for a vector.
-      channels: or the features of a vector.
+      kind: of the layer, as in analysis.Layer; "image" for the input.
+      depth: the number of convolutions and dense layers so far, in the order of execution, one branch after the other.
+      side: in pixels; 1 for a vector.
+      channels: of the map, or features of the vector.
     """
 
     kind: str
@@ -26,7 +26,7 @@ class Map(NamedTuple):
 
 
 def list_maps(summary: Summary) -> list[Map]:
-    """Returns the image and what each layer makes of it, but for normalisations, which change no shape."""
+    """Returns the image and the output of each layer, without normalisations, which do not change the shape."""
     maps = [Map("image", 0, summary.image_size, summary.channels)]
     for layer in summary.layers:
         if layer.kind not in ("batch norm", "local response norm"):
@@ -37,11 +37,11 @@ def list_maps(summary: Summary) -> list[Map]:
 
 
 def draw_shapes(summaries: list[Summary], path: pathlib.Path) -> None:
-    """Draws the side of the maps and their channels over the depth, a panel a network.
+    """Draws the sides and the channels of the maps over the depth, one panel for each network.
 
     Args:
       summaries: of the networks.
-      path: of the picture; its ending says of which kind.
+      path: of the picture; its suffix gives the format.
     """
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator

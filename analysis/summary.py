@@ -1,8 +1,9 @@
-"""A network taken apart: its layers, their costs and their totals."""
+"""The summary of a network: its layers, their costs and the totals."""
 
 import csv
 import pathlib
 from dataclasses import dataclass
+from typing import Any
 
 import jax
 import numpy as np
@@ -26,17 +27,17 @@ class Summary:
 
     Attributes:
       model: its name.
-      image_size: the side of its images, pixels.
+      image_size: pixels a side of its images.
       channels: of its images.
-      batch_size: the images that the activations are for.
+      batch_size: images of a batch, for activation_bytes.
       dtype: of the computation.
       parameters: trainable numbers, without auxiliary heads.
-      parameters_with_aux: with the network's own auxiliary heads; None where it has none.
+      parameters_with_aux: with the network's own auxiliary heads; None if it has none.
       macs: multiply-accumulates for one image, forward, without auxiliary heads.
-      backward_macs: for one image, in the backward pass of a training step, those of auxiliary heads included; None
-        where nobody asked.
-      activation_bytes: of all layers' outputs, for the whole batch.
-      receptive_field: of the last map, before global pooling or dense layers; pixels.
+      backward_macs: for one image, in the backward pass of a training step, auxiliary heads included; None if not asked
+        for.
+      activation_bytes: the outputs of all layers, for the whole batch.
+      receptive_field: pixels a side, of the last map before global pooling or dense layers.
       layers: in the order of execution.
     """
 
@@ -55,10 +56,10 @@ class Summary:
 
 
 def summarize(config: ConfigDict, backward: bool = False) -> Summary:
-    """Traces a network, and with `backward` also its training step; nothing is allocated and nothing computed.
+    """Traces a network, and with `backward` also its training step; allocates and computes nothing.
 
     Args:
-      config: options as typed; natural values are filled in here.
+      config: options as typed; options that are None get the network's own values.
       backward: whether to count the backward pass.
 
     Raises:
@@ -72,7 +73,7 @@ def summarize(config: ConfigDict, backward: bool = False) -> Summary:
     variables = tuple(nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat))
     images = jax.ShapeDtypeStruct((config.batch_size, size, size, config.channels), np.uint8)
     jaxpr = jax.make_jaxpr(make_apply(config, model))(*variables, images).jaxpr
-    inputs = [None] * (len(jaxpr.invars) - 1) + [image_axes(size, size)]
+    inputs = [*(None for _ in jaxpr.invars[:-1]), image_axes(size, size)]
     backward_macs = count_backward_macs(trace_train_step(config, make_mesh(1)).jaxpr.jaxpr) if backward else None
     layers = list_layers(jaxpr, inputs, model, config.batch_size, backward_macs)
     maps = [layer for layer in layers if len(layer.output_shape) == 3 and layer.kind != "adaptive average pool"]
@@ -85,7 +86,7 @@ def summarize(config: ConfigDict, backward: bool = False) -> Summary:
         parameters=count_parameters(variables[0]),
         parameters_with_aux=_count_with_own_heads(config, entry),
         macs=sum(layer.macs for layer in layers),
-        backward_macs=backward_macs.total() // config.batch_size if backward else None,
+        backward_macs=None if backward_macs is None else backward_macs.total() // config.batch_size,
         activation_bytes=sum(layer.activation_bytes for layer in layers),
         receptive_field=maps[-1].receptive_field,
         layers=layers,
@@ -93,17 +94,17 @@ def summarize(config: ConfigDict, backward: bool = False) -> Summary:
 
 
 def read_reference() -> dict[str, dict[str, str]]:
-    """Returns the published figures of the networks by name, "" where nothing trustworthy was found."""
+    """Returns the published figures of each network, by its name; "" where nothing trustworthy was found."""
     with (pathlib.Path(__file__).parent / "reference.csv").open(newline="") as file:
         return {row["name"]: row for row in csv.DictReader(file)}
 
 
 def trace_train_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Traced:
-    """Returns the very step that train.py runs, traced and not yet compiled; nothing is allocated.
+    """Returns the step that train.py runs, traced and not compiled; allocates nothing.
 
     Args:
       config: with the network's options resolved and num_classes given.
-      mesh: the devices, which need not exist: a compiler's description of them will do.
+      mesh: the devices; a compiler's description of devices that this machine lacks is enough.
     """
     config = config.copy_and_resolve_references()
     config.num_steps = config.num_steps or 1
@@ -112,7 +113,7 @@ def trace_train_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Traced:
     state = abstract_state(config, model, optimizer, mesh)
     images = jax.ShapeDtypeStruct((config.batch_size, size, size, config.channels), np.uint8)
     batch = {"image": images, "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32)}
-    step = make_train_step(config, model, optimizer, mesh)
+    step: Any = make_train_step(config, model, optimizer, mesh)
     gradient_parts = state["params"] if config.log_gradient_norms else ()
     return step.trace(state, zero_sums(len(config.aux_heads), gradient_parts), batch)
 

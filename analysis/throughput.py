@@ -1,20 +1,19 @@
-"""How fast a network runs: one row of the benchmark, measured on the product's own programs.
+"""The speed of a network: one row of the benchmark, measured on the programs that train.py and evaluate.py run.
 
-- train: the training step, on a batch that is on the devices already; uint8, so that the normalisation is included.
-- infer: the network's logits on such a batch.
+- train: the training step on a batch that is on the devices already; it is uint8, so normalisation is included.
+- infer: the network's logits for such a batch.
 - real: the training step, fed from the dataset as in training.
 """
 
 import contextlib
 import gc
 import itertools
-import math
 import os
 import pathlib
 import platform
 import re
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -36,38 +35,38 @@ from training.platform import compiler_options
 from training.state import abstract_state, count_parameters, create_state, make_mesh, make_model, select
 from training.step import Batch, make_apply, make_train_step
 
-# So small that weights stay those of a new network for any number of steps: the time of none depends on NaNs.
+# So small that the weights stay near their initial values: NaNs could change the time of a step.
 LEARNING_RATE = 1e-6
-# In the words of XLA, of CUDA and of its libraries.
+# How XLA, CUDA and its libraries say that the memory is full.
 FULL = "RESOURCE_EXHAUSTED|out[ _]of[ _]memory|ALLOC_FAILED"
 
 
 class Work(NamedTuple):
-    """A program and what it runs on.
+    """A program and its arguments.
 
     Attributes:
-      program: jitted.
+      program: a jitted function.
       arguments: their shapes, types and shardings.
-      begin: from the compiled program to a function that runs it once more, and returns what its end is awaited by.
-      parameters: trainable numbers.
-      steps: that a run of the program takes.
-      single: the same program for one step, whose costs are counted: the length of a loop is not known.
+      begin: makes of the compiled program a function that runs it once more, and returns an array to wait for.
+      parameters: the number of trainable numbers.
+      steps: the training steps of one run of the program.
+      single: the same program for one step, to count its costs: the length of a loop is unknown to the trace.
     """
 
-    program: Callable
+    program: Any
     arguments: tuple
     begin: Callable[[jax.stages.Compiled], Callable[[], Any]]
     parameters: int
     steps: int
-    single: Callable
+    single: Any
 
 
 def resolve(config: ConfigDict, mode: str) -> ConfigDict:
-    """Returns a copy of the config with everything filled in that a mode needs.
+    """Returns a copy of the config with all values that a mode needs.
 
     Raises:
       ValueError: if an option does not fit the network, the devices or the dataset.
-      FileNotFoundError: if the dataset that a mode reads is not there.
+      FileNotFoundError: if the mode reads a dataset that is not there.
     """
     config = config.copy_and_resolve_references()
     reads_dataset = mode in ("real", "input")
@@ -90,16 +89,17 @@ def measure(
     Args:
       config: from resolve.
       mode: train, infer or real.
-      ceilings: what the devices can do at most, in the config's dtype.
-      limit_seconds: that the iterations may take.
-      profile: a folder for a profile of some steps after the measured ones, which also tells the time of each kind of
-        layer.
+      ceilings: the peaks of the devices, in the config's dtype.
+      limit_seconds: the most time for the iterations.
+      profile: a folder for a profile of some steps after the measured ones, which adds the time of each kind of layer
+        to the row.
 
     Raises:
-      MemoryError: if it would not fit; nothing was allocated.
-      jax.errors.JaxRuntimeError: with RESOURCE_EXHAUSTED, if it did not fit after all; or for what else may fail.
+      MemoryError: if the program would not fit; nothing was allocated.
+      jax.errors.JaxRuntimeError: if the program failed; with RESOURCE_EXHAUSTED if it did not fit.
     """
-    start, peak, mesh, waits = time.perf_counter(), memory.PeakMemory(), make_mesh(), []
+    start, peak, mesh = time.perf_counter(), memory.PeakMemory(), make_mesh()
+    waits: list[float] = []
     dataset = input_pipeline.load_dataset(config, "train") if mode == "real" else None
     cache = input_pipeline.DeviceCache(dataset, config, mesh) if dataset and config.cache else None
     if dataset and not cache:
@@ -151,14 +151,14 @@ def measure(
 
 
 def make_step(config: ConfigDict, mode: str) -> tuple[Callable[[], Any], int]:
-    """Compiles a mode's program on a synthetic batch, for measurements of other kinds.
+    """Compiles a mode's program for a synthetic batch, for other benchmarks.
 
     Args:
       config: from resolve.
       mode: train or infer.
 
     Returns:
-      A function that runs it once more and returns what its end is awaited by; and the number of parameters.
+      A function that runs it once more and returns an array to wait for; and the number of parameters.
     """
     mesh = make_mesh()
     batches = _synthetic_batches(config, mesh)
@@ -167,9 +167,9 @@ def make_step(config: ConfigDict, mode: str) -> tuple[Callable[[], Any], int]:
 
 
 def guarded(measured: Callable[[], list[Row]]) -> list[Row]:
-    """Returns rows with the status ok, or one that says why there are none: out_of_memory, or error.
+    """Returns the rows with the status ok, or if measuring failed one row with the status out_of_memory or error.
 
-    What stops one network must not stop the others, nor stay in the memory that is theirs.
+    The failure of one network does not end the benchmark, and leaves no arrays in memory.
     """
     try:
         return [{"status": "ok", "error": None} | row for row in measured()]
@@ -184,15 +184,17 @@ def guarded(measured: Callable[[], list[Row]]) -> list[Row]:
 
 
 def largest_batch_size(attempt: Callable[[int], Row], first: int, smallest: int, multiple: int) -> Iterator[Row]:
-    """Yields a row for each batch size on the way to the largest that fits, to 1/8: doubles or halves, then bisects.
+    """Yields a row for each batch size that is tried in search of the largest that fits, within 1/8.
+
+    The search doubles or halves, then bisects.
 
     Args:
       attempt: measures a batch size; the row's status is ok, out_of_memory or error.
       first: the batch size to begin with.
-      smallest: the batch size that is not cut any more.
-      multiple: of which the sizes between are.
+      smallest: the least batch size to try.
+      multiple: batch sizes between two others are multiples of this.
     """
-    fits, full, size = 0, math.inf, first
+    fits, full, size = 0, 0, first  # 0: no batch size known that fits, or that does not
     while size:
         yield (row := attempt(size))
         if row["status"] == "ok":
@@ -201,7 +203,7 @@ def largest_batch_size(attempt: Callable[[int], Row], first: int, smallest: int,
             full = size
         else:
             return
-        if full == math.inf:
+        if not full:
             size = 2 * fits
         elif not fits:
             size = full // 2 if full // 2 >= smallest else 0
@@ -211,7 +213,7 @@ def largest_batch_size(attempt: Callable[[int], Row], first: int, smallest: int,
 
 
 def describe_machine() -> Row:
-    """Returns hardware, driver, versions, compiler flags and git commit, flat, as each row carries them."""
+    """Returns the columns that say where a row was measured: hardware, driver, versions, compiler flags, git commit."""
     environment = configuration.describe_environment()
     hardware = environment["hardware"]
     row = {
@@ -229,7 +231,7 @@ def describe_machine() -> Row:
 
 
 def _processor() -> str:
-    """The host's processor by its maker's name, where the system knows it."""
+    """The model name of the host's processor, if the system knows it."""
     cpuinfo = pathlib.Path("/proc/cpuinfo")
     name = cpuinfo.exists() and re.search(r"model name\s*: (.*)", cpuinfo.read_text())
     return name[1] if name else platform.processor() or platform.machine()
@@ -238,12 +240,12 @@ def _processor() -> str:
 def _training(
     config: ConfigDict, mesh: Mesh, batches: Iterator[Batch], cache: input_pipeline.DeviceCache | None
 ) -> Work:
-    """The very step that train.py runs, or where the dataset is on the devices, its loop of steps."""
+    """The step that train.py runs; if the dataset is on the devices, its loop of steps."""
     model = make_model(config, training=True)
     optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=config.num_steps / config.num_epochs))
-    single = config.copy_and_resolve_references()
-    single.steps_per_dispatch = 1
-    program, single = (make_train_step(each, model, optimizer, mesh, cache) for each in (config, single))
+    one_step = config.copy_and_resolve_references()
+    one_step.steps_per_dispatch = 1
+    program, single = (make_train_step(each, model, optimizer, mesh, cache) for each in (config, one_step))
     target = abstract_state(config, model, optimizer, mesh)
     gradient_parts = target["params"] if config.log_gradient_norms else ()
     (replicated, _), no_sums = _shardings(mesh), zero_sums(len(config.aux_heads), gradient_parts)
@@ -264,7 +266,7 @@ def _training(
 
 
 def _inference(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work:
-    """The network's logits, added to those before: so a batch waits for the one before, as on a busy device."""
+    """The network's logits, added to those of the batch before, so that one batch runs at a time."""
     model = make_model(config, training=False)
     apply, (replicated, split) = make_apply(config, model), _shardings(mesh)
     variables = [nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat)]
@@ -297,8 +299,8 @@ def _inference(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work
     return Work(program, (*variables, total, images), begin, count_parameters(variables[0]), 1, program)
 
 
-def _synthetic_batches(config: ConfigDict, mesh: Mesh) -> Iterator[Batch]:
-    """The same random batch over and over, once on the devices; made when it is asked for."""
+def _synthetic_batches(config: ConfigDict, mesh: Mesh) -> Generator[Batch]:
+    """The same random batch repeatedly; it is put on the devices once, when the first one is taken."""
     random = np.random.default_rng(config.seed)
     image, label = _abstract_batch(config, mesh).values()
     batch = {
@@ -312,8 +314,8 @@ def _synthetic_batches(config: ConfigDict, mesh: Mesh) -> Iterator[Batch]:
 
 def _real_batches(
     dataset: input_pipeline.Dataset, config: ConfigDict, mesh: Mesh, waits: list[float]
-) -> Iterator[Batch]:
-    """The dataset's, as train.py has them; notes the seconds that each was waited for."""
+) -> Generator[Batch]:
+    """The batches of the dataset as in train.py; appends the seconds of waiting for each to waits."""
     batches = input_pipeline.train_batches(dataset, config)
     with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
         while True:
@@ -323,12 +325,12 @@ def _real_batches(
             yield batch
 
 
-def _cached_batches(cache: input_pipeline.DeviceCache, config: ConfigDict) -> Iterator[Batch]:
-    """What the steps take of a dataset that is on the devices, a call after the other; nothing is waited for."""
+def _cached_batches(cache: input_pipeline.DeviceCache, config: ConfigDict) -> Generator[Batch]:
+    """The arguments of consecutive calls of the step for a dataset that is on the devices; no call waits for input."""
     yield from cache.batches(0, itertools.count(config.steps_per_dispatch, config.steps_per_dispatch))
 
 
-def _abstract_batch(config: ConfigDict, mesh: Mesh) -> Batch:
+def _abstract_batch(config: ConfigDict, mesh: Mesh) -> dict[str, jax.ShapeDtypeStruct]:
     shape, (_, split) = (config.batch_size, config.image_size, config.image_size, config.channels), _shardings(mesh)
     return {
         "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=split),
@@ -341,5 +343,5 @@ def _abstract(tree: Any, sharding: NamedSharding) -> Any:
 
 
 def _shardings(mesh: Mesh) -> tuple[NamedSharding, NamedSharding]:
-    """On every device whole, and split over them by the first axis."""
+    """Replicated on every device, and split over the devices along the first axis."""
     return NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))

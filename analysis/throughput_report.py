@@ -1,6 +1,6 @@
 """Pictures of a benchmark: accuracy against cost, throughput over the batch, time by kind of layer, the roofline.
 
-The published accuracies are those of reference.csv, with their sources; the user's own runs stand beside them.
+The published accuracies come from reference.csv; the user's own runs are drawn beside them.
 """
 
 import glob
@@ -8,7 +8,7 @@ import json
 import math
 import pathlib
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from ml_collections import ConfigDict
@@ -30,15 +30,15 @@ FAMILIES = list(dict.fromkeys(entry.family for entry in models.REGISTRY.values()
 
 
 class Network(NamedTuple):
-    """A trained network: whose it is, and what it costs.
+    """A trained network: its accuracy and its costs.
 
     Attributes:
-      label: its name; of a run that of its workdir.
+      label: its name; for a run the name of the workdir.
       model: its name in the registry.
-      dataset: that its accuracy is of.
-      top1: its accuracy, %.
+      dataset: that the accuracy was measured on.
+      top1: accuracy, %.
       gflops: billions of floating-point operations for one image, two for each multiply-accumulate.
-      parameters: trainable numbers, millions.
+      parameters: millions of trainable numbers.
       kind: published, published (10 crops) or own run.
     """
 
@@ -52,15 +52,15 @@ class Network(NamedTuple):
 
 
 def draw(rows: list[Row], folder: pathlib.Path, runs: Sequence[pathlib.Path] = ()) -> list[pathlib.Path]:
-    """Draws what the rows have figures for.
+    """Draws the pictures that the rows have figures for.
 
     Args:
       rows: of a benchmark.
       folder: for the pictures.
-      runs: workdirs of finished runs whose accuracy is drawn, too.
+      runs: workdirs of finished runs, to draw their accuracy too.
 
     Returns:
-      The pictures.
+      The files of the pictures.
     """
     networks = published_networks() + own_networks(runs)
     measured = [row for row in rows if row["status"] == "ok" and row.get("step_ms_median")]
@@ -78,7 +78,7 @@ def draw(rows: list[Row], folder: pathlib.Path, runs: Sequence[pathlib.Path] = (
 
 
 def published_networks() -> list[Network]:
-    """Returns the networks of reference.csv that have an accuracy."""
+    """Returns the networks that have an accuracy in reference.csv."""
     networks = []
     for name, row in read_reference().items():
         if row["top1"]:
@@ -91,7 +91,7 @@ def published_networks() -> list[Network]:
 
 
 def find_runs(pattern: str) -> list[pathlib.Path]:
-    """Returns the workdirs of finished runs that fit a pattern; raises FileNotFoundError if there is none."""
+    """Returns the workdirs of finished runs that match a pattern; raises FileNotFoundError if there is none."""
     runs = [path for path in sorted(map(pathlib.Path, glob.glob(pattern))) if (path / "summary.json").exists()]
     if not runs:
         raise FileNotFoundError(f"--runs={pattern} names no finished run; give workdirs that hold a summary.json")
@@ -99,7 +99,7 @@ def find_runs(pattern: str) -> list[pathlib.Path]:
 
 
 def own_networks(runs: Sequence[pathlib.Path]) -> list[Network]:
-    """Returns the networks of finished runs, with their last evaluation."""
+    """Returns the networks of finished runs, with the accuracy of their last evaluation."""
     networks = []
     for path in runs:
         config, summary = read_config(path), json.loads((path / "summary.json").read_text())
@@ -110,7 +110,7 @@ def own_networks(runs: Sequence[pathlib.Path]) -> list[Network]:
 
 
 def _gflops(model: str, config: ConfigDict | None = None) -> float:
-    """Counts from the traced program, at the image size of a run, or the network's own."""
+    """GFLOPs counted from the traced program, at the image size of the config or else the network's own."""
     config = config or base.get_config()
     config.model, config.batch_size = model, 1
     return 2 * summarize(config).macs / 1e9
@@ -129,7 +129,7 @@ def _save(path: pathlib.Path, draw_on: Callable, *arguments) -> pathlib.Path:
 def _panels(
     figure: "Figure", networks: list[Network], width: float, height: float
 ) -> list[tuple["Axes", str, list[Network]]]:
-    """A panel for ImageNet, and one for each other dataset that a run is of."""
+    """One panel for ImageNet, and one for each other dataset of a run."""
     datasets = ["ImageNet"]
     datasets += sorted({each.dataset for each in networks if each.kind == "own run"} - {"ImageNet"})
     figure.set_size_inches(width * len(datasets), height)
@@ -150,8 +150,9 @@ def _draw_accuracy_over_gflops(figure: "Figure", networks: list[Network]) -> Non
             color = _color(each.model)
             face = "none" if each.kind == "published, 10 crops" else color
             edge = "black" if each.kind == "own run" else color
-            axes.scatter(each.gflops, each.top1, area, facecolor=face, edgecolor=edge, alpha=0.55, linewidth=1.2)
-            axes.scatter(each.gflops, each.top1, *((60, "black", "*") if each.kind == "own run" else (5, "black", "o")))
+            axes.scatter(each.gflops, each.top1, s=area, facecolor=face, edgecolor=edge, alpha=0.55, linewidth=1.2)
+            size, marker = (60, "*") if each.kind == "own run" else (5, "o")
+            axes.scatter(each.gflops, each.top1, size, "black", marker=marker)
         axes.set_xscale("log")
         _round_ticks(axes.xaxis)
         axes.margins(0.1, 0.1)
@@ -159,7 +160,7 @@ def _draw_accuracy_over_gflops(figure: "Figure", networks: list[Network]) -> Non
         axes.set_ylabel(f"top-1 accuracy on {dataset}, %")
         axes.grid(alpha=0.25)
         sizes = [size for size in (1, 5, 25, 125) if size <= 2 * max(each.parameters for each in shown)]
-        circle = {"marker": "o", "linestyle": "", "markerfacecolor": "none", "markeredgecolor": "gray"}
+        circle: dict[str, Any] = {"marker": "o", "linestyle": "", "markerfacecolor": "none", "markeredgecolor": "gray"}
         handles = [Line2D([], [], markersize=math.sqrt(12 * size), label=f"{size} M", **circle) for size in sizes]
         if any(each.kind == "published, 10 crops" for each in shown):
             handles.append(Line2D([], [], markersize=8, label="not filled: 10 crops", **circle))
@@ -179,7 +180,7 @@ def _draw_accuracy_over_gflops(figure: "Figure", networks: list[Network]) -> Non
 
 
 def _draw_accuracy_per_parameter(figure: "Figure", networks: list[Network]) -> None:
-    """Canziani, Culurciello and Paszke 2017, Fig. 10: how well a network uses its parameters."""
+    """Canziani, Culurciello and Paszke 2017, Fig. 10: accuracy per million parameters."""
     tallest = max(map(len, (panel for panel in _by_dataset(networks).values())))
     for axes, dataset, shown in _panels(figure, networks, 8, 0.2 * tallest + 1.6):
         shown = sorted(shown, key=lambda each: each.top1 / each.parameters)
@@ -243,7 +244,7 @@ def _draw_throughput(figure: "Figure", measured: list[Row], rows: list[Row]) -> 
 
 
 def _draw_roofline(figure: "Figure", measured: list[Row]) -> None:
-    """Williams, Waterman and Patterson 2009, Fig. 1, with the ceilings that this machine reached."""
+    """Williams, Waterman and Patterson 2009, Fig. 1, with the peaks measured on this machine."""
     figure.set_size_inches(11, 7)
     axes = figure.subplots()
     best: dict[tuple, Row] = {}
@@ -258,7 +259,7 @@ def _draw_roofline(figure: "Figure", measured: list[Row]) -> None:
     for number, (dtype, flops, moved) in enumerate(ceilings):
         ends = min(min(intensities) / 2, flops / moved / 4), max(max(intensities) * 2, flops / moved * 4)
         x = np.array([ends[0], flops / moved, ends[1]])
-        style = {"color": "black", "linestyle": ("-", "--", "-.", ":")[number % 4], "linewidth": 1.5}
+        style: dict[str, Any] = {"color": "black", "linestyle": ("-", "--", "-.", ":")[number % 4], "linewidth": 1.5}
         axes.plot(x, np.minimum(flops, x * moved), **style, label=f"{dtype}: {_si(flops)}FLOP/s, {_si(moved)}B/s")
     markers = dict(zip(("train", "infer", "real"), "os^", strict=True))
     for row, x, y in zip(measured, intensities, achieved, strict=True):
@@ -297,7 +298,7 @@ def _draw_time_by_kind(figure: "Figure", profiled: list[Row]) -> None:
 
 
 def _grouped(measured: list[Row], mode: str) -> dict[str, list[Row]]:
-    """The rows of a mode by the names of their curves: what differs but for the batch size."""
+    """The rows of a mode by the names of their curves; rows of a curve differ only in the batch size."""
     curves: dict[str, list[Row]] = {}
     for row in measured:
         if row["mode"] == mode:
@@ -306,7 +307,7 @@ def _grouped(measured: list[Row], mode: str) -> dict[str, list[Row]]:
 
 
 def _name(row: Row, rows: list[Row]) -> str:
-    """The model, and what else tells its rows apart."""
+    """The model, with the image size and the data type if they differ between its rows."""
     parts = [row["model"]]
     parts += [f"{row['image_size']} px"] * (
         len({each["image_size"] for each in rows if each["model"] == row["model"]}) > 1
@@ -316,7 +317,7 @@ def _name(row: Row, rows: list[Row]) -> str:
 
 
 def _machine(rows: list[Row]) -> str:
-    """The hardware, as rows have it."""
+    """The hardware that the rows were measured on."""
     names = {
         f"{row['device_count']} x {row['device'] if row['platform'] != 'cpu' else row['processor']}" for row in rows
     }
@@ -328,7 +329,7 @@ def _color(model: str) -> str:
 
 
 def _round_ticks(axis: "Axis") -> None:
-    """Puts the ticks of a logarithmic axis at 1, 2, 5, 10 and so on."""
+    """Puts the ticks of a logarithmic axis at 1, 2, 5, 10, 20, 50 and so on."""
     from matplotlib.ticker import LogLocator, NullLocator
 
     axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
@@ -337,7 +338,7 @@ def _round_ticks(axis: "Axis") -> None:
 
 
 def _si(value: float) -> str:
-    """A number as 1.2 T, 34 G and so on."""
+    """A number with an SI prefix: 1.2 T, 34 G."""
     power = min(max(int(math.log10(value) // 3), 0), 5) if value > 0 else 0
     return f"{value / 1000**power:.3g} {' kMGTP'[power].strip()}"
 
@@ -350,35 +351,38 @@ def _label(
     colors: Sequence[str] = (),
     widest_angle: float = math.pi,
 ) -> None:
-    """Writes a name beside each point where it covers the least: of other names, of other points, of the edges.
+    """Writes a name beside each point, where it overlaps least with other names, other points and the edges.
 
     Args:
-      axes: with its scales and limits set.
+      axes: with their final scales and limits.
       points: in data coordinates.
-      texts: their names.
-      radii: of what is drawn at them, typographic points.
+      texts: the names.
+      radii: of the circles drawn at the points, in typographic points.
       colors: of the names; default: black.
-      widest_angle: how far from the point's right a name may stand, radians; default: anywhere.
+      widest_angle: the largest angle between the direction of a name and the right, radians; default: any direction.
     """
-    axes.figure.draw_without_rendering()  # from here on the layout is known
-    pixels = axes.figure.dpi / 72
+    figure: Any = axes.figure
+    figure.draw_without_rendering()  # computes the layout
+    pixels = figure.dpi / 72
     centers = axes.transData.transform(points)
-    # Within a large circle a name is legible, on its middle not. Boxes are lower left and upper right corners.
+    # A name is legible within a large circle, but not on its middle. A box is its lower left and upper right corner.
     halves = np.clip(radii, 3, 12)[:, None] * pixels
     taken = [*np.hstack([centers - halves, centers + halves])]
-    if axes.get_legend():
-        taken.append(axes.get_legend().get_window_extent().extents)
-    angles = np.array(sorted(np.linspace(-widest_angle, widest_angle, 17), key=abs))  # to the right, if all is equal
+    if legend := axes.get_legend():
+        taken.append(np.array(legend.get_window_extent().extents))
+    angles = np.array(
+        sorted(np.linspace(-widest_angle, widest_angle, 17), key=abs)
+    )  # the right comes first among equals
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     for number, (center, text, point) in enumerate(zip(centers, texts, points, strict=True)):
         color = colors[number] if colors else "black"
         note = axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", fontsize=8, color=color)
         half, reach = np.array(note.get_window_extent().size) / 2, min(radii[number], 12) * pixels
-        best, least = None, math.inf
+        best, least = np.zeros(4), math.inf
         for distance in (3, 8, 14, 22, 32, 44, 60):
             middles = center + directions * (reach + distance * pixels + half)
             boxes = np.hstack([middles - half, middles + half])
-            outside = 4 * half.prod() - _overlap(boxes, axes.bbox.extents)
+            outside = 4 * half.prod() - _overlap(boxes, np.array(axes.bbox.extents))
             costs = distance + 10 * outside + sum(_overlap(boxes, other) for other in taken)
             if costs.min() < least:
                 best, least = boxes[costs.argmin()], costs.min()
@@ -391,6 +395,6 @@ def _label(
 
 
 def _overlap(boxes: np.ndarray, other: np.ndarray) -> np.ndarray:
-    """The area that each of the boxes, (n, 4), shares with another one, (4,), square pixels."""
+    """The area, in square pixels, that each of the boxes, (n, 4), shares with another one, (4,)."""
     sides = np.minimum(boxes[:, 2:], other[2:]) - np.maximum(boxes[:, :2], other[:2])
     return np.clip(sides, 0, None).prod(axis=-1)

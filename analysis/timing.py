@@ -1,4 +1,4 @@
-"""Times a step that runs over and over, every iteration of it, until its rate is known well enough."""
+"""Times every iteration of a step that runs repeatedly, until its rate is known with enough precision."""
 
 import math
 import time
@@ -8,22 +8,22 @@ from typing import Any
 import jax
 import numpy as np
 
-PRECISION = 0.01  # half the width of the rate's interval, relative, that ends a measurement
-BLOCKS = 10  # that the iterations are cut into: neighbours are alike, means of whole blocks hardly
-WARM_UP_SHARE = 0.1  # of the time limit: clocks and caches settle
+PRECISION = 0.01  # a measurement ends once half the width of the rate's interval is this share of the rate
+BLOCKS = 10  # of neighbouring iterations: single times are correlated, the means of whole blocks hardly
+WARM_UP_SHARE = 0.1  # of the time limit, for clock rates and caches to settle
 MIN_ITERATIONS = 6  # fewer values than this have no 95 % interval for their median
-MIN_ITERATIONS_TO_STOP = 30  # before precision ends a measurement: fewer may agree by chance
+MIN_ITERATIONS_TO_STOP = 30  # before precision may end a measurement: fewer may agree by chance
 
 
 def time_iterations(step: Callable[[], Any], limit_seconds: float) -> np.ndarray:
-    """Returns the seconds of each iteration, between the ends of one and of the next; warm-up is left out.
+    """Returns the seconds of each iteration, from the end of the one before to its own; the warm-up is left out.
 
-    One iteration is always in flight behind the one that is waited for, as in training: a device that is faster than
-    its host does not idle while Python wakes up and starts the next one, and yet every iteration has a time of its own.
+    As in training, the next iteration is always started before the current one is waited for. So a device that is
+    faster than its host does not idle while Python wakes up, and yet every iteration has a time of its own.
 
     Args:
-      step: starts an iteration that depends on the one before, and returns what its end can be awaited by.
-      limit_seconds: ends the measurement, unless the rate is known within PRECISION before; six iterations are always
+      step: starts an iteration that depends on the one before, and returns an array to wait for.
+      limit_seconds: ends the measurement if the rate is not known within PRECISION before; at least six iterations are
         timed.
     """
     start, warm_ups = time.perf_counter(), 0
@@ -33,7 +33,8 @@ def time_iterations(step: Callable[[], Any], limit_seconds: float) -> np.ndarray
     running = step()
     in_flight = step()
     jax.block_until_ready(running)
-    seconds, last, next_look = [], time.perf_counter(), MIN_ITERATIONS_TO_STOP
+    seconds: list[float] = []
+    last, next_look = time.perf_counter(), float(MIN_ITERATIONS_TO_STOP)
     while len(seconds) < MIN_ITERATIONS or last - start < limit_seconds:
         running, in_flight = in_flight, step()
         jax.block_until_ready(running)
@@ -50,11 +51,11 @@ def time_iterations(step: Callable[[], Any], limit_seconds: float) -> np.ndarray
 
 
 def describe(seconds: np.ndarray, batch_size: int) -> dict[str, float | int]:
-    """Returns what a row tells of its iterations: their rate, with an interval, and how their times spread.
+    """Returns the columns of a row about its iterations: their rate, with an interval, and the spread of their times.
 
     Args:
       seconds: of each iteration, (n,), n >= 6.
-      batch_size: images an iteration.
+      batch_size: images per iteration.
     """
     milliseconds = 1000 * np.asarray(seconds)
     quartile1, median, quartile3, p90, p99 = np.percentile(milliseconds, (25, 50, 75, 90, 99))
@@ -74,9 +75,9 @@ def describe(seconds: np.ndarray, batch_size: int) -> dict[str, float | int]:
 
 
 def rate_interval(seconds: np.ndarray | list[float]) -> tuple[float, float]:
-    """Returns an interval of at least 95 % for the iterations a second: of the rates of blocks of neighbours.
+    """Returns a confidence interval of at least 95 % for the iterations per second, from the rates of blocks.
 
-    It always holds the rate over all iterations, which a single long one may carry out of that of most blocks.
+    It is widened to include the rate over all iterations, which one long iteration may move outside of it.
     """
     blocks = np.array_split(np.asarray(seconds), min(BLOCKS, len(seconds)))
     low, high = median_interval([len(block) / block.sum() for block in blocks])
@@ -87,8 +88,8 @@ def rate_interval(seconds: np.ndarray | list[float]) -> tuple[float, float]:
 def median_interval(values: list[float], confidence: float = 0.95) -> tuple[float, float]:
     """Returns the narrowest pair of order statistics between which the median lies with that confidence.
 
-    Nothing is assumed of the distribution (Conover 1999, Practical Nonparametric Statistics, section 3.2). The smallest
-    and the largest of less than six values reach less than 95 %; they are returned all the same.
+    It holds for every distribution (Conover 1999, Practical Nonparametric Statistics, section 3.2). Of fewer than six
+    values it is the smallest and the largest, although their confidence is below 95 %.
     """
     ordered, n = sorted(values), len(values)
     left_out, tail = 0, 1 / 2**n
@@ -99,11 +100,11 @@ def median_interval(values: list[float], confidence: float = 0.95) -> tuple[floa
 
 
 def ratio_interval(new: tuple[float, float, float], old: tuple[float, float, float]) -> tuple[float, float, float]:
-    """Returns new over old with an interval of about 95 %: the errors of both, relative, add as squares.
+    """Returns new / old with a confidence interval of about 95 %: the squares of the relative errors add up.
 
     Args:
-      new: the value, and the ends of its interval.
-      old: the same of what it is compared with.
+      new: a value, and the ends of its interval.
+      old: the value that it is compared with, and the ends of its interval.
     """
     ratio = new[0] / old[0]
     down = math.hypot(math.log(new[0] / new[1]), math.log(old[2] / old[0]))

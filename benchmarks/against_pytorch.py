@@ -25,8 +25,9 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # of a GPU's me
 import jax  # noqa: E402
 from absl import flags  # noqa: E402
 
-from analysis import rows, throughput  # noqa: E402
-from analysis.rows import Column, Row  # noqa: E402
+from analysis import rows, tables, throughput  # noqa: E402
+from analysis.rows import Row  # noqa: E402
+from analysis.tables import Column  # noqa: E402
 from configs import base  # noqa: E402
 from training import command_line  # noqa: E402
 from training.platform import prepare_platform  # noqa: E402
@@ -112,12 +113,12 @@ def main() -> int:
                 command_line.refuse(f"--{flag.name}={word} is unknown; choose of {', '.join(known)}")
     if not shutil.which(_TORCH_PYTHON.value):
         command_line.refuse(f"--torch_python={_TORCH_PYTHON.value} is no program; give a Python that has torch")
-    print(rows.heading(COLUMNS))
+    print(tables.heading(COLUMNS))
     exit_code = 0
     for name in _MODELS.value:
         try:
             for row in compare(name):
-                print(rows.line(COLUMNS, row), flush=True)
+                print(tables.line(COLUMNS, row), flush=True)
                 if _JSON.value:
                     same = ("model", "mode", "batch_size", "image_size", "dtype", "device")
                     rows.record(pathlib.Path(_JSON.value), row, same)

@@ -24,8 +24,9 @@ from absl import flags  # noqa: E402
 from jax import lax  # noqa: E402
 
 import training.step  # noqa: E402
-from analysis import rows, throughput  # noqa: E402
-from analysis.rows import Column, Row  # noqa: E402
+from analysis import rows, tables, throughput  # noqa: E402
+from analysis.rows import Row  # noqa: E402
+from analysis.tables import Column  # noqa: E402
 from configs import resnet50  # noqa: E402
 from models import operations  # noqa: E402
 from training import command_line  # noqa: E402
@@ -193,12 +194,12 @@ def main() -> None:
     on_cpu = jax.default_backend() == "cpu"
     sizes = _BATCH_SIZE.value or (32 if on_cpu else 256), _IMAGE_SIZE.value or (32 if on_cpu else 224)
     kept = {}
-    print(rows.heading(COLUMNS))
+    print(tables.heading(COLUMNS))
     for name in _VARIANTS.value:
         turns = dict(kept)
         row = measure(name, turns, *sizes) | throughput.describe_machine()
         kept |= {base: turns[base] for base in {variant.base for variant in VARIANTS.values()} & turns.keys()}
-        print(rows.line(COLUMNS, row), flush=True)
+        print(tables.line(COLUMNS, row), flush=True)
         if _JSON.value:
             rows.record(pathlib.Path(_JSON.value), row, ("model", "variant", "batch_size", "image_size", "device"))
 

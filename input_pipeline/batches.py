@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -45,7 +45,7 @@ class HostBatches:
     ):
         import grain
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # One thread more than cores hides the reads; beyond 32 they only wait for the interpreter.
         self.threads = config.decode_threads or min(32, cores + 1)
         # While the last images of one batch are decoded, the pool already has the next one's; small batches need more.
@@ -272,7 +272,7 @@ class DeviceBatches:
     """
 
     def __init__(self, batches: Iterator[Batch], sharding: NamedSharding, prefetch: int):
-        self.host = batches
+        self.host: Any = batches
         self.wait_seconds = 0.0
         self._prefetch = prefetch
         self._sharding = sharding
@@ -312,7 +312,13 @@ class DeviceBatches:
         self.close()
 
 
-def count_bad_images(batches: HostBatches, dataset: Dataset) -> int:
+class HasBadImages(Protocol):
+    """Batches, or their source, that note the records that were left out."""
+
+    bad_images: set[int]
+
+
+def count_bad_images(batches: HasBadImages, dataset: Dataset) -> int:
     """Returns how many of the dataset's records were left out so far, by any process; all processes call it."""
     bad = np.isin(np.arange(len(dataset)), list(batches.bad_images))
     return int(multihost_utils.process_allgather(bad).any(axis=0).sum())

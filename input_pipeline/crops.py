@@ -6,6 +6,7 @@ the device the boxes of a batch are drawn together, in float32, by functions tha
 
 import math
 from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +23,8 @@ TRAIN_CROPS = ("random_resized", "scale_jitter", "pad", "none")
 
 Box = tuple[int, int, int, int]
 """Top, left, height and width in pixels."""
+
+Number = TypeVar("Number", float, jax.Array)
 
 DeviceBox = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 """The same, int32."""
@@ -180,7 +183,11 @@ def device_random_size(
 
 
 def device_place(
-    uniforms: jax.Array, height: jax.Array | int, width: jax.Array | int, box_height: jax.Array, box_width: jax.Array
+    uniforms: jax.Array,
+    height: jax.Array | int,
+    width: jax.Array | int,
+    box_height: jax.Array | int,
+    box_width: jax.Array | int,
 ) -> tuple[jax.Array, jax.Array]:
     """Returns top and left of a box anywhere in an image; the first two of the random numbers place it."""
     return random_whole(uniforms[0], height - box_height + 1), random_whole(uniforms[1], width - box_width + 1)
@@ -191,7 +198,9 @@ def random_whole(uniform: jax.Array, count: jax.Array | int) -> jax.Array:
     return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
 
 
-def _drawn(pixels, area: Sequence[float], aspect: Sequence[float], area_draw, aspect_draw):
+def _drawn(
+    pixels: Number, area: Sequence[float], aspect: Sequence[float], area_draw: Number, aspect_draw: Number
+) -> tuple[Number, Number]:
     """Returns the pixels of a box, and its width over its height, for random numbers in [0, 1): floats or arrays."""
     drawn_pixels = pixels * (area[0] + area_draw * (area[1] - area[0]))
     return drawn_pixels, aspect[0] * (aspect[1] / aspect[0]) ** aspect_draw

@@ -6,6 +6,7 @@ Pillow's. All give the pixels that Pillow gives, to one level.
 
 import contextlib
 import functools
+import importlib
 import io
 import math
 import re
@@ -13,22 +14,25 @@ import struct
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from input_pipeline.crops import Box, whole
 
-try:
-    import cv2
-except ImportError as error:
-    print(f"note: {error}; Pillow resizes images in OpenCV's place: slower, within a few grey levels", file=sys.stderr)
-    cv2 = None
-try:
-    from simplejpeg import decode_jpeg
-except ImportError as error:
-    print(f"note: {error}; Pillow decodes JPEGs in simplejpeg's place: slower", file=sys.stderr)
-    decode_jpeg = None
+
+def _import(name: str, instead: str) -> Any:
+    """Returns a library, or None and a note where it is missing: Pillow can do its work."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        print(f"note: {error}; {instead}", file=sys.stderr)
+        return None
+
+
+cv2 = _import("cv2", "Pillow resizes images in OpenCV's place: slower, within a few grey levels")
+simplejpeg = _import("simplejpeg", "Pillow decodes JPEGs in simplejpeg's place: slower")
 
 MAX_IMAGE_PIXELS = 178_956_970
 """Pixels of an image, at most, by default: the number from which Pillow refuses an image."""
@@ -216,7 +220,7 @@ def _decode_stored_box(
         # Some decoders only warn, and make up the rest. A block of 8 x 8 pixels takes one bit at least.
         if height * width > 512 * len(encoded) or not _ends(encoded, position):
             raise _cannot_decode(encoded, "it is truncated, a JPEG's end is missing")
-        if components in (1, 3) and decode_jpeg:
+        if components in (1, 3) and simplejpeg:
             box = choose_box(height, width)
             with contextlib.suppress(ValueError):  # damaged: Pillow may know more
                 return _decode_jpeg_box(encoded, channels, frame, box, size)
@@ -248,7 +252,7 @@ def _decode_jpeg_box(
     shortened = bytearray(encoded)
     shortened[position : position + 2] = rows.to_bytes(2, "big")
     with _one_at_a_time(-(-rows // scale) * -(-width // scale)):
-        pixels = decode_jpeg(
+        pixels = simplejpeg.decode_jpeg(
             shortened,
             "GRAY" if components == 1 else "RGB",
             min_height=-(-rows // scale),

@@ -68,7 +68,7 @@ class DeviceCache:
         self._resizes = config.train_crop in ("random_resized", "scale_jitter")
         self.bad_images: set[int] = set()
 
-        def read(record, transform):
+        def read(record: int, transform: Callable) -> tuple[np.ndarray, int]:
             return read_good_image(dataset, record, transform, self.bad_images, config)
 
         pixels, labels, shapes = _read_all(dataset, config, mesh, _own_size if self._resizes else _final_size, read)
@@ -153,7 +153,7 @@ class CachedBatches:
         # The epochs that one call may touch.
         epochs = (num_images - 1 + config.steps_per_dispatch * config.batch_size - 1) // num_images + 1
 
-        def shuffle(first_epoch):
+        def shuffle(first_epoch: jax.Array) -> Arrays:
             key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b"order"))
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_epoch + jnp.arange(epochs, dtype=jnp.uint32))
             records = jnp.arange(num_images, dtype=jnp.int32)
@@ -192,7 +192,7 @@ def cached_eval_batches(dataset: Dataset, config: ConfigDict, mesh: Mesh) -> lis
     """
     shape, mask = (config.image_size, config.image_size, config.channels), np.ones(len(dataset), np.float32)
 
-    def read(record, transform):
+    def read(record: int, transform: Callable) -> tuple[np.ndarray, int]:
         try:
             return read_image(dataset, record, transform)
         except DamagedImageError as error:
@@ -288,7 +288,7 @@ def _sources(
     lengths, shrinks, far = (sides[:, None, None] for sides in (lengths.astype(jnp.float32), shrinks, far))
     scale, pixel = lengths / size, jnp.arange(size, dtype=jnp.float32)[:, None]
 
-    def centre(share):
+    def centre(share: float | jax.Array) -> jax.Array:
         """A point of a pixel of the result, 0 its beginning and 1 its end, in pixels of the box, within its centres."""
         return jnp.clip((pixel + share) * scale, 0.5, lengths - 0.5)
 

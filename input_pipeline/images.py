@@ -85,7 +85,8 @@ def resize_and_centre_crop(image: np.ndarray, image_size: int, eval_resize: int 
     height, width = image.shape[:2]
     scale = eval_resize / min(height, width)
     resized = resize(image, round(height * scale), round(width * scale))
-    return cut(resized, *centre(*resized.shape[:2], image_size, image_size))
+    height, width = resized.shape[:2]
+    return cut(resized, *centre(height, width, image_size, image_size))
 
 
 def evaluation_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray], np.ndarray]:

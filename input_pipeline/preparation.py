@@ -113,7 +113,8 @@ def _source(
         _prepare_by_tfds(name, data_dir)
         prepared = open_builder(name, data_dir)
     if prepared:
-        return prepared, lambda: {split: prepared_split(prepared, split) for split in prepared.info.splits}
+        stored: Any = prepared
+        return stored, lambda: {split: prepared_split(stored, split) for split in stored.info.splits}
     builder = _tfds_builder(name, data_dir)
 
     def read_splits() -> dict[str, Split]:
@@ -154,7 +155,7 @@ def _own_builder(
 ) -> tfds.core.DatasetBuilder:
     """Returns the builder of a dataset that TFDS does not know, of its own kind or like another one."""
     config = like.builder_config.name if like and like.builder_config else None
-    features = features or like.info.features
+    features = like.info.features if like else features
     attributes = {
         "name": name,
         "VERSION": like.version if like else tfds.core.Version("1.0.0"),

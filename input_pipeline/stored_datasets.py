@@ -126,10 +126,10 @@ def open_records(builder: Any, split: str) -> "Records":
     raise ValueError(f"dataset {name!r} is stored as {', '.join(stored)}: prepare it as array_record or tfrecord")
 
 
-class Records(Sequence):
+class Records:
     """The serialized examples of a split, and where they lie."""
 
-    def __init__(self, source: Sequence[bytes], files: Sequence[Any]):
+    def __init__(self, source: Any, files: Sequence[Any]):
         self._source = source
         self._files = files
         self._ends = list(itertools.accumulate(file.take for file in files))

@@ -29,7 +29,7 @@ def uniforms(count):
 def installed(request, monkeypatch):
     """What decodes and resizes: where a library is missing, Pillow does."""
     if request.param != "all":
-        monkeypatch.setattr(decoding, "decode_jpeg", None)
+        monkeypatch.setattr(decoding, "simplejpeg", None)
     if request.param == "Pillow alone":
         monkeypatch.setattr(decoding, "cv2", None)
 
@@ -106,14 +106,14 @@ def test_a_box_is_that_of_the_whole_image_to_the_bit(options, channels, monkeypa
     noise = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
     image = np.asarray(Image.fromarray(noise).resize((77, 61), Image.Resampling.BICUBIC))
     encoded = encode(image, "JPEG", quality=92, **options)
-    heights, decode_jpeg = [], decoding.decode_jpeg
+    heights, decode_jpeg = [], decoding.simplejpeg.decode_jpeg
 
     def watched(*arguments, **options):
         pixels = decode_jpeg(*arguments, **options)
         heights.append(len(pixels))
         return pixels
 
-    monkeypatch.setattr(decoding, "decode_jpeg", watched)
+    monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", watched)
     full = decoding.decode(encoded, channels)
     pillow = Image.open(io.BytesIO(encoded)).convert("L" if channels == 1 else "RGB")
     pillow = np.asarray(pillow).reshape(full.shape).astype(int)

@@ -1,0 +1,91 @@
+"""Inference with a workdir's weights: logits of images in any number, and the likeliest classes."""
+
+import pathlib
+from collections.abc import Callable
+
+import jax
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from training.platform import compiler_options
+from training.state import make_model
+from training.step import make_apply, make_logits
+
+
+def make_predictor(
+    config: ConfigDict, params: dict, batch_stats: dict, mesh: Mesh, batch_size: int, *, preprocessed: bool = False
+) -> Callable[[np.ndarray], np.ndarray]:
+    """Returns a function from images (N, H, W, C) to logits (N, num_classes).
+
+    Images run in batches of one size, the last one padded, so that the network is compiled once. Each device computes
+    the whole batch.
+
+    Args:
+      config: resolved options.
+      params: the network's parameters, on the mesh.
+      batch_stats: its running statistics, on the mesh.
+      mesh: the devices.
+      batch_size: images a batch, at least 1.
+      preprocessed: whether the images are floats that are normalised already; if not, they are uint8.
+    """
+    model = make_model(config, training=False)
+    apply = make_logits(model) if preprocessed else make_apply(config, model)
+    apply = jax.jit(apply, compiler_options=compiler_options(config))
+    everywhere = NamedSharding(mesh, PartitionSpec())
+
+    def predict_batch(images: np.ndarray) -> np.ndarray:
+        padding = [(0, batch_size - len(images))] + [(0, 0)] * (images.ndim - 1)
+        padded = jax.device_put(np.pad(images, padding), everywhere)
+        return jax.device_get(apply(params, batch_stats, padded))[: len(images)]
+
+    def predict(images: np.ndarray) -> np.ndarray:
+        batches = [images[first : first + batch_size] for first in range(0, len(images), batch_size)]
+        return np.concatenate([predict_batch(batch) for batch in batches])
+
+    return predict
+
+
+def read_inputs(path: pathlib.Path, config: ConfigDict) -> np.ndarray:
+    """Returns the preprocessed images of a .npy file, (N, H, W, C) float32 or float64.
+
+    Args:
+      path: the file.
+      config: resolved options of the network that takes the images.
+
+    Raises:
+      ValueError: if the file holds anything else, or the images are too small for the network.
+      OSError: if it cannot be read.
+    """
+    try:
+        array = np.load(path, allow_pickle=False)
+    except EOFError as error:
+        raise ValueError(f"{path} is empty; give a .npy file") from error
+    if not isinstance(array, np.ndarray):
+        raise ValueError(f"{path} holds several arrays; give a .npy file of one")
+    if array.ndim != 4 or not len(array) or array.shape[-1] != config.channels or array.dtype not in ("f4", "f8"):
+        raise ValueError(
+            f"{path} holds {array.dtype} {array.shape}; {config.model} takes float32 (N, H, W, {config.channels})"
+        )
+    model = make_model(config, training=False)
+    variables = (nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat))
+    jax.eval_shape(make_logits(model), *variables, array[:1])
+    return array
+
+
+def likeliest_classes(logits: np.ndarray, class_names: list[str], count: int = 5) -> list[list[tuple[str, float]]]:
+    """Returns the names of the likeliest classes of each image with their probabilities, the likeliest first.
+
+    Args:
+      logits: (N, num_classes).
+      class_names: in the order of the logits.
+      count: how many classes an image, if there are as many.
+    """
+    probabilities = np.exp(logits - logits.max(-1, keepdims=True))
+    probabilities /= probabilities.sum(-1, keepdims=True)
+    best = np.argsort(-logits, axis=-1, kind="stable")[:, :count]
+    return [
+        [(class_names[index], float(shares[index])) for index in indices]
+        for indices, shares in zip(best, probabilities, strict=True)
+    ]
