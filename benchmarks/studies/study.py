@@ -217,6 +217,9 @@ def _make(runs: list[Run], files: Files) -> int:
         else:
             print(f"{run.name}, seed {run.seed}, ended with exit code {code}", file=sys.stderr)
             exit_code = 3
+    else:
+        if not exit_code:
+            command_line.say("the study is complete")
     return exit_code
 
 
