@@ -8,6 +8,7 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+import models
 from training.checkpoints import Checkpoints
 from training.configuration import read_config, write_config
 from training.metrics import is_evaluation, read_rows
@@ -49,6 +50,24 @@ def load_weights(
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints.close()
     return config, state.get("ema", state["params"]), state["batch_stats"], int(state["step"])
+
+
+def load_model(workdir: str | pathlib.Path, step: int | str | None = None) -> tuple[models.Network, ConfigDict]:
+    """Returns the network of a workdir in evaluation mode, with the weights of a checkpoint, and the config.
+
+    Args:
+      workdir: what train.py made.
+      step: a checkpoint's step, "best" for that of the best accuracy_top1, or None for the newest sound one.
+
+    Raises:
+      ValueError: if the step has no sound checkpoint.
+      FileNotFoundError: if the folder is no workdir or has no checkpoint.
+    """
+    config, *variables, _ = load_weights(pathlib.Path(workdir), make_mesh(1), step)
+    model = make_model(config, training=False)
+    for values, own in zip(variables, nnx.state(model, nnx.Param, nnx.BatchStat), strict=True):
+        nnx.update(model, select(values, nnx.to_pure_dict(own)))  # without those of auxiliary heads
+    return model, config
 
 
 def save_weights(
