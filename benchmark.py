@@ -29,11 +29,11 @@ from ml_collections import ConfigDict, config_flags
 import models
 from analysis import comparison, nvidia_smi, roofline, rows, throughput, throughput_report
 from analysis.rows import Column, Row
+from configs._option import nearest_name
 from training import command_line
-from training.configuration import nearest_name
-from training.metrics import write_atomically
 from training.platform import prepare_platform
 from training.state import make_mesh
+from training.workdir import write_atomically
 
 BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"
 MODES = ("train", "infer", "input", "real")

@@ -20,6 +20,7 @@ from training import command_line, configuration
 from training.checkpoints import has_checkpoints
 from training.state import make_mesh, make_model
 from training.transfer import load_weights, save_weights
+from training.workdir import check_workdir
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe whose network the weights are for.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "PyTorch's file.")
@@ -57,7 +58,7 @@ def take_in(weights: pathlib.Path, workdir: pathlib.Path) -> None:
     for option, published in (("mean", entry.torch_mean), ("std", entry.torch_std)):
         if option not in overrides:
             config[option] = published
-    configuration.check_workdir(workdir, config)
+    check_workdir(workdir, config)
 
     state_dict, model = rename_old(entry, read_state_dict(weights)), make_model(config, training=True)
     values = from_torch(entry, model, state_dict)

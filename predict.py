@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.table import Table
 
 from input_pipeline.images import evaluation_transform
-from training import command_line, configuration
+from training import command_line
 from training.platform import compiler_options, prepare_platform
 from training.state import make_mesh, make_model
 from training.step import make_apply
 from training.transfer import load_weights
+from training.workdir import read_class_names
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
@@ -74,7 +75,7 @@ def main() -> None:
             logits.append(logits_of(np.stack([pixels for _, pixels in pairs])))
     if not readable:
         command_line.refuse("none of the images could be read")
-    show(readable, np.concatenate(logits), configuration.read_class_names(_WORKDIR.value))
+    show(readable, np.concatenate(logits), read_class_names(_WORKDIR.value))
 
 
 def image_files(path: pathlib.Path) -> list[pathlib.Path]:

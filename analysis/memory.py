@@ -7,7 +7,7 @@ import re
 
 import jax
 
-from training.metrics import peak_host_memory
+from training.environment import peak_host_memory
 
 HOST_SHARE = 0.8  # of the free host memory that a program may take where the host's is the devices'
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from training.metrics import write_atomically
+from training.workdir import write_atomically
 
 Row = dict[str, Any]
 # What each row has, even one that failed.

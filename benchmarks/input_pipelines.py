@@ -26,8 +26,8 @@ from PIL import Image  # noqa: E402
 from rich.console import Console  # noqa: E402
 from rich.table import Table  # noqa: E402
 
-from training import configuration  # noqa: E402
-from training.metrics import write_atomically  # noqa: E402
+from training.environment import describe_environment  # noqa: E402
+from training.workdir import write_atomically  # noqa: E402
 
 _FOLDER = flags.DEFINE_string("folder", None, "A folder of JPEGs, in folders or not.", required=True)
 _MOSAICS = flags.DEFINE_bool("mosaics", False, "Measure on 500x375 mosaics of four of the images: ImageNet's size.")
@@ -94,7 +94,7 @@ def main(_) -> None:
     pythons = {"ours": sys.executable}
     pythons |= dict.fromkeys(("tf.data", "tf.data, uint8"), _TENSORFLOW.value) if _TENSORFLOW.value else {}
     pythons |= {"Pillow, DataLoader": _TORCH.value} if _TORCH.value else {}
-    environment = configuration.describe_environment()
+    environment = describe_environment()
     for python, modules in ((sys.executable, ("cv2", "simplejpeg")), (_TENSORFLOW.value, ("tensorflow",)),
                             (_TORCH.value, ("torch", "torchvision", "PIL"))):  # fmt: skip
         for module in modules if python else ():

@@ -40,8 +40,9 @@ from analysis.collectives import FABRICS, communication_seconds, efficiency, fin
 from analysis.summary import trace_train_step  # noqa: E402
 from configs import base  # noqa: E402
 from training import command_line, configuration  # noqa: E402
-from training.metrics import write_atomically  # noqa: E402
+from training.environment import describe_environment  # noqa: E402
 from training.state import make_mesh  # noqa: E402
+from training.workdir import write_atomically  # noqa: E402
 
 NETWORKS = ["alexnet", "vgg16", "googlenet", "inception_v3", "resnet50", "densenet121", "mobilenet_v1"]
 TPU_SLICES = {8: "v5p:2x2x2", 64: "v5p:4x4x4", 1024: "v5p:8x8x16"}
@@ -153,7 +154,7 @@ def main() -> None:
             "dtype": _DTYPE.value,
             "images_per_device": _IMAGES.value,
         }
-        content = {"command": " ".join(["python", *sys.argv]), **configuration.describe_environment(), **setting}
+        content = {"command": " ".join(["python", *sys.argv]), **describe_environment(), **setting}
         del content["hardware"]  # the target's is what counts
         write_atomically(pathlib.Path(_JSON.value), json.dumps(content | {"rows": rows}, indent=2) + "\n")
 

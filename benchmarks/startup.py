@@ -24,6 +24,7 @@ from rich.table import Table  # noqa: E402
 import models  # noqa: E402
 from configs import resnet50  # noqa: E402
 from training import configuration  # noqa: E402
+from training.environment import describe_environment  # noqa: E402
 from training.loss import zero_sums  # noqa: E402
 from training.optimizer import make_optimizer  # noqa: E402
 from training.state import abstract_state, create_state, make_mesh, make_model  # noqa: E402
@@ -112,7 +113,7 @@ def main(_) -> None:
     Console().print(table)
     if _JSON.value:
         pathlib.Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-        content = {"command": "python benchmarks/startup.py", **configuration.describe_environment()}
+        content = {"command": "python benchmarks/startup.py", **describe_environment()}
         content["figures"] = {name: float(value) for name, (value, _) in figures.items()}
         pathlib.Path(_JSON.value).write_text(json.dumps(content, indent=2) + "\n")
 

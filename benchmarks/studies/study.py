@@ -24,7 +24,8 @@ from absl import flags  # noqa: E402
 
 from analysis import rows as row_files  # noqa: E402
 from training import command_line  # noqa: E402
-from training.metrics import is_evaluation, read_rows, write_atomically  # noqa: E402
+from training.metrics import is_evaluation, read_rows  # noqa: E402
+from training.workdir import write_atomically  # noqa: E402
 
 jax.config.update("jax_platforms", "cpu")  # of this process: the devices are for the runs
 
