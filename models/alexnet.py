@@ -7,7 +7,6 @@ Krizhevsky 2014, One weird trick for parallelizing convolutional neural networks
 from collections.abc import Iterator
 
 import jax
-from flax import nnx
 
 from models.layers import (
     Classifier,
@@ -22,6 +21,7 @@ from models.layers import (
     max_pool,
 )
 from models.network import Network
+from models.operations import relu
 
 
 class AlexNet(Network):
@@ -52,24 +52,24 @@ class AlexNet(Network):
 
     def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """Yields conv1 to conv5; 1, 2 and 5 are pooled."""
-        x = nnx.relu(self.conv1(x))
+        x = relu(self.conv1(x))
         x = max_pool(self.norm1(x) if self.norm1 else x, 3, 2)
         yield "conv1", x
-        x = nnx.relu(self.conv2(x))
+        x = relu(self.conv2(x))
         x = max_pool(self.norm2(x) if self.norm2 else x, 3, 2)
         yield "conv2", x
-        x = nnx.relu(self.conv3(x))
+        x = relu(self.conv3(x))
         yield "conv3", x
-        x = nnx.relu(self.conv4(x))
+        x = relu(self.conv4(x))
         yield "conv4", x
-        x = max_pool(nnx.relu(self.conv5(x)), 3, 2)
+        x = max_pool(relu(self.conv5(x)), 3, 2)
         yield "conv5", x
 
     def classify(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, 256) to logits (N, num_classes)."""
         x = adaptive_average_pool(x, (6, 6))
-        x = self.dropout6(nnx.relu(self.dense6(x)))
-        x = self.dropout7(nnx.relu(self.dense7(x)))
+        x = self.dropout6(relu(self.dense6(x)))
+        x = self.dropout7(relu(self.dense7(x)))
         return self.head(x)
 
 
@@ -105,8 +105,8 @@ class AlexNetOneWeirdTrick(Network):
     def classify(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, 256) to logits (N, num_classes)."""
         x = adaptive_average_pool(x, (6, 6))
-        x = nnx.relu(self.dense6(self.dropout6(x)))
-        x = nnx.relu(self.dense7(self.dropout7(x)))
+        x = relu(self.dense6(self.dropout6(x)))
+        x = relu(self.dense7(self.dropout7(x)))
         return self.head(x)
 
 

@@ -10,8 +10,8 @@ XLA's compiler for CPUs is slow at some operations (docs/benchmarks.md has the f
   run 20 to 40 times slower. So nothing loops on a CPU: training unrolls its loops there.
 
 **How these forms are differentiated.** Each has a `jax.custom_jvp` rule that is linear in the tangents, so that all of
-JAX's derivatives work. In a backward pass JAX transposes that rule. Where a gradient has a fast form of its own, the rule
-is written as the transpose of it (`jax.linear_transpose`): transposed a second time, it is that fast form again.
+JAX's derivatives work. In a backward pass JAX transposes that rule. Where a gradient has a fast form of its own, the
+rule is written as the transpose of it (`jax.linear_transpose`): transposed a second time, it is that fast form again.
 """
 
 import functools
@@ -104,8 +104,14 @@ def max_pool(x: jax.Array, window: tuple[int, int], stride: int, padding: Paddin
 def _max_pool_jvp(
     window: tuple[int, int], stride: int, padding: Padding, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
-    (x,), (x_dot,) = primals, tangents
-    y = max_pool(x, window, stride, padding)
+    y = max_pool(*primals, window, stride, padding)
+    return y, max_pool_tangent(*primals, y, *tangents, window, stride, padding)
+
+
+def max_pool_tangent(
+    x: jax.Array, y: jax.Array, x_dot: jax.Array, window: tuple[int, int], stride: int, padding: Padding
+) -> jax.Array:
+    """Returns the tangent of max_pool's result y; transposed, a pixel gathers from the windows whose maximum it is."""
     winner = jnp.full(y.shape, -1, jnp.int8)  # the number of the offset at which each window has its first maximum
     for number, (_, shifted) in enumerate(_windows(_pad(x, padding, -jnp.inf), window, stride)):
         winner = jnp.where((winner < 0) & (shifted == y), jnp.int8(number), winner)
@@ -117,8 +123,7 @@ def _max_pool_jvp(
         parts = (winner, -1), (gradient, 0)
         return _sum_over_windows(term, *parts, shape=x.shape, window=window, stride=stride, padding=padding)
 
-    (y_dot,) = jax.linear_transpose(x_gradient, y)(x_dot)
-    return y, y_dot
+    return jax.linear_transpose(x_gradient, y)(x_dot)[0]
 
 
 # Sums over positions
@@ -151,9 +156,7 @@ def _pad(x: jax.Array, padding: Padding, value: float = 0) -> jax.Array:
     return jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=value)
 
 
-def _windows(
-    padded: jax.Array, window: tuple[int, int], stride: int
-) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+def _windows(padded: jax.Array, window: tuple[int, int], stride: int) -> Iterator[tuple[tuple[int, int], jax.Array]]:
     """Yields each offset (row, column) in a window, by rows, and the map of what all windows have there."""
     rows, columns = ((size - side) // stride * stride + 1 for size, side in zip(padded.shape[1:3], window, strict=True))
     for row in range(window[0]):

@@ -34,9 +34,9 @@ class DenseLayer(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H, W, I + growth)."""
-        y = self.conv1(nnx.relu(self.norm1(x)))
+        y = self.conv1(self.norm1(x, activation="relu"))
         if self.conv2:
-            y = self.conv2(nnx.relu(self.norm2(y)))
+            y = self.conv2(self.norm2(y, activation="relu"))
         return jnp.concatenate((x, self.dropout(y)), axis=-1)
 
 
@@ -51,7 +51,7 @@ class Transition(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H / 2, W / 2, O)."""
-        return average_pool(self.dropout(self.conv(nnx.relu(self.norm(x)))), 2, 2)
+        return average_pool(self.dropout(self.conv(self.norm(x, activation="relu"))), 2, 2)
 
 
 class DenseNet(Network):
@@ -99,7 +99,7 @@ class DenseNet(Network):
         """Yields block1 and so on, before the transition."""
         x = self.conv1(x)
         if self.norm1:
-            x = max_pool(nnx.relu(self.norm1(x)), 3, 2, padding=1)
+            x = max_pool(self.norm1(x, activation="relu"), 3, 2, padding=1)
         for number in range(1, self.depth + 1):
             for layer in getattr(self, f"block{number}"):
                 x = layer(x)
@@ -109,7 +109,7 @@ class DenseNet(Network):
 
     def classify(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, F) to logits (N, num_classes)."""
-        return self.head(global_average_pool(nnx.relu(self.last_norm(x))))
+        return self.head(global_average_pool(self.last_norm(x, activation="relu")))
 
 
 def _conv(in_features: int, out_features: int, kernel: int, stride: int = 1) -> Conv:

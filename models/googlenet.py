@@ -9,7 +9,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from models.layers import (
     BatchNorm,
@@ -28,6 +27,7 @@ from models.layers import (
     max_pool,
 )
 from models.network import Network
+from models.operations import relu
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 INCEPTIONS = {
@@ -122,7 +122,7 @@ class AuxiliaryHead(Module):
             x = adaptive_average_pool(x, (4, 4))
         else:
             x = average_pool(x, 5, 3)
-        x = nnx.relu(self.dense(self.conv(x)))
+        x = relu(self.dense(self.conv(x)))
         return self.output(self.dropout(x))
 
 

@@ -28,6 +28,7 @@ from models.layers import (
     max_pool,
 )
 from models.network import Network
+from models.operations import relu
 
 CONV = partial(ConvReLU, bias=False, batch_norm=partial(BatchNorm, epsilon=1e-3), kernel_initializer=kaiming_normal)
 # What makes a layer for so many features, and says how many it gives.
@@ -290,7 +291,7 @@ class Residual(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to the same shape."""
         x += self.scale * self.linear(self.inception(x))
-        return nnx.relu(x) if self.activated else x
+        return relu(x) if self.activated else x
 
 
 def residual(*layers: list[Layer], scale: float, activated: bool = True) -> Layer:

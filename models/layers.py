@@ -127,12 +127,12 @@ class Module(nnx.Module):
         call = cls.__call__
 
         @functools.wraps(call)
-        def named_call(self, *inputs):
+        def named_call(self, *inputs, **options):
             # A root has no name, and a class's call inside its subclass's stands under it already.
             if not self.name or type(self).__call__ is not named_call:
-                return call(self, *inputs)
+                return call(self, *inputs, **options)
             with jax.named_scope(self.name):
-                return call(self, *inputs)
+                return call(self, *inputs, **options)
 
         cls.__call__ = named_call
 
@@ -247,8 +247,8 @@ class BatchNorm(Module):
         self.epsilon, self.momentum = epsilon, momentum
         self.virtual_batch_size, self.dtype, self.use_running_average = 0, jnp.float32, True
 
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, C) or (N, H, W, C) to the same shape.
+    def __call__(self, x: jax.Array, activation: str | None = None) -> jax.Array:
+        """Maps (N, C) or (N, H, W, C) to the same shape; applies the activation, relu or relu6, to the result.
 
         Raises:
           ValueError: if N is no multiple of virtual_batch_size, or a group holds one value a channel.
@@ -256,7 +256,8 @@ class BatchNorm(Module):
         scale, bias = self.scale.get_value(), self.bias.get_value()
         if self.use_running_average:
             factor = lax.rsqrt(self.var.get_value() + self.epsilon) * scale
-            return ((x.astype(scale.dtype) - self.mean.get_value()) * factor + bias).astype(self.dtype)
+            y = (x.astype(scale.dtype) - self.mean.get_value()) * factor + bias
+            return operations.activate(y, activation).astype(self.dtype)
         images = x.shape[0]
         size = self.virtual_batch_size or images
         if images % size:
@@ -270,7 +271,7 @@ class BatchNorm(Module):
             raise ValueError(
                 "batch normalisation in training needs more than one value a channel; use more images a group"
             )
-        y, mean, var = operations.normalize(groups, scale, bias, self.epsilon)
+        y, mean, var = operations.normalize(groups, scale, bias, self.mean.get_value(), self.epsilon, activation)
         self._update(self.mean, mean)
         self._update(self.var, var * (count / (count - 1)))
         return y.reshape(x.shape).astype(self.dtype)
@@ -367,7 +368,7 @@ class ConvReLU(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', O)."""
         x = self.conv(x)
-        return nnx.relu(self.batch_norm(x) if self.batch_norm else x)
+        return self.batch_norm(x, activation="relu") if self.batch_norm else operations.relu(x)
 
 
 def _pair(size: int | tuple[int, int]) -> tuple[int, int]:

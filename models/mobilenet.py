@@ -24,8 +24,8 @@ class DepthwiseSeparable(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', O)."""
-        x = nnx.relu6(self.norm1(self.depthwise(x)))
-        return nnx.relu6(self.norm2(self.pointwise(x)))
+        x = self.norm1(self.depthwise(x), activation="relu6")
+        return self.norm2(self.pointwise(x), activation="relu6")
 
 
 class MobileNet(Network):
@@ -61,7 +61,7 @@ class MobileNet(Network):
 
     def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """Yields stage1 to stage5, the blocks of one resolution each."""
-        x = nnx.relu6(self.norm1(self.conv1(x)))
+        x = self.norm1(self.conv1(x), activation="relu6")
         for number in range(1, len(WIDTHS) + 1):
             for block in getattr(self, f"stage{number}"):
                 x = block(x)

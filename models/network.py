@@ -3,9 +3,9 @@
 from collections.abc import Iterator
 
 import jax
-from flax import nnx
 
 from models.layers import Classifier, ConvReLU, Dense, Dropout, Module, adaptive_average_pool
+from models.operations import relu
 
 AUX_DROPOUT_RATE = 0.7
 
@@ -26,7 +26,7 @@ class AuxiliaryHead(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to logits (N, num_classes)."""
         x = self.conv(adaptive_average_pool(x, (4, 4)))
-        return self.output(self.dropout(nnx.relu(self.dense(x))))
+        return self.output(self.dropout(relu(self.dense(x))))
 
 
 class Network(Module):

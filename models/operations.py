@@ -1,10 +1,10 @@
-"""The operations that the networks are built of: convolution, bias, batch normalisation and max pooling.
+"""The operations that the networks are built of: convolution, bias, ReLU, batch normalisation and max pooling.
 
-An accelerator compiles what stands here. A CPU gets other forms of some of it, which give the same numbers to rounding
-and run many times faster there: models/cpu_operations.py. `_choose` is the only place that decides between the two.
+A CPU and an NVIDIA GPU get other forms of some of them, which give the same numbers to rounding and run faster there:
+models/cpu_operations.py and models/gpu_operations.py. `_choose` is the only place that decides between them.
 
-Everything here can be differentiated forward, backward, and both in turn. `jax.jit(..., inline=True)` leaves no trace in
-a program: layers of the same shapes are traced once, which halves the time that it takes to trace a network.
+Everything here can be differentiated forward, backward, and both in turn. `jax.jit(..., inline=True)` leaves no trace
+in a program: layers of the same shapes are traced once, which halves the time that it takes to trace a network.
 """
 
 import functools
@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from models import cpu_operations
+from models import cpu_operations, gpu_operations
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
@@ -42,7 +42,9 @@ def convolve(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding, gro
         dimension_numbers=("NHWC", "HWIO", "NHWC"),
         feature_group_count=groups,
     )
-    return _choose(plain, cpu_operations.find_convolution(x.shape, kernel.shape, stride, padding, groups), x, kernel)
+    case = x.shape, kernel.shape, stride, padding, groups
+    forms = {"cpu": cpu_operations.find_convolution(*case), "cuda": gpu_operations.find_convolution(*case)}
+    return _choose(plain, x, kernel, **forms)
 
 
 @functools.partial(jax.jit, inline=True)
@@ -64,6 +66,24 @@ def _add_bias_jvp(
     return _add_bias(*primals), x_dot + _spread(bias_dot, x_dot.shape)
 
 
+@jax.custom_jvp
+def relu(x: jax.Array) -> jax.Array:
+    """Takes max(x, 0). The gradient passes where the result is above 0, so that only the result has to be kept."""
+    return jnp.maximum(x, 0)
+
+
+@relu.defjvp
+def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[jax.Array, jax.Array]:
+    y = relu(*primals)
+    # Without the barrier XLA turns y > 0 into x > 0, and keeps x for it beside y.
+    return y, jnp.where(lax.optimization_barrier(y) > 0, *tangents, 0)
+
+
+def activate(x: jax.Array, activation: str | None) -> jax.Array:
+    """Applies relu or relu6, or nothing."""
+    return x if activation is None else {"relu": relu, "relu6": jax.nn.relu6}[activation](x)
+
+
 @functools.partial(jax.jit, static_argnames=("window", "stride", "padding"), inline=True)
 def max_pool(x: jax.Array, window: int, stride: int, padding: Padding) -> jax.Array:
     """Takes the maximum over square windows; the gradient goes to the first of equal maxima, as in PyTorch.
@@ -79,12 +99,14 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: Padding) -> jax.Ar
         edges = ((0, 0), *padding, (0, 0))
         return lax.reduce_window(x, -jnp.inf, lax.max, (1, window, window, 1), (1, stride, stride, 1), edges)
 
-    return _choose(plain, lambda x: cpu_operations.max_pool(x, (window, window), stride, padding), x)
+    case = {"window": (window, window), "stride": stride, "padding": padding}
+    forms = {"cpu": cpu_operations.max_pool, "cuda": gpu_operations.max_pool}
+    return _choose(plain, x, **{platform: functools.partial(form, **case) for platform, form in forms.items()})
 
 
-@functools.partial(jax.jit, static_argnames="epsilon", inline=True)
+@functools.partial(jax.jit, static_argnames=("epsilon", "activation"), inline=True)
 def normalize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+    x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float, activation: str | None = None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Normalises groups of maps with the statistics of each group: Ioffe and Szegedy 2015, algorithm 1.
 
@@ -92,60 +114,79 @@ def normalize(
       x: maps, (groups, N, H, W, C).
       scale: (C,), at least float32. All arithmetic is of this type.
       bias: (C,), of the type of scale.
+      shift: (C,), of the type of scale, a guess of the mean; see mean_and_variance. It gets no gradient.
       epsilon: added to the variance.
+      activation: of the result: relu, relu6 or None. As one operation with the normalisation, its gradient needs x
+        alone and not the result.
 
     Returns:
       The normalised maps, of x's type, and each group's mean and biased variance, (groups, 1, 1, 1, C).
     """
-    return _normalize(x, scale, bias, epsilon)
+    return _normalize(x, scale, bias, shift, epsilon, activation)
 
 
-@functools.partial(jax.custom_jvp, nondiff_argnums=(3,))
+@functools.partial(jax.custom_jvp, nondiff_argnums=(4, 5))
 def _normalize(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+    x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float, activation: str | None
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    wide = x.astype(scale.dtype)
-    mean, var = mean_and_variance(wide)
-    return ((wide - mean) * (lax.rsqrt(var + epsilon) * scale) + bias).astype(x.dtype), mean, var
+    mean, var = mean_and_variance(x, shift)
+    y = (x.astype(scale.dtype) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    return activate(y, activation).astype(x.dtype), mean, var
 
 
 @_normalize.defjvp
 def _normalize_jvp(
-    epsilon: float, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+    epsilon: float, activation: str | None, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
 ) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
     """The derivative of the formula, in the order that makes its transpose the paper's gradient (section 3).
 
     The factors of the last two terms are put together before they are spread over the maps. Transposed, each spreading
     is one sum over the maps, and these two sums are all that the backward pass needs (JAX alone would make more).
     """
-    x, scale, _ = primals
-    y, mean, var = _normalize(*primals, epsilon)
+    x, scale, bias, _ = primals
+    y, mean, var = _normalize(*primals, epsilon, activation)
     inverse = lax.rsqrt(var + epsilon)
-    normalized = (x.astype(scale.dtype) - mean) * inverse
-    x_dot, scale_dot, bias_dot = (tangent.astype(scale.dtype) for tangent in tangents)
+    x_dot, scale_dot, bias_dot = (tangent.astype(scale.dtype) for tangent in tangents[:3])
+    normalized, derivative = (x.astype(scale.dtype) - mean) * inverse, jnp.ones((), scale.dtype)
+    if activation:
+        # A number: XLA would store a truth value for the backward pass, but computes a number from x again.
+        before = normalized * scale + bias
+        derivative = jnp.maximum(jnp.sign(before), 0)
+        if activation == "relu6":
+            derivative *= jnp.maximum(jnp.sign(6 - before), 0)
     mean_dot = x_dot.mean((1, 2, 3), keepdims=True)
     covariance = (normalized * x_dot).mean((1, 2, 3), keepdims=True)
     factor = inverse * scale
-    y_dot = factor * x_dot
-    y_dot += normalized * _spread(scale_dot - factor * covariance, x.shape)
-    y_dot += _spread(bias_dot - factor * mean_dot, x.shape)
-    return (y, mean, var), (y_dot.astype(x.dtype), mean_dot, 2 / inverse * covariance)
+    by_statistics = (derivative * normalized) * _spread(scale_dot - factor * covariance, x.shape)
+    by_statistics += derivative * _spread(bias_dot - factor * mean_dot, x.shape)
+    # Transposed, the barrier keeps XLA from storing what both terms make of the gradient: each pass reads it as it is.
+    y_dot = lax.optimization_barrier((derivative * factor * x_dot).astype(x.dtype)) + by_statistics.astype(x.dtype)
+    return (y, mean, var), (y_dot, mean_dot, 2 / inverse * covariance)
 
 
-def mean_and_variance(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns each feature's mean and biased variance over groups of maps: (groups, N, H, W, C) to (groups, 1, 1, 1, C).
+def mean_and_variance(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Returns each feature's mean and biased variance over groups of maps, each (groups, 1, 1, 1, C).
 
-    The variance takes a second pass over the maps: E[x^2] - E[x]^2 loses all digits where the mean is large.
+    In float32 the variance takes a second pass over the maps: E[x^2] - E[x]^2 loses all digits where the mean is large.
+    In bfloat16 one pass is enough. Its error is that of a float32 square beside the square of the distance from the
+    shift to the mean (Chan, Golub, LeVeque 1983, section 3), and thus far below the rounding of the maps themselves.
+
+    Args:
+      x: maps, (groups, N, H, W, C).
+      shift: (C,), at least float32, a guess of the mean. The results are of its type.
     """
-    count = math.prod(x.shape[1:-1])
-    mean = _sum_positions(x) / count
-    return mean, _sum_positions(jnp.square(x - mean)) / count
+    wide, count = x.astype(shift.dtype), math.prod(x.shape[1:-1])
+    if jnp.finfo(x.dtype).bits < 32:
+        mean, square = (_sum_positions(part) / count for part in (wide - shift, jnp.square(wide - shift)))
+        return mean + shift, jnp.maximum(square - jnp.square(mean), 0)
+    mean = _sum_positions(wide) / count
+    return mean, _sum_positions(jnp.square(wide - mean)) / count
 
 
 def _sum_positions(x: jax.Array) -> jax.Array:
     """Sums each feature over groups of maps in at least float32: (groups, N, H, W, C) to (groups, 1, 1, 1, C)."""
     plain = functools.partial(jnp.sum, axis=(1, 2, 3), keepdims=True)
-    return _choose(plain, cpu_operations.sum_positions, cpu_operations.widen(x))
+    return _choose(plain, cpu_operations.widen(x), cpu=cpu_operations.sum_positions)
 
 
 def _spread(features: jax.Array, shape: tuple[int, ...]) -> jax.Array:
@@ -155,13 +196,14 @@ def _spread(features: jax.Array, shape: tuple[int, ...]) -> jax.Array:
     """
     plain = functools.partial(jnp.broadcast_to, shape=shape)
     for_cpu = functools.partial(cpu_operations.spread, shape=shape)
-    return _choose(plain, for_cpu, cpu_operations.widen(features)).astype(features.dtype)
+    return _choose(plain, cpu_operations.widen(features), cpu=for_cpu).astype(features.dtype)
 
 
-def _choose(plain: Callable[..., jax.Array], for_cpu: Callable[..., jax.Array] | None, *arrays: jax.Array) -> jax.Array:
-    """Applies an operation to arrays: on a CPU in its own form, if there is one, and elsewhere in the plain form.
+def _choose(plain: Callable[..., jax.Array], *arrays: jax.Array, **forms: Callable[..., jax.Array] | None) -> jax.Array:
+    """Applies an operation to arrays, in the form of its own that a platform has, and elsewhere in the plain form.
 
-    The choice falls when the program is compiled. A traced program holds both forms, the plain one last: analysis/
+    The choice falls when the program is compiled. A traced program holds all forms, the plain one last: analysis/
     counts that one.
     """
-    return lax.platform_dependent(*arrays, cpu=for_cpu, default=plain) if for_cpu else plain(*arrays)
+    forms = {platform: form for platform, form in forms.items() if form}
+    return lax.platform_dependent(*arrays, **forms, default=plain) if forms else plain(*arrays)

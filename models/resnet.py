@@ -12,6 +12,7 @@ from flax import nnx
 
 from models.layers import BatchNorm, Classifier, Conv, Dropout, Module, global_average_pool, kaiming_normal, max_pool
 from models.network import Network
+from models.operations import relu
 
 
 class Projection(Module):
@@ -78,11 +79,11 @@ class BasicBlock(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', width)."""
-        y = nnx.relu(self.norm1(self.conv1(x)))
+        y = self.norm1(self.conv1(x), activation="relu")
         y = self.norm2(self.conv2(y))
         if self.residual:
             y += self.shortcut(x) if self.shortcut else x
-        return nnx.relu(y)
+        return relu(y)
 
 
 class Bottleneck(Module):
@@ -104,10 +105,10 @@ class Bottleneck(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', 4 width)."""
-        y = nnx.relu(self.norm1(self.conv1(x)))
-        y = nnx.relu(self.norm2(self.conv2(y)))
+        y = self.norm1(self.conv1(x), activation="relu")
+        y = self.norm2(self.conv2(y), activation="relu")
         y = self.norm3(self.conv3(y))
-        return nnx.relu(y + (self.shortcut(x) if self.shortcut else x))
+        return relu(y + (self.shortcut(x) if self.shortcut else x))
 
 
 class BottleneckV1(Bottleneck):
@@ -131,9 +132,9 @@ class PreActivationBlock(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', width)."""
-        y = nnx.relu(self.norm1(x)) if self.norm1 else x
+        y = self.norm1(x, activation="relu") if self.norm1 else x
         x = self.shortcut(y) if self.shortcut else x
-        return x + self.conv2(nnx.relu(self.norm2(self.conv1(y))))
+        return x + self.conv2(self.norm2(self.conv1(y), activation="relu"))
 
 
 class PreActivationBottleneck(Module):
@@ -154,10 +155,10 @@ class PreActivationBottleneck(Module):
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', 4 width)."""
-        y = nnx.relu(self.norm1(x)) if self.norm1 else x
+        y = self.norm1(x, activation="relu") if self.norm1 else x
         x = self.shortcut(y) if self.shortcut else x
-        y = self.conv2(nnx.relu(self.norm2(self.conv1(y))))
-        return x + self.conv3(nnx.relu(self.norm3(y)))
+        y = self.conv2(self.norm2(self.conv1(y), activation="relu"))
+        return x + self.conv3(self.norm3(y, activation="relu"))
 
 
 class ResNet(Network):
@@ -203,7 +204,7 @@ class ResNet(Network):
 
     def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """Yields stage1 and so on: conv2_x to conv5_x of Table 1."""
-        x = nnx.relu(self.norm1(self.conv1(x)))
+        x = self.norm1(self.conv1(x), activation="relu")
         if not self.cifar:
             x = max_pool(x, 3, 2, padding=1)
         for number in range(1, self.depth + 1):
@@ -213,7 +214,7 @@ class ResNet(Network):
 
     def classify(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, F) to logits (N, num_classes)."""
-        x = nnx.relu(self.last_norm(x)) if self.last_norm else x
+        x = self.last_norm(x, activation="relu") if self.last_norm else x
         return self.head(self.dropout(global_average_pool(x)))
 
 

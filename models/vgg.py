@@ -18,6 +18,7 @@ from models.layers import (
     max_pool,
 )
 from models.network import Network
+from models.operations import relu
 
 WIDTHS = (64, 128, 256, 512, 512)
 # The kernels of each stage's convolutions.
@@ -64,8 +65,8 @@ class VGG(Network):
     def classify(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, 512) to logits (N, num_classes)."""
         x = adaptive_average_pool(x, (7, 7))
-        x = self.dropout1(nnx.relu(self.dense1(x)))
-        x = self.dropout2(nnx.relu(self.dense2(x)))
+        x = self.dropout1(relu(self.dense1(x)))
+        x = self.dropout2(relu(self.dense2(x)))
         return self.head(x)
 
 

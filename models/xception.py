@@ -8,6 +8,7 @@ from flax import nnx
 
 from models.layers import BatchNorm, Classifier, Conv, Dropout, Module, global_average_pool, kaiming_normal, max_pool
 from models.network import Network
+from models.operations import relu
 
 # The widths of each block's separable convolutions: the entry flow, the middle flow and the exit flow's block.
 WIDTHS = ((128, 128), (256, 256), (728, 728), *((728, 728, 728),) * 8, (728, 1024))
@@ -44,7 +45,7 @@ class Block(Module):
         """Maps (N, H, W, I) to (N, H', W', O)."""
         y = x
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
-            y = norm(conv(y if self.first and not index else nnx.relu(y)))
+            y = norm(conv(y if self.first and not index else relu(y)))
         if not self.shortcut:
             return x + y
         return self.shortcut_norm(self.shortcut(x)) + max_pool(y, 3, 2, padding=1)
@@ -72,16 +73,16 @@ class Xception(Network):
 
     def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """Yields block1 to block12, each with its shortcut."""
-        x = nnx.relu(self.norm1(self.conv1(x)))
-        x = nnx.relu(self.norm2(self.conv2(x)))
+        x = self.norm1(self.conv1(x), activation="relu")
+        x = self.norm2(self.conv2(x), activation="relu")
         for number in range(1, len(WIDTHS) + 1):
             x = getattr(self, f"block{number}")(x)
             yield f"block{number}", x
 
     def classify(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, 1024) to logits (N, num_classes)."""
-        x = nnx.relu(self.norm3(self.conv3(x)))
-        x = nnx.relu(self.norm4(self.conv4(x)))
+        x = self.norm3(self.conv3(x), activation="relu")
+        x = self.norm4(self.conv4(x), activation="relu")
         return self.head(self.dropout(global_average_pool(x)))
 
 

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import jax
-from flax import nnx
 
 from models.layers import (
     Classifier,
@@ -17,6 +16,7 @@ from models.layers import (
     max_pool,
 )
 from models.network import Network
+from models.operations import relu
 
 
 class ZFNet(Network):
@@ -57,20 +57,20 @@ class ZFNet(Network):
 
     def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """Yields conv1 to conv5; 1, 2 and 5 are pooled."""
-        x = self.norm1(max_pool(nnx.relu(self.conv1(x)), 3, 2, ceil=True))
+        x = self.norm1(max_pool(relu(self.conv1(x)), 3, 2, ceil=True))
         yield "conv1", x
-        x = self.norm2(max_pool(nnx.relu(self.conv2(x)), 3, 2, ceil=True))
+        x = self.norm2(max_pool(relu(self.conv2(x)), 3, 2, ceil=True))
         yield "conv2", x
-        x = nnx.relu(self.conv3(x))
+        x = relu(self.conv3(x))
         yield "conv3", x
-        x = nnx.relu(self.conv4(x))
+        x = relu(self.conv4(x))
         yield "conv4", x
-        x = max_pool(nnx.relu(self.conv5(x)), 3, 2, ceil=True)
+        x = max_pool(relu(self.conv5(x)), 3, 2, ceil=True)
         yield "conv5", x
 
     def classify(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, F) to logits (N, num_classes)."""
         x = adaptive_average_pool(x, (6, 6))
-        x = self.dropout6(nnx.relu(self.dense6(x)))
-        x = self.dropout7(nnx.relu(self.dense7(x)))
+        x = self.dropout6(relu(self.dense6(x)))
+        x = self.dropout7(relu(self.dense7(x)))
         return self.head(x)

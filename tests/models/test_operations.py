@@ -1,5 +1,6 @@
 """The forms that a CPU runs against the plain ones, textbook formulas and loops; and which platform compiles which."""
 
+import functools
 import itertools
 
 import jax
@@ -8,7 +9,8 @@ import numpy as np
 import pytest
 from jax import lax
 
-from models.operations import add_bias, convolve, max_pool, normalize
+from models import gpu_operations
+from models.operations import add_bias, convolve, max_pool, mean_and_variance, normalize, relu
 
 
 @pytest.fixture(autouse=True)
@@ -88,16 +90,61 @@ def test_the_gradient_of_a_bias():
     np.testing.assert_allclose(gradients[1], x.sum((0, 1, 2)), rtol=1e-12)
 
 
+ACTIVATIONS = {None: lambda x: x, "relu": lambda x: jnp.where(x > 0, x, 0), "relu6": lambda x: jnp.clip(x, 0, 6)}
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("shape", [(1, 4, 3, 5, 6), (3, 2, 3, 5, 6), (2, 4, 1, 1, 6)])
-def test_normalisation_and_its_gradient_are_those_of_the_formula(shape):
+def test_normalisation_and_its_gradient_are_those_of_the_formula(shape, activation):
     def formula(x, scale, bias):
         mean, var = x.mean((1, 2, 3), keepdims=True), x.var((1, 2, 3), keepdims=True)
-        return (x - mean) / jnp.sqrt(var + 1e-3) * scale + bias
+        return ACTIVATIONS[activation]((x - mean) / jnp.sqrt(var + 1e-3) * scale + bias)
 
-    arguments = 3 + 2 * normal(*shape)[::-1], normal(6), normal(6) ** 2
-    results = (with_gradients(f, *arguments) for f in (lambda *arguments: normalize(*arguments, 1e-3)[0], formula))
-    for found, expected in zip(*results, strict=True):
+    def ours(*arguments):
+        return normalize(*arguments, shift=jnp.ones(6), epsilon=1e-3, activation=activation)[0]
+
+    arguments = 3 + 2 * normal(*shape)[::-1], 6 * normal(6), normal(6) ** 2
+    for found, expected in zip(*(with_gradients(f, *arguments) for f in (ours, formula)), strict=True):
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("mean, deviation, shift", [(0, 1, 0), (3, 1, 0), (10, 0.25, 9), (-100, 8, -90)])
+def test_one_pass_gives_the_statistics_of_bfloat16_maps(mean, deviation, shift):
+    maps = jnp.asarray(mean + deviation * normal(1, 64, 14, 14, 8), jnp.bfloat16)
+    exact = np.asarray(maps, np.float64)
+    found = mean_and_variance(maps, jnp.full(8, shift, jnp.float32))
+    np.testing.assert_allclose(found[0].ravel(), exact.mean((0, 1, 2, 3)), rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(found[1].ravel(), exact.var((0, 1, 2, 3)), rtol=1e-3)
+
+
+def test_the_statistics_of_float32_maps_survive_a_large_mean():
+    maps = jnp.asarray(10 + 0.01 * normal(1, 64, 14, 14, 8), jnp.float32)
+    variance = mean_and_variance(maps, jnp.zeros(8, jnp.float32))[1].ravel()
+    np.testing.assert_allclose(variance, np.asarray(maps, np.float64).var((0, 1, 2, 3)), rtol=1e-4)
+
+
+def test_relu_passes_its_gradient_where_the_result_is_positive():
+    x = jnp.array([-2.0, -0.0, 0.0, 3.0, jnp.inf])
+    np.testing.assert_array_equal(relu(x), [0, 0, 0, 3, jnp.inf])
+    np.testing.assert_array_equal(jax.grad(lambda x: relu(x).sum())(x), [0, 0, 0, 1, 1])
+    assert jnp.isnan(relu(jnp.nan))
+
+
+@pytest.mark.parametrize("shape, stride, padding", [((7, 7), 2, 3), ((3, 3), 2, 0), ((11, 11), 4, 2), ((5, 4), 3, 1)])
+@pytest.mark.parametrize("size", [(23, 24), (22, 25)])
+def test_a_gpus_strided_convolution_of_an_image_is_the_plain_one(shape, stride, padding, size):
+    x, kernel = normal(2, *size, 3), normal(*shape, 3, 4)
+    case = stride, ((padding, padding), (padding, padding)), 1
+    ours = gpu_operations.find_convolution(x.shape, kernel.shape, *case)
+    plain = functools.partial(plain_convolve, stride=stride, padding=case[1], groups=1)
+    for found, expected in zip(*(with_gradients(f, x, kernel) for f in (ours, plain)), strict=True):
+        np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_a_gpus_gradient_of_max_pooling_goes_to_the_first_maximum():
+    x = jnp.zeros((1, 4, 4, 1))
+    gradient = jax.grad(lambda x: gpu_operations.max_pool(x, (2, 2), 2, ((0, 0), (0, 0))).sum())(x)
+    np.testing.assert_array_equal(gradient[0, ..., 0], [[1, 0, 1, 0], [0] * 4, [1, 0, 1, 0], [0] * 4])
 
 
 @pytest.mark.parametrize(
@@ -139,14 +186,18 @@ def test_several_features_of_each_feature_are_one_convolution():
     assert text.count("stablehlo.convolution") == 1
 
 
-def test_an_accelerator_compiles_the_plain_operations():
-    def step(x, kernel, depthwise, large):
+def test_each_platform_compiles_its_own_forms():
+    def step(x, kernel, depthwise, large, strided):
         x = convolve(convolve(x, kernel, 1, ((0, 0), (0, 0)), 1), depthwise, 1, ((1, 1), (1, 1)), 4)
         x = convolve(x, large, 1, ((3, 3), (3, 3)), 1)
-        return max_pool(x, 2, 2, ((0, 0), (0, 0))).sum()
+        return max_pool(convolve(x, strided, 2, ((1, 1), (1, 1)), 1), 2, 2, ((0, 0), (0, 0))).sum()
 
-    traced = jax.jit(jax.grad(step, (0, 1, 2, 3)))
-    traced = traced.trace(normal(2, 6, 6, 4), normal(1, 1, 4, 4), normal(3, 3, 1, 4), normal(7, 7, 4, 4))
-    there, here = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("cuda", "cpu"))
-    assert there.count("stablehlo.convolution") == 9 and "select_and_scatter" in there and "dot_general" not in there
-    assert "stablehlo.convolution" not in here and "select_and_scatter" not in here
+    traced = jax.jit(jax.grad(step, (0, 1, 2, 3, 4)))
+    kernels = normal(1, 1, 4, 4), normal(3, 3, 1, 4), normal(7, 7, 4, 4), normal(3, 3, 4, 4)
+    traced = traced.trace(normal(2, 8, 8, 4), *kernels)
+    tpu, gpu, cpu = (traced.lower(lowering_platforms=(platform,)).as_text() for platform in ("tpu", "cuda", "cpu"))
+    for accelerator in (tpu, gpu):
+        assert accelerator.count("stablehlo.convolution") == 12 and "dot_general" not in accelerator
+    assert "select_and_scatter" in tpu and "select_and_scatter" not in gpu and "select_and_scatter" not in cpu
+    assert "stride = [2, 2]" in tpu and "stride = [2, 2]" not in gpu
+    assert cpu.count("stablehlo.convolution") == 6  # those of the two larger kernels

@@ -1,0 +1,118 @@
+"""Counts the bytes that training steps move through a GPU's memory, from compiled programs; it needs no GPU.
+
+python benchmarks/compiled_traffic.py --models=resnet50,vgg16 [--json=FILE] compiles the product's own step for the GPU
+that --target describes and lists its kernels, the bytes that they read and write, and the least time that they take at
+the device's rates of copying and multiplying. It needs `pip install "jax[cuda13]"`. The kernels are not timed against
+each other, so the programs are those of XLA's default choices; what a machine really does, benchmark.py measures.
+"""
+
+import os
+import pathlib
+import sys
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["TPU_SKIP_MDS_QUERY"] = "1"
+
+import jax
+import numpy as np
+from absl import flags
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+
+import models
+from analysis import rows as row_files
+from analysis import tables
+from analysis.compiled_traffic import ROLES, SMALL, bound_seconds, bytes_by_role, find_kernels
+from analysis.costs import count_bytes
+from analysis.rows import Row
+from analysis.summary import trace_train_step
+from configs import base
+from training import command_line, configuration
+from training.environment import describe_environment
+
+NETWORKS = ["resnet50", "vgg16", "googlenet_bn_3x3", "inception_v3", "densenet121", "mobilenet_v1"]
+
+_MODELS = flags.DEFINE_list("models", NETWORKS, "Names of models.REGISTRY.")
+_TARGET = flags.DEFINE_string("target", str(ROOT / "benchmarks/h200.txtpb"), "A file with XLA's description of a GPU.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images a step.", lower_bound=1)
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels a side; default: the network's own.")
+_DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Data type of the computation.")
+# The defaults were measured on an H100: the copy of a large array, and a bfloat16 product of 8192 x 8192 matrices.
+_BYTES = flags.DEFINE_float("bytes_per_second", 3.0e12, "Rate at which the GPU copies, read and written.")
+_FLOPS = flags.DEFINE_float("flops_per_second", 790e12, "Rate at which the GPU multiplies matrices of --dtype.")
+_JSON = flags.DEFINE_string("json", None, "A file for the rows, and of those of other networks.")
+
+
+def target_mesh(description: pathlib.Path) -> Mesh:
+    """Returns a mesh of one GPU as a file describes it; raises OSError if there is no such file."""
+    if not description.is_file():
+        raise FileNotFoundError(f"--target={description} does not exist; give benchmarks/h200.txtpb")
+    topology = topologies.get_topology_desc(
+        "1x1x1", platform="cuda", topology="1x1x1", target_config=description.read_text()
+    )
+    return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def measure(model: str, mesh: Mesh) -> Row:
+    """Compiles the training step of a network and returns its row."""
+    config = base.get_config()
+    config.update({"model": model, "num_classes": models.get_entry(model).num_classes, "dtype": _DTYPE.value})
+    config.update({"batch_size": _BATCH_SIZE.value, "image_size": _IMAGE_SIZE.value, "weight_decay": 1e-4})
+    config = configuration.resolve_network(config)
+    traced = trace_train_step(config, mesh)
+    compiled = traced.lower().compile({"xla_gpu_autotune_level": 0})
+    kernels = find_kernels(compiled.as_text())
+    seconds = bound_seconds(kernels, _BYTES.value, _FLOPS.value)
+    return {
+        "model": model,
+        "target": pathlib.Path(_TARGET.value).stem,
+        "batch_size": config.batch_size,
+        "image_size": config.image_size,
+        "dtype": config.dtype,
+        "kernels": len(kernels),
+        "small_kernels": sum(kernel.moved < SMALL for kernel in kernels),
+        "gigabytes": sum(kernel.moved for kernel in kernels) / 1e9,
+        "least_gigabytes": count_bytes(traced.jaxpr.jaxpr) / 1e9,
+        "bound_ms": 1e3 * seconds,
+        "bound_images_per_second": config.batch_size / seconds,
+        "memory_gigabytes": compiled.memory_analysis().temp_size_in_bytes / 1e9,
+        "gigabytes_by_role": {role: moved / 1e9 for role, moved in bytes_by_role(kernels).items()},
+        "bytes_per_second": _BYTES.value,
+        "flops_per_second": _FLOPS.value,
+    }
+
+
+def main() -> None:
+    """Compiles, prints tables, writes JSON."""
+    with command_line.refusing_bad_input():
+        if _JSON.value:
+            row_files.check_file("json", _JSON.value)
+        for model in _MODELS.value:
+            models.get_entry(model)
+        mesh = target_mesh(pathlib.Path(_TARGET.value))
+    environment = describe_environment()
+    command = {"command": " ".join(["python", *sys.argv]), "git_commit": environment["git_commit"]}
+    command |= {f"{name}_version": version for name, version in environment["versions"].items()}
+    rows = []
+    for model in _MODELS.value:
+        rows.append(measure(model, mesh) | command)
+        if _JSON.value:
+            same = ("model", "target", "batch_size", "image_size", "dtype")
+            row_files.record(pathlib.Path(_JSON.value), rows[-1], same)
+        jax.clear_caches()
+    headings = ["network", "kernels", "under 4 MB", "GB", "analytic minimum", "bound (ms)", "images/s", "memory (GB)"]
+    lines = []
+    for row in rows:
+        counts = f"{row['kernels']:,}", f"{row['small_kernels']:,}"
+        sizes = (f"{row[key]:.1f}" for key in ("gigabytes", "least_gigabytes", "bound_ms"))
+        rate = f"{row['bound_images_per_second']:,.0f}"
+        lines.append([row["model"], *counts, *sizes, rate, f"{row['memory_gigabytes']:.1f}"])
+    tables.print_boxed(headings, lines)
+    lines = [[role, *(f"{row['gigabytes_by_role'][role]:.2f}" for row in rows)] for role in ROLES]
+    tables.print_boxed(["gigabytes by role", *(row["model"] for row in rows)], lines)
+
+
+if __name__ == "__main__":
+    command_line.run(main)
