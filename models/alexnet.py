@@ -5,6 +5,7 @@ Krizhevsky 2014, One weird trick for parallelizing convolutional neural networks
 """
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 
@@ -20,7 +21,7 @@ from models.layers import (
     adaptive_average_pool,
     max_pool,
 )
-from models.network import Network
+from models.network import Entry, Network
 from models.operations import relu
 
 
@@ -35,7 +36,7 @@ class AlexNet(Network):
         groups: int = 2,
         local_response_norm: bool = True,
     ):
-        """Builds the layers, with section 5's initial values; dropout_rate is that of the hidden dense layers."""
+        """Builds the layers, with section 5's initial values; dropout_rate applies to the hidden dense layers."""
         zero, one = ({"kernel_initializer": Normal(0.01), "bias_initializer": Constant(bias)} for bias in (0.0, 1.0))
         self.conv1 = Conv(channels, 96, kernel=11, stride=4, **zero)
         self.norm1 = LocalResponseNorm() if local_response_norm else None
@@ -77,7 +78,7 @@ class AlexNetOneWeirdTrick(Network):
     """The single-column network of 2014, as torchvision builds it: conv3 and conv4 have 384 and 256 filters."""
 
     def __init__(self, num_classes: int, channels: int, dropout_rate: float):
-        """Builds the layers; dropout_rate is that before the two hidden dense layers."""
+        """Builds the layers; dropout_rate applies before the two hidden dense layers."""
         self.conv1 = ConvReLU(channels, 64, kernel=11, stride=4, padding=2)
         self.conv2 = ConvReLU(64, 192, kernel=5, padding=2)
         self.conv3 = ConvReLU(192, 384, kernel=3, padding=1)
@@ -119,4 +120,12 @@ TORCH_NAMES = (  # torchvision's alexnet
     (r"^dense6", "classifier.1"),
     (r"^dense7", "classifier.4"),
     (r"^head", "classifier.6"),
+)
+
+_alexnet = partial(Entry, paper="Krizhevsky 2012", image_size=227, dropout_rate=0.5)
+ENTRIES = (
+    _alexnet("alexnet", AlexNet),
+    _alexnet("alexnet_ungrouped", partial(AlexNet, groups=1)),
+    _alexnet("alexnet_no_lrn", partial(AlexNet, local_response_norm=False)),
+    Entry("alexnet_owt", AlexNetOneWeirdTrick, "Krizhevsky 2014", dropout_rate=0.5, torch_names=TORCH_NAMES),
 )

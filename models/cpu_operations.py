@@ -9,9 +9,10 @@ XLA's compiler for CPUs is slow at some operations (docs/benchmarks.md has the f
 - Inside a loop (lax.scan, lax.fori_loop) the weight gradients of convolutions do not reach the fast library (Eigen) and
   run 20 to 40 times slower. So nothing loops on a CPU: training unrolls its loops there.
 
-**How these forms are differentiated.** Each has a `jax.custom_jvp` rule that is linear in the tangents, so that all of
-JAX's derivatives work. In a backward pass JAX transposes that rule. Where a gradient has a fast form of its own, the
-rule is written as the transpose of it (`jax.linear_transpose`): transposed a second time, it is that fast form again.
+**How these forms are differentiated.** Where JAX's own derivative would be slow, a form has a rule for its derivative
+(`jax.custom_jvp`) that is linear in the tangents, so that all of JAX's derivatives work. In a backward pass JAX
+transposes that rule. Where a gradient has a fast form of its own, the rule is written as the transpose of that form
+(`jax.linear_transpose`): transposed a second time, it is the fast form again.
 """
 
 import functools

@@ -1,6 +1,7 @@
 """DenseNet: Huang, Liu, van der Maaten, Weinberger 2016, Densely connected convolutional networks, Table 1."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +18,7 @@ from models.layers import (
     kaiming_normal,
     max_pool,
 )
-from models.network import Network
+from models.network import Entry, Network
 
 
 class DenseLayer(Module):
@@ -71,9 +72,9 @@ class DenseNet(Network):
 
         Args:
           layers: the number of layers of each dense block.
-          num_classes: how many classes.
-          channels: of the images.
-          dropout_rate: that after each dense layer and transition; the paper has 0.2 where images are not augmented.
+          num_classes: number of classes.
+          channels: number of channels of the images.
+          dropout_rate: dropout rate after each dense layer and transition; the paper has 0.2 without augmentation.
           growth: features that each layer adds.
           bottleneck: whether there are 1x1 bottlenecks, and transitions halve the features ("BC").
           cifar: whether the stem is a 3x3 convolution, not a 7x7 one and pooling.
@@ -126,3 +127,13 @@ TORCH_NAMES = (  # torchvision's densenets
     (r"^head", "classifier"),
 )
 OLD_TORCH_NAMES = ((r"(denselayer\d+\.(?:norm|conv))\.(?=\d\.)", r"\1"),)  # its files of 2017: denselayer1.norm.1
+
+_imagenet = partial(Entry, paper="Huang 2016", torch_names=TORCH_NAMES, old_torch_names=OLD_TORCH_NAMES)
+_cifar = partial(Entry, paper="Huang 2016", image_size=32, num_classes=10)
+ENTRIES = (
+    _imagenet("densenet121", partial(DenseNet, (6, 12, 24, 16))),
+    _imagenet("densenet169", partial(DenseNet, (6, 12, 32, 32))),
+    _imagenet("densenet201", partial(DenseNet, (6, 12, 48, 32))),
+    _cifar("densenet40_k12", partial(DenseNet, (12, 12, 12), growth=12, bottleneck=False, cifar=True)),
+    _cifar("densenet_bc100_k12", partial(DenseNet, (16, 16, 16), growth=12, cifar=True)),
+)

@@ -26,7 +26,7 @@ from models.layers import (
     lecun_uniform,
     max_pool,
 )
-from models.network import Network
+from models.network import TENSORFLOW_PIXELS, Entry, Network
 from models.operations import relu
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
@@ -142,9 +142,9 @@ class GoogLeNet(Network):
         """Builds the layers.
 
         Args:
-          num_classes: how many classes.
-          channels: of the images.
-          dropout_rate: that of the main classifier.
+          num_classes: number of classes.
+          channels: number of channels of the images.
+          dropout_rate: dropout rate of the main classifier.
           batch_norm: whether every convolution has batch normalisation.
           torchvision: whether to differ from the paper where torchvision does: 3x3 kernels for 5x5 ones, a last
             pooling of 2x2, and adaptive pooling in the auxiliary classifiers.
@@ -210,4 +210,20 @@ TORCH_NAMES = (  # torchvision's googlenet
     (r"\.branch4", ".branch4.1"),
     (r"\.batch_norm", ".bn"),
     (r"^head", "fc"),
+)
+
+_googlenet = partial(
+    Entry,
+    paper="Szegedy 2014",
+    dropout_rate=0.4,
+    aux_heads=AUX_HEADS,
+    torch_names=TORCH_NAMES,
+    **TENSORFLOW_PIXELS,
+)
+ENTRIES = (
+    _googlenet("googlenet", GoogLeNet),
+    _googlenet("googlenet_no_lrn", partial(GoogLeNet, local_response_norm=False)),
+    _googlenet("googlenet_naive", partial(GoogLeNet, naive=True)),
+    _googlenet("googlenet_bn", partial(GoogLeNet, batch_norm=True)),
+    _googlenet("googlenet_bn_3x3", partial(GoogLeNet, batch_norm=True, torchvision=True), dropout_rate=0.2),
 )

@@ -27,11 +27,11 @@ from models.layers import (
     kaiming_normal,
     max_pool,
 )
-from models.network import Network
+from models.network import TENSORFLOW_PIXELS, Entry, Network
 from models.operations import relu
 
 CONV = partial(ConvReLU, bias=False, batch_norm=partial(BatchNorm, epsilon=1e-3), kernel_initializer=kaiming_normal)
-# What makes a layer for so many features, and says how many it gives.
+# A function from the number of features in to a module and its number of features out.
 Layer = Callable[[int], tuple[Module, int]]
 
 
@@ -39,7 +39,7 @@ Layer = Callable[[int], tuple[Module, int]]
 
 
 class MaxPool(Module):
-    """Maxima over 3x3 windows, every second."""
+    """Maxima over 3x3 windows with a stride of 2."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, C) to (N, floor((H - 1) / 2), ..., C)."""
@@ -202,7 +202,7 @@ class InceptionV3(Network):
     """The network of 2015, its modules named as by its authors."""
 
     def __init__(self, num_classes: int, channels: int, dropout_rate: float):
-        """Builds the layers; dropout_rate is that before the classifier."""
+        """Builds the layers; dropout_rate applies before the classifier."""
         self.stem, features = sequence(channels, V3_STEM)
         for name, layer in V3_MODULES.items():
             module, features = layer(features)
@@ -328,7 +328,7 @@ class InceptionV4(Network):
     def __init__(
         self, num_classes: int, channels: int, dropout_rate: float, layers: dict[str, list[Layer]] = V4_STAGES
     ):
-        """Builds the layers; dropout_rate is that before the classifier, layers are those of each stage."""
+        """Builds the layers; dropout_rate applies before the classifier, layers are those of each stage."""
         features = channels
         for name in layers:
             modules, features = sequence(features, layers[name])
@@ -352,7 +352,7 @@ class InceptionV4(Network):
 
 
 def _torch_branches(modules: str, *names: str) -> tuple[tuple[str, str], ...]:
-    """torchvision's names of the branches of v3's modules, given as a regular expression; a digit too low as yet."""
+    """torchvision's names for the branches of v3's modules, with digits that a later rule makes larger by one."""
     return tuple((rf"^mixed_({modules})\.branch{index}\.", rf"Mixed_\1.{name}_") for index, name in enumerate(names))
 
 
@@ -408,4 +408,35 @@ INCEPTION_RESNET_V2_TORCH_NAMES = (  # timm's inception_resnet_v2
     (r"\.linear\.", ".conv2d."),
     (r"\.batch_norm\.", ".bn."),
     (r"^head", "classif"),
+)
+
+ENTRIES = (
+    Entry(
+        "inception_v3",
+        InceptionV3,
+        "Szegedy 2015",
+        image_size=299,
+        dropout_rate=0.5,
+        aux_heads=AUX_HEADS,
+        torch_names=TORCH_NAMES,
+        **TENSORFLOW_PIXELS,
+    ),
+    Entry(
+        "inception_v4",
+        InceptionV4,
+        "Szegedy 2016",
+        image_size=299,
+        dropout_rate=0.2,
+        torch_names=V4_TORCH_NAMES,
+        **TENSORFLOW_PIXELS,
+    ),
+    Entry(
+        "inception_resnet_v2",
+        partial(InceptionV4, layers=INCEPTION_RESNET_V2_STAGES),
+        "Szegedy 2016",
+        image_size=299,
+        dropout_rate=0.2,
+        torch_names=INCEPTION_RESNET_V2_TORCH_NAMES,
+        **TENSORFLOW_PIXELS,
+    ),
 )

@@ -1,7 +1,7 @@
 """The layers that the networks share: their structure, their initial values and their arithmetic.
 
 A layer is built abstract: its variables hold a `jax.ShapeDtypeStruct` and, as metadata, the `initializer` that draws
-their values. Building a network so costs milliseconds, and `initial_values` draws them on the host without compiling.
+their values. So a network is built in milliseconds. `initial_values` draws the values on the host and compiles nothing.
 
 Images and maps are (N, H, W, C). Padding is PyTorch's: explicit, the same on both sides. Published weights that need
 another have it as an option: TensorFlow's "SAME" in Conv, Caffe's rounding up in max_pool.
@@ -86,14 +86,14 @@ def lecun_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> np.nda
 def initial_values(model: nnx.Module, seed: int) -> dict[str, Any]:
     """Draws the initial values of a network on the host.
 
-    A value is a function of the seed and of its own path alone: other parameters may come and go.
+    A value depends only on the seed and on the path of its variable: adding or removing layers changes no other value.
 
     Args:
       model: a network, abstract or not.
-      seed: of the initial values, at least 0.
+      seed: seed for the initial values, at least 0.
 
     Returns:
-      A nested dict of NumPy arrays, of all parameters and running statistics.
+      A nested dict of NumPy arrays: all parameters and running statistics.
     """
     state = nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat)))
 
@@ -115,7 +115,7 @@ def _path_hash(path: tuple) -> int:
 
 
 class Module(nnx.Module):
-    """A module that knows its name in its parent, and runs under it: the name stack reads `stages.0.1/conv2`."""
+    """A module that runs under its name in a jax.named_scope: JAX's name stack then reads `stages.0.1/conv2`."""
 
     name = ""
 
@@ -128,7 +128,7 @@ class Module(nnx.Module):
 
         @functools.wraps(call)
         def named_call(self, *inputs, **options):
-            # A root has no name, and a class's call inside its subclass's stands under it already.
+            # The root has no name. A call of the superclass's __call__ runs under the name already.
             if not self.name or type(self).__call__ is not named_call:
                 return call(self, *inputs, **options)
             with jax.named_scope(self.name):
@@ -137,7 +137,7 @@ class Module(nnx.Module):
         cls.__call__ = named_call
 
     def __setattr__(self, attribute: str, value: Any) -> None:
-        """Sets an attribute; a module, or those in an nnx.List, get its name."""
+        """Sets an attribute. A module, or each module in an nnx.List, gets the attribute's name."""
         super().__setattr__(attribute, value)
         _set_name(value, attribute)
 
@@ -168,16 +168,16 @@ class Conv(Module):
         """Builds the layer.
 
         Args:
-          in_features: I.
-          out_features: O.
-          kernel: its (height, width), or its side.
-          stride: pixels.
-          padding: pixels above and below, and left and right, or for all sides; or "SAME", TensorFlow's, which makes
-            H' = ceil(H / stride) with the odd pixel below and on the right.
-          groups: into which features in and out are divided.
-          bias: whether there is one.
-          kernel_initializer: of the kernel.
-          bias_initializer: of the bias; None is PyTorch's: uniform, within 1 / sqrt(fan in).
+          in_features: number of features in, I.
+          out_features: number of features out, O.
+          kernel: (height, width) of the kernel, or the side of a square one, in pixels.
+          stride: step of the kernel, down and across, in pixels.
+          padding: pixels (above and below, left and right), or one number for all sides; or "SAME", TensorFlow's
+            padding, which makes H' = ceil(H / stride) with the odd pixel below and on the right.
+          groups: number of groups that the features in and out are divided into.
+          bias: whether the layer has a bias.
+          kernel_initializer: draws the kernel.
+          bias_initializer: draws the bias; None is PyTorch's default: uniform, within 1 / sqrt(fan in).
         """
         self.kernel_size = _pair(kernel)
         self.padding = padding if padding == "SAME" else tuple((size, size) for size in _pair(padding))
@@ -212,7 +212,7 @@ class Dense(Module):
         kernel_initializer: Initializer = fan_in_uniform,
         bias_initializer: Initializer | None = None,
     ):
-        """Builds the layer; bias_initializer None is PyTorch's: uniform, within 1 / sqrt(fan in)."""
+        """Builds the layer; bias_initializer None is PyTorch's default: uniform, within 1 / sqrt(fan in)."""
         shape = (*np.atleast_1d(in_features).tolist(), out_features)
         self.kernel = _parameter(shape, kernel_initializer)
         self.bias = _bias(shape, bias_initializer)
@@ -225,7 +225,7 @@ class Dense(Module):
 
 
 class Classifier(Dense):
-    """The last layer, whose logits are at least float32 whatever the compute type."""
+    """The last layer of a network; its logits are at least float32, whatever the type of the computation."""
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, I) to logits (N, O)."""
@@ -251,7 +251,7 @@ class BatchNorm(Module):
         """Maps (N, C) or (N, H, W, C) to the same shape; applies the activation, relu or relu6, to the result.
 
         Raises:
-          ValueError: if N is no multiple of virtual_batch_size, or a group holds one value a channel.
+          ValueError: if N is not a multiple of virtual_batch_size, or a group holds only one value of each channel.
         """
         scale, bias = self.scale.get_value(), self.bias.get_value()
         if self.use_running_average:
@@ -277,7 +277,7 @@ class BatchNorm(Module):
         return y.reshape(x.shape).astype(self.dtype)
 
     def _update(self, running: nnx.BatchStat, new: jax.Array) -> None:
-        # set_value, as `running[...] = x` costs time quadratic in the size of the trace (JAX 0.10).
+        # `running[...] = x` takes time quadratic in the size of the traced program (JAX 0.10); set_value does not.
         new = new.reshape(-1, new.shape[-1]).mean(0)
         running.set_value(self.momentum * running.get_value() + (1 - self.momentum) * new)
 
@@ -289,19 +289,19 @@ class DropoutKey(nnx.Variable):
 class Dropout(Module):
     """Dropout with the kept values scaled by 1 / (1 - rate): Hinton et al. 2012, in its inverted form.
 
-    Its `key` exists in training mode only, and only with a rate above 0: for evaluation a network needs no keys.
+    Its `key` exists only in training mode and with a rate above 0. In evaluation mode a network needs no keys.
     """
 
     def __init__(self, rate: float):
-        """Builds the layer; rate is the share that is dropped, 0 <= rate < 1."""
+        """Builds the layer; rate is the share of values that is set to 0, 0 <= rate < 1."""
         if not 0 <= rate < 1:
-            raise ValueError(f"dropout_rate={rate} is no share; choose 0 <= rate < 1")
+            raise ValueError(f"dropout_rate={rate} is out of range; choose 0 <= rate < 1")
         self.rate = rate
         self.key = None
 
     @property
     def deterministic(self) -> bool:
-        """Whether nothing is dropped; nnx's train() and eval() set it."""
+        """Whether the layer is the identity; nnx's train() and eval() set it."""
         return self.key is None
 
     @deterministic.setter
@@ -323,14 +323,14 @@ class Dropout(Module):
 
 
 def dropout_keys(model: nnx.Module, key: jax.Array) -> dict[str, Any]:
-    """Returns the nested dict of a key for each Dropout layer of a network in training mode.
+    """Returns a nested dict with a random key for each Dropout layer of a network in training mode.
 
     Merge it with the other variables: `nnx.merge(graph, params, batch_stats, dropout_keys(model, key))`, where graph
     comes from `nnx.split(model, nnx.Param, nnx.BatchStat, DropoutKey)`.
 
     Args:
       model: a network, abstract or not.
-      key: the step's key, from jax.random.key.
+      key: a key from jax.random.key, another one for each training step.
     """
     paths = nnx.to_flat_state(nnx.state(model, DropoutKey)).paths
     return nnx.traversals.unflatten_mapping({path: jax.random.fold_in(key, _path_hash(path)) for path in paths})
@@ -351,17 +351,17 @@ class LocalResponseNorm(Module):
         """Maps (N, H, W, C) to the same shape."""
         squares = jnp.square(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
         side, channels = self.size // 2, x.shape[-1]
-        # A few shifted additions, which XLA fuses, are faster than a window over channels.
+        # XLA fuses a few shifted additions; they are faster than a window over channels.
         padded = jnp.pad(squares, ((0, 0), (0, 0), (0, 0), (side, side)))
         total = sum(padded[..., shift : shift + channels] for shift in range(self.size))
         return (x * (self.k + self.alpha * total) ** -self.beta).astype(x.dtype)
 
 
 class ConvReLU(Module):
-    """A convolution, batch normalisation if asked for, and ReLU."""
+    """A convolution, batch normalisation if batch_norm is given, and ReLU."""
 
     def __init__(self, *arguments: Any, batch_norm: Callable[[int], BatchNorm] | None = None, **options: Any):
-        """Builds the layers: arguments and options are Conv's; batch_norm makes a BatchNorm of so many features."""
+        """Builds the layers. Arguments and options are Conv's; batch_norm(features) makes the normalisation."""
         self.conv = Conv(*arguments, **options)
         self.batch_norm = batch_norm(self.conv.kernel.shape[-1]) if batch_norm else None
 
@@ -395,10 +395,11 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: int = 0, ceil: boo
 
     Args:
       x: maps, (N, H, W, C).
-      window: its side, pixels.
-      stride: pixels.
-      padding: pixels on each side, which never win.
-      ceil: whether a last window may reach over the right edge; it must start in the map or its left padding.
+      window: side of the window, in pixels.
+      stride: step of the window, down and across, in pixels.
+      padding: pixels on each side; they are never the maximum.
+      ceil: whether the last window may reach over the edge of the padded map. It must start in the map or in its left
+        padding.
 
     Raises:
       ValueError: if the map is too small for the window.
@@ -420,10 +421,10 @@ def average_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count
 
     Args:
       x: maps, (N, H, W, C).
-      window: its side, pixels.
-      stride: pixels.
-      padding: pixels on each side.
-      count_padding: whether its zeros count, as in PyTorch and Caffe, or not, as in TensorFlow.
+      window: side of the window, in pixels.
+      stride: step of the window, down and across, in pixels.
+      padding: pixels of zeros on each side.
+      count_padding: whether the zeros count in the mean, as in PyTorch and Caffe, or not, as in TensorFlow.
 
     Raises:
       ValueError: if the map is too small for the window.
@@ -438,9 +439,9 @@ def average_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count
 
 
 def adaptive_average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:
-    """Takes means over windows so that a map of any size becomes one of `size`, as PyTorch's adaptive_avg_pool2d.
+    """Pools maps of any size to maps of `size` by means over windows, as PyTorch's adaptive_avg_pool2d.
 
-    Window i of n over H pixels is [floor(i H / n), ceil((i + 1) H / n)): the identity where H = n.
+    Window i of n over H pixels is [floor(i H / n), ceil((i + 1) H / n)). Where H = n it is the identity.
 
     Args:
       x: maps, (N, H, W, C).

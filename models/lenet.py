@@ -7,18 +7,18 @@ import jax
 import jax.numpy as jnp
 
 from models.layers import Classifier, Conv, Dense, Dropout, Uniform, adaptive_average_pool, average_pool
-from models.network import Network
+from models.network import Entry, Network
 
 
 class LeNet5(Network):
     """LeNet-5 as it is usually built: average pooling without coefficients, C3 fully connected, a dense output.
 
-    The paper has a trainable coefficient and bias a subsampling map, a sparse table of connections in C3 (Table I) and
-    radial basis functions in the output.
+    The paper has a trainable coefficient and a bias for each subsampled map, a sparse table of connections in C3 (Table
+    I), and radial basis functions in the output.
     """
 
     def __init__(self, num_classes: int, channels: int, dropout_rate: float):
-        """Builds the layers; dropout_rate is that before the output."""
+        """Builds the layers; dropout_rate applies before the output."""
         self.conv1 = Conv(channels, 6, 5, **_initializers(25 * channels))
         self.conv3 = Conv(6, 16, 5, **_initializers(25 * 6))
         self.conv5 = Conv(16, 120, 5, **_initializers(25 * 16))
@@ -48,3 +48,6 @@ def _squash(x: jax.Array) -> jax.Array:
 def _initializers(fan_in: int) -> dict[str, Any]:
     """Weights and biases are uniform within 2.4 / fan in: appendix A."""
     return {"kernel_initializer": Uniform(2.4 / fan_in), "bias_initializer": Uniform(2.4 / fan_in)}
+
+
+ENTRIES = (Entry("lenet5", LeNet5, "LeCun 1998", image_size=32, num_classes=10, channels=1),)

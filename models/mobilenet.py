@@ -1,14 +1,15 @@
 """MobileNet: Howard et al. 2017, MobileNets: efficient convolutional neural networks for mobile vision, Table 1."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 from flax import nnx
 
 from models.layers import BatchNorm, Classifier, Conv, Dropout, Module, global_average_pool, kaiming_normal
-from models.network import Network
+from models.network import TENSORFLOW_PIXELS, Entry, Network
 
-# The widths of each stage's blocks; a stage's first block, but that of the first stage, has a stride of 2.
+# The widths of each stage's blocks. The first block of each stage but the first has a stride of 2.
 WIDTHS = ((64,), (128, 128), (256, 256), (512,) * 6, (1024, 1024))
 
 
@@ -37,12 +38,12 @@ class MobileNet(Network):
         """Builds the layers.
 
         Args:
-          num_classes: how many classes.
-          channels: of the images.
-          dropout_rate: that before the classifier.
+          num_classes: number of classes.
+          channels: number of channels of the images.
+          dropout_rate: dropout rate before the classifier.
           width_multiplier: alpha, 0 < alpha <= 1, in eighths, by which all widths are multiplied.
-          keras: whether padding is TensorFlow's and the batch normalisation's epsilon 1e-3, as in Keras's weights; else
-            they are PyTorch's.
+          keras: whether padding is TensorFlow's and the epsilon of batch normalisation 1e-3, as Keras's weights need;
+            otherwise both are PyTorch's.
         """
         padding, epsilon = ("SAME", 1e-3) if keras else (1, 1e-5)
         features = int(32 * width_multiplier)
@@ -87,4 +88,13 @@ TORCH_NAMES = (  # timm's mobilenetv1
     (r"\.pointwise", ".conv_pw"),
     (r"norm(\d)", r"bn\1"),
     (r"^head", "classifier"),
+)
+
+_mobilenet = partial(Entry, paper="Howard 2017", dropout_rate=0.001, torch_names=TORCH_NAMES, **TENSORFLOW_PIXELS)
+ENTRIES = (
+    _mobilenet("mobilenet_v1", MobileNet),
+    _mobilenet("mobilenet_v1_keras", partial(MobileNet, keras=True)),
+    _mobilenet("mobilenet_v1_075", partial(MobileNet, width_multiplier=0.75)),
+    _mobilenet("mobilenet_v1_050", partial(MobileNet, width_multiplier=0.5)),
+    _mobilenet("mobilenet_v1_025", partial(MobileNet, width_multiplier=0.25)),
 )

@@ -6,7 +6,7 @@ from functools import partial
 import jax
 
 from models.layers import Constant, ConvReLU, Dropout, Module, Normal, global_average_pool, max_pool, to_logits
-from models.network import Network
+from models.network import Entry, Network
 
 # The deviation of most layers of the authors' Caffe configurations; the paper gives none.
 CONV = partial(ConvReLU, kernel_initializer=Normal(0.05), bias_initializer=Constant(0))
@@ -30,7 +30,7 @@ class NIN(Network):
     """The ImageNet network of the Caffe zoo: 11x11, 5x5, 3x3 and 3x3 kernels, classified by global average pooling."""
 
     def __init__(self, num_classes: int, channels: int, dropout_rate: float):
-        """Builds the layers; dropout_rate is that before the last perceptron."""
+        """Builds the layers; dropout_rate applies before the last perceptron."""
         self.mlpconv1 = MLPConv(channels, (96, 96, 96), kernel=11, stride=4)
         self.mlpconv2 = MLPConv(96, (256, 256, 256), kernel=5, padding=2)
         self.mlpconv3 = MLPConv(256, (384, 384, 384), kernel=3, padding=1)
@@ -55,7 +55,7 @@ class CIFARNIN(Network):
     """The network for CIFAR-10 of Fig. 2 and section 4.2: three perceptrons, dropout after the first two."""
 
     def __init__(self, num_classes: int, channels: int, dropout_rate: float):
-        """Builds the layers; dropout_rate is that before the second and the last perceptron."""
+        """Builds the layers; dropout_rate applies before the second and the last perceptron."""
         self.mlpconv1 = MLPConv(channels, (192, 160, 96), kernel=5, padding=2)
         self.dropout1 = Dropout(dropout_rate)
         self.mlpconv2 = MLPConv(96, (192, 192, 192), kernel=5, padding=2)
@@ -72,3 +72,7 @@ class CIFARNIN(Network):
     def classify(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, 192) to logits (N, num_classes), which are at least 0, as the last convolution has a ReLU."""
         return global_average_pool(to_logits(self.head(self.dropout2(x))))
+
+
+_nin = partial(Entry, paper="Lin 2013", dropout_rate=0.5)
+ENTRIES = (_nin("nin", NIN), _nin("nin_cifar", CIFARNIN, image_size=32, num_classes=10))

@@ -4,19 +4,21 @@ He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition.
 He, Zhang, Ren, Sun 2016, Identity mappings in deep residual networks ("v2", pre-activation).
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import nnx
 
 from models.layers import BatchNorm, Classifier, Conv, Dropout, Module, global_average_pool, kaiming_normal, max_pool
-from models.network import Network
+from models.network import Entry, Network
 from models.operations import relu
 
 
 class Projection(Module):
-    """A 1x1 convolution as a shortcut, with batch normalisation but in pre-activation networks."""
+    """A 1x1 convolution as a shortcut, with batch normalisation except in pre-activation networks."""
 
     def __init__(self, in_features: int, out_features: int, stride: int, batch_norm: bool = True):
         """Builds the layers."""
@@ -48,14 +50,15 @@ class ZeroPadding(Module):
 def make_shortcut(
     option: str | None, in_features: int, out_features: int, stride: int, batch_norm: bool = True
 ) -> Module | None:
-    """Makes the shortcut of a block by the options of He 2015, section 4.1; None is the identity, or none at all.
+    """Makes the shortcut of a block by the options of He 2015, section 4.1; returns None where it is the identity.
 
     Args:
-      option: A, zero padding where the shape changes; B, a projection there; C, projections everywhere; or None.
-      in_features: of the block.
-      out_features: of the block.
-      stride: of the block.
-      batch_norm: whether projections have it.
+      option: A, zero padding where the shape changes; B, a projection there; C, projections everywhere; or None, for
+        blocks of a plain network, which have no shortcut.
+      in_features: number of features that enter the block.
+      out_features: number of features that leave the block.
+      stride: stride of the block.
+      batch_norm: whether projections have batch normalisation.
     """
     changes = stride != 1 or in_features != out_features
     if option == "C" or (option == "B" and changes):
@@ -177,11 +180,11 @@ class ResNet(Network):
         """Builds the layers.
 
         Args:
-          block: one of this file's.
-          repeats: the number of blocks of each stage.
-          num_classes: how many classes.
-          channels: of the images.
-          dropout_rate: that before the classifier; the paper has none.
+          block: one of this file's blocks.
+          repeats: number of blocks of each stage.
+          num_classes: number of classes.
+          channels: number of channels of the images.
+          dropout_rate: dropout rate before the classifier; the paper has no dropout.
           shortcut: the option of make_shortcut, or None for a plain network.
           cifar: whether the stem is a 3x3 convolution of 16 filters, not a 7x7 of 64 and pooling.
         """
@@ -230,3 +233,42 @@ TORCH_NAMES = (  # torchvision's resnets
     (r"^head", "fc"),
 )
 CIFAR_TORCH_NAMES = (*TORCH_NAMES, (r"^fc", "linear"))  # akamaster/pytorch_resnet_cifar10's
+
+# The blocks of each stage by the number of layers: Table 1.
+IMAGENET_REPEATS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+
+
+def _for_imagenet(depth: int, basic: type[Module], bottleneck: type[Module], **options: Any) -> Callable[..., ResNet]:
+    """Basic blocks in the networks of 18 and 34 layers, bottlenecks in the deeper ones."""
+    return partial(ResNet, basic if depth < 50 else bottleneck, IMAGENET_REPEATS[depth], **options)
+
+
+def _for_cifar(depth: int, shortcut: str | None, block: type[Module] = BasicBlock) -> Callable[..., ResNet]:
+    """Three stages of n blocks each: 6n + 2 layers, or 9n + 2 with bottlenecks."""
+    layers = 3 if block is PreActivationBottleneck else 2
+    return partial(ResNet, block, ((depth - 2) // (3 * layers),) * 3, shortcut=shortcut, cifar=True)
+
+
+_resnet = partial(Entry, paper="He 2015", torch_names=TORCH_NAMES)
+_cifar = partial(_resnet, image_size=32, num_classes=10, torch_names=CIFAR_TORCH_NAMES)
+# He 2016 has no torch_names. timm's networks pool before the first normalisation; ours, as the authors', pool after it
+# and its ReLU. The two agree only where no scale is negative, and training may make scales negative.
+_v2 = partial(Entry, paper="He 2016")
+_cifar_v2 = partial(_v2, image_size=32, num_classes=10)
+ENTRIES = (
+    *(_resnet(f"resnet{depth}", _for_imagenet(depth, BasicBlock, Bottleneck)) for depth in IMAGENET_REPEATS),
+    *(_resnet(f"resnet{depth}_v1", _for_imagenet(depth, BasicBlock, BottleneckV1)) for depth in (50, 101, 152)),
+    *(
+        _v2(f"resnet{depth}_v2", _for_imagenet(depth, PreActivationBlock, PreActivationBottleneck))
+        for depth in IMAGENET_REPEATS
+    ),
+    *(
+        _resnet(f"resnet34_{option.lower()}", _for_imagenet(34, BasicBlock, Bottleneck, shortcut=option))
+        for option in ("A", "C")
+    ),
+    *(_resnet(f"plain{depth}", _for_imagenet(depth, BasicBlock, Bottleneck, shortcut=None)) for depth in (18, 34)),
+    *(_cifar(f"resnet{depth}", _for_cifar(depth, "A")) for depth in (20, 32, 44, 56, 110)),
+    *(_cifar(f"plain{depth}", _for_cifar(depth, None)) for depth in (20, 32, 44, 56)),
+    _cifar_v2("resnet110_v2", _for_cifar(110, "A", PreActivationBlock)),
+    _cifar_v2("resnet164_v2", _for_cifar(164, "B", PreActivationBottleneck)),
+)

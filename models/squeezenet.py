@@ -1,6 +1,7 @@
 """SqueezeNet: Iandola et al. 2016, SqueezeNet: AlexNet-level accuracy with 50x fewer parameters, Table 1."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from models.layers import (
     max_pool,
     to_logits,
 )
-from models.network import Network
+from models.network import Entry, Network
 
 # s1x1 of fire2 to fire9; e1x1 and e3x3 are four times as wide.
 SQUEEZE_WIDTHS = {
@@ -78,9 +79,16 @@ class SqueezeNet(Network):
 
 
 def torch_names(version: str) -> tuple[tuple[str, str], ...]:
-    """Returns what makes torchvision's names, which count all layers in one list, ReLU and pooling included."""
+    """Returns the rules for torchvision's names, which count all layers in one list, ReLU and pooling included."""
     names, position = [("^conv1", "features.0"), ("^head", "classifier.1")], 3
     for fire in SQUEEZE_WIDTHS:
         names.append((f"^{fire}", f"features.{position}"))
         position += 2 if fire in POOLED[version] else 1
     return (*names, (r"\.conv\.", "."))
+
+
+_squeezenet = partial(Entry, paper="Iandola 2016", dropout_rate=0.5)
+ENTRIES = (
+    _squeezenet("squeezenet1_0", partial(SqueezeNet, "1.0"), torch_names=torch_names("1.0")),
+    _squeezenet("squeezenet1_1", partial(SqueezeNet, "1.1"), torch_names=torch_names("1.1")),
+)

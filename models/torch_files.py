@@ -38,7 +38,7 @@ def read_state_dict(path: pathlib.Path) -> dict[str, np.ndarray]:
 
     Raises:
       FileNotFoundError: if there is no such file.
-      ValueError: if it is of another kind, damaged, or holds anything but tensors and plain values.
+      ValueError: if the file has another suffix, is damaged, or holds anything but tensors and plain values.
     """
     path = pathlib.Path(path)
     if not path.is_file():
@@ -78,7 +78,7 @@ def write_safetensors(path: pathlib.Path, state_dict: dict[str, np.ndarray]) -> 
 
 
 class _Unpickler(pickle.Unpickler):
-    """Builds tensors and plain containers; whatever else a pickle asks for is refused by name."""
+    """Builds tensors and plain containers, and refuses whatever else a pickle asks for by its name."""
 
     def __init__(self, file: BinaryIO, storage: Callable[[Any, str, int], np.ndarray]):
         super().__init__(file, encoding="utf-8")
@@ -146,7 +146,7 @@ def _read_legacy(file: BinaryIO, size: int) -> Any:
         return _Unpickler(file, storage).load()
 
     if load() != LEGACY_MAGIC:
-        raise pickle.UnpicklingError("it is no file of torch.save")
+        raise pickle.UnpicklingError("torch.save did not write it")
     load(), load()  # the protocol's version, and facts about the machine
     content, keys = load(), load()
     for key in keys:

@@ -1,4 +1,4 @@
-"""Weights from and to PyTorch: our variables' paths as PyTorch's names, our layouts as PyTorch's.
+"""Weights from and to PyTorch: the names and the layouts of the arrays.
 
 A convolution, PyTorch's (O, I, H, W), is ours (H, W, I, O); a dense layer, (O, I), ours (I, O), and where it sees a
 map, (O, C * H * W), ours (H, W, C, O).
@@ -16,7 +16,7 @@ from models import Entry
 from models.layers import Dense
 
 LEAVES = ((r"\b(kernel|scale)$", "weight"), (r"\b(mean|var)$", r"running_\1"))
-# Where the axes of our array go in PyTorch's, and the other way round, by their number.
+# The transposition of our array to PyTorch's, and back, by the number of axes.
 TO_TORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
 FROM_TORCH = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
 
@@ -27,7 +27,7 @@ def torch_shapes(entry: Entry, model: nnx.Module) -> dict[str, tuple[int, ...]]:
 
 
 def rename_old(entry: Entry, state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns PyTorch's state dict with the names of today where a network's older files have others."""
+    """Returns PyTorch's state dict with today's names, where older files of a network have other names."""
     return {_rename(entry.old_torch_names, name): array for name, array in state_dict.items()}
 
 
@@ -45,7 +45,7 @@ def from_torch(entry: Entry, model: nnx.Module, state_dict: dict[str, np.ndarray
     values, surplus = {}, set(state_dict)
     for path, variable, name, shape in _tensors(entry, model):
         if name not in state_dict:
-            raise ValueError(f"the weights lack {name!r}, {shape}; they are not those of {entry.name}")
+            raise ValueError(f"the weights lack {name!r}, {shape}; give the weights of {entry.name}")
         array = state_dict[name]
         if array.shape != shape:
             raise ValueError(
@@ -60,9 +60,7 @@ def from_torch(entry: Entry, model: nnx.Module, state_dict: dict[str, np.ndarray
         name for name in surplus if not name.endswith("num_batches_tracked") and not name.startswith(heads)
     )
     if surplus:
-        raise ValueError(
-            f"the weights hold {surplus[0]!r}, which {entry.name} lacks; they are those of another network"
-        )
+        raise ValueError(f"the weights hold {surplus[0]!r}, which {entry.name} lacks; give the weights of {entry.name}")
     return nnx.traversals.unflatten_mapping(values)
 
 

@@ -1,6 +1,7 @@
 """VGG: Simonyan and Zisserman 2014, Very deep convolutional networks for large-scale image recognition, Table 1."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 from flax import nnx
@@ -17,7 +18,7 @@ from models.layers import (
     kaiming_normal,
     max_pool,
 )
-from models.network import Network
+from models.network import Entry, Network
 from models.operations import relu
 
 WIDTHS = (64, 128, 256, 512, 512)
@@ -35,7 +36,7 @@ class VGG(Network):
     """A column of Table 1, with torchvision's initial values and, if asked for, its batch normalisation."""
 
     def __init__(self, configuration: str, batch_norm: bool, num_classes: int, channels: int, dropout_rate: float):
-        """Builds the layers; dropout_rate is that of the two hidden dense layers."""
+        """Builds the layers; dropout_rate applies to the two hidden dense layers."""
         options = {
             "batch_norm": BatchNorm if batch_norm else None,
             "kernel_initializer": kaiming_normal,
@@ -71,7 +72,7 @@ class VGG(Network):
 
 
 def torch_names(configuration: str, batch_norm: bool) -> tuple[tuple[str, str], ...]:
-    """Returns what makes torchvision's names, which count all layers in one list, ReLU and pooling included."""
+    """Returns the rules for torchvision's names, which count all layers in one list, ReLU and pooling included."""
     names, position = [], 0
     for stage, kernels in enumerate(CONFIGURATIONS[configuration], start=1):
         for conv in range(len(kernels)):
@@ -80,3 +81,18 @@ def torch_names(configuration: str, batch_norm: bool) -> tuple[tuple[str, str], 
             position += 3 if batch_norm else 2
         position += 1
     return (*names, ("^dense1", "classifier.0"), ("^dense2", "classifier.3"), ("^head", "classifier.6"))
+
+
+_vgg = partial(Entry, paper="Simonyan and Zisserman 2014", dropout_rate=0.5)
+ENTRIES = (
+    *(
+        _vgg(
+            f"{name}{'_bn' * batch_norm}",
+            partial(VGG, configuration, batch_norm),
+            torch_names=torch_names(configuration, batch_norm),
+        )
+        for batch_norm in (False, True)
+        for name, configuration in (("vgg11", "A"), ("vgg13", "B"), ("vgg16", "D"), ("vgg19", "E"))
+    ),
+    _vgg("vgg16_c", partial(VGG, "C", False)),
+)

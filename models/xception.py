@@ -7,7 +7,7 @@ import jax
 from flax import nnx
 
 from models.layers import BatchNorm, Classifier, Conv, Dropout, Module, global_average_pool, kaiming_normal, max_pool
-from models.network import Network
+from models.network import TENSORFLOW_PIXELS, Entry, Network
 from models.operations import relu
 
 # The widths of each block's separable convolutions: the entry flow, the middle flow and the exit flow's block.
@@ -52,10 +52,10 @@ class Block(Module):
 
 
 class Xception(Network):
-    """The network of Fig. 5, padded as PyTorch pads: with 1 on each side where TensorFlow may have it on one."""
+    """The network of Fig. 5 with PyTorch's padding: 1 pixel on each side, where TensorFlow may pad one side only."""
 
     def __init__(self, num_classes: int, channels: int, dropout_rate: float):
-        """Builds the layers; dropout_rate is that before the classifier."""
+        """Builds the layers; dropout_rate applies before the classifier."""
         self.conv1 = _conv(channels, 32, 3, stride=2)
         self.norm1 = BatchNorm(32)
         self.conv2 = _conv(32, 64, 3)
@@ -102,4 +102,16 @@ TORCH_NAMES = (  # timm's legacy_xception, which counts a block's layers in one 
     (r"shortcut", "skip"),
     (r"^norm(\d)", r"bn\1"),
     (r"^head", "fc"),
+)
+
+ENTRIES = (
+    Entry(
+        "xception",
+        Xception,
+        "Chollet 2016",
+        image_size=299,
+        dropout_rate=0.5,
+        torch_names=TORCH_NAMES,
+        **TENSORFLOW_PIXELS,
+    ),
 )

@@ -1,6 +1,7 @@
 """ZFNet: Zeiler and Fergus 2013, Visualizing and understanding convolutional networks, Fig. 3."""
 
 from collections.abc import Iterator
+from functools import partial
 
 import jax
 
@@ -15,7 +16,7 @@ from models.layers import (
     adaptive_average_pool,
     max_pool,
 )
-from models.network import Network
+from models.network import Entry, Network
 from models.operations import relu
 
 
@@ -35,9 +36,9 @@ class ZFNet(Network):
         """Builds the layers, with section 3's initial values.
 
         Args:
-          num_classes: how many classes.
-          channels: of the images.
-          dropout_rate: that of the hidden dense layers.
+          num_classes: number of classes.
+          channels: number of channels of the images.
+          dropout_rate: dropout rate of the hidden dense layers.
           widths: of conv3 to conv5; section 5.1 also tries 512, 1024, 512.
         """
         width3, width4, width5 = widths
@@ -74,3 +75,7 @@ class ZFNet(Network):
         x = self.dropout6(relu(self.dense6(x)))
         x = self.dropout7(relu(self.dense7(x)))
         return self.head(x)
+
+
+_zfnet = partial(Entry, paper="Zeiler and Fergus 2013", dropout_rate=0.5)
+ENTRIES = (_zfnet("zfnet", ZFNet), _zfnet("zfnet_wide", partial(ZFNet, widths=(512, 1024, 512))))
