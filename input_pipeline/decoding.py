@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from input_pipeline.crops import Box, whole
+from input_pipeline.files import FORMATS, MAX_IMAGE_PIXELS
 
 
 def _import(name: str, instead: str) -> Any:
@@ -33,51 +34,6 @@ def _import(name: str, instead: str) -> Any:
 
 cv2 = _import("cv2", "Pillow resizes images in OpenCV's place: slower, within a few grey levels")
 simplejpeg = _import("simplejpeg", "Pillow decodes JPEGs in simplejpeg's place: slower")
-
-MAX_IMAGE_PIXELS = 178_956_970
-"""Pixels of an image, at most, by default: the number from which Pillow refuses an image."""
-
-FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "AVIF": (".avif", ".avifs"),
-    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "DIB": (".dib",),
-    "ICO": (".ico",),
-    "CUR": (".cur",),
-    "ICNS": (".icns",),
-    "QOI": (".qoi",),
-    "DDS": (".dds",),
-    "BLP": (".blp",),
-    "FTEX": (".ftc", ".ftu"),
-    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
-    "SUN": (".ras",),
-    "PSD": (".psd",),
-    "PCX": (".pcx",),
-    "DCX": (".dcx",),
-    "MSP": (".msp",),
-    "XBM": (".xbm",),
-    "XPM": (".xpm",),
-    "FLI": (".fli", ".flc"),
-    "PIXAR": (".pxr",),
-    "GBR": (".gbr",),
-    # Files of these formats begin with nothing that tells them from others.
-    "IM": (".im",),
-    "PCD": (".pcd",),
-    "TGA": (".tga", ".icb", ".vda", ".vst"),
-    "SPIDER": (".spi", ".spider"),
-}
-"""The formats of images that are read, by Pillow's names, each with the ends of its files' names.
-
-Pillow also opens files that are no images (EPS, for which it starts Ghostscript), or for which it needs a plugin.
-"""
-
-SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 _START, _END = b"\xff\xd8", b"\xff\xd9"  # of a JPEG
 # A marker in a JPEG's compressed data: neither a stuffed byte, nor a restart marker, nor fill.
