@@ -13,6 +13,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from analysis import tables
+from input_pipeline.files import most_bytes, printable, read_file, regular_files
 from input_pipeline.images import evaluation_transform
 from training import command_line
 from training.platform import prepare_platform
@@ -60,7 +61,7 @@ def predict_files(files: list[pathlib.Path], config: ConfigDict, predict: Predic
     class_names = read_class_names(pathlib.Path(_WORKDIR.value))
     transform, rows = evaluation_transform(config), []
     for first in range(0, len(files), batch_size):
-        pairs = read_images(files[first : first + batch_size], transform)
+        pairs = read_images(files[first : first + batch_size], transform, most_bytes(config.max_image_pixels))
         if pairs:
             classes = likeliest_classes(predict(np.stack([pixels for _, pixels in pairs])), class_names)
             for (file, _), likeliest in zip(pairs, classes, strict=True):
@@ -74,23 +75,23 @@ def image_files(path: pathlib.Path) -> list[pathlib.Path]:
     """Returns the path itself, or the files in a folder and below, sorted.
 
     Raises:
-      FileNotFoundError: if there is nothing at the path.
+      FileNotFoundError: if there is no file and no folder at the path.
     """
-    if not path.exists():
-        raise FileNotFoundError(f"{path} does not exist; give image files or folders")
-    return [path] if path.is_file() else sorted(file for file in path.rglob("*") if file.is_file())
+    if not (path.is_file() or path.is_dir()):
+        raise FileNotFoundError(f"{path} is no file and no folder; give image files or folders")
+    return [path] if path.is_file() else [pathlib.Path(file) for file in regular_files(path, set())[0]]
 
 
 def read_images(
-    files: list[pathlib.Path], transform: Callable[[bytes], np.ndarray]
+    files: list[pathlib.Path], transform: Callable[[bytes], np.ndarray], max_bytes: int
 ) -> list[tuple[pathlib.Path, np.ndarray]]:
     """Returns the readable files with their pixels, uint8 (H, W, C), and names the other files on standard error."""
     pairs = []
     for file in files:
         try:
-            pairs.append((file, transform(file.read_bytes())))
+            pairs.append((file, transform(read_file(file, max_bytes))))
         except (ValueError, OSError) as error:
-            print(f"cannot read {file}: {error}", file=sys.stderr)
+            print(f"cannot read {printable(file)}: {error}", file=sys.stderr)
     return pairs
 
 

@@ -5,12 +5,20 @@ import gzip
 import hashlib
 import http.client
 import os
-import shutil
 import tarfile
 import urllib.error
 import urllib.request
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+
+from input_pipeline.files import regular_files
+
+MAX_BYTES = 2**28
+"""Bytes that a file of a dataset may have at most, an image or CIFAR's pixels: each is read into memory whole."""
+
+MAX_COMPRESSION = 50
+"""How many times its size a gzip file may decompress to; MNIST's labels, which compress best, have 2."""
 
 _BLOCK = 1 << 20
 
@@ -35,9 +43,11 @@ class Member:
         """Returns the bytes.
 
         Raises:
-          ValueError: the archive ends before them.
+          ValueError: the archive ends before them, or they are more than MAX_BYTES.
           OSError: it cannot be read.
         """
+        if self.size > MAX_BYTES:
+            raise ValueError(f"{self.name} in {self.path} has {self.size:,} bytes, more than {MAX_BYTES:,}: remove it")
         with open(self.path, "rb", buffering=0) as file:
             data = os.pread(file.fileno(), self.size, self.offset)
         if len(data) != self.size:
@@ -57,12 +67,14 @@ def members(archive: Path, scratch: Path) -> Iterator[Member]:
 
     Raises:
       FileNotFoundError: there is no such archive.
-      ValueError: the archive is damaged.
+      ValueError: the archive is damaged, no file, or decompresses to too much.
     """
     if archive.is_dir():
-        for file in sorted(path for path in archive.rglob("*") if path.is_file()):
-            yield Member(file.relative_to(archive).as_posix(), str(file), 0, file.stat().st_size)
+        for file in regular_files(archive, set())[0]:
+            yield Member(os.path.relpath(file, archive), file, 0, os.path.getsize(file))
         return
+    if not archive.is_file():
+        raise ValueError(f"{archive} is neither a file nor a folder: give an archive")
     with open(archive, "rb") as file:
         compressed = file.read(2) == b"\x1f\x8b"
     name = archive.name
@@ -92,7 +104,7 @@ def tar_members(tar: Member) -> Iterator[Member]:
                     archive.members = []  # type: ignore[attr-defined]
                     if entry.offset_data + entry.size > end:
                         raise tarfile.ReadError("unexpected end of data")
-                    if entry.isfile():
+                    if entry.isreg() and not entry.issparse():
                         yield Member(entry.name, tar.path, entry.offset_data, entry.size)
                 # For tarfile, the first header that it cannot read is the end.
                 file.seek(archive.offset)
@@ -104,10 +116,18 @@ def tar_members(tar: Member) -> Iterator[Member]:
 
 def _decompress(source: Path, target: Path) -> Path:
     target.parent.mkdir(parents=True, exist_ok=True)
+    room = max(MAX_COMPRESSION * source.stat().st_size, 2**20)
     try:
         with gzip.open(source) as packed, open(target, "wb") as file:
-            shutil.copyfileobj(packed, file, _BLOCK)
-    except (EOFError, gzip.BadGzipFile) as error:
+            while block := packed.read(_BLOCK):
+                room -= len(block)
+                if room < 0:
+                    raise ValueError(
+                        f"archive {source} decompresses to more than {MAX_COMPRESSION} times its size, as no dataset "
+                        "does; get it again"
+                    )
+                file.write(block)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"archive {source} is damaged: {error}; get it again") from error
     return target
 

@@ -1,7 +1,6 @@
 """Batches: which record stands where, decoded on a pool of threads, and put on the mesh ahead of need."""
 
 import collections
-import functools
 import math
 import os
 import sys
@@ -18,6 +17,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline.crops import UNIFORMS
 from input_pipeline.dataset import DamagedImageError, Dataset
+from input_pipeline.files import say_once
 
 Batch = dict[str, Any]
 
@@ -244,12 +244,7 @@ def skip_image(error: DamagedImageError, record: int, bad_images: set[int], conf
     if config.on_bad_image == "raise" or isinstance(error.__cause__, OSError):
         raise error
     bad_images.add(record)
-    _say_once(f"left out: {str(error).removesuffix(', or set on_bad_image=skip')}")
-
-
-@functools.cache
-def _say_once(message: str) -> None:
-    print(message, file=sys.stderr)
+    say_once(f"left out: {str(error).removesuffix(', or set on_bad_image=skip')}")
 
 
 def _fill_rows(pool: ThreadPoolExecutor, fill: Callable[[int], None], rows: int) -> None:

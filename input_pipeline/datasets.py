@@ -43,6 +43,7 @@ def load_dataset(config: ConfigDict, split: str) -> Dataset:
             split,
             validation_share=config.validation_share,
             split_seed=config.split_seed,
+            max_image_pixels=config.max_image_pixels,
         )
     data_dir = default_data_dir(config.data_dir)
     builder = open_builder(config.dataset, data_dir) or _fetch(config.dataset, data_dir)

@@ -13,6 +13,7 @@ import re
 import struct
 import sys
 import threading
+import zlib
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from input_pipeline.crops import Box, whole
+from input_pipeline.files import FORMATS, MAX_IMAGE_PIXELS
 
 
 def _import(name: str, instead: str) -> Any:
@@ -34,56 +36,11 @@ def _import(name: str, instead: str) -> Any:
 cv2 = _import("cv2", "Pillow resizes images in OpenCV's place: slower, within a few grey levels")
 simplejpeg = _import("simplejpeg", "Pillow decodes JPEGs in simplejpeg's place: slower")
 
-MAX_IMAGE_PIXELS = 178_956_970
-"""Pixels of an image, at most, by default: the number from which Pillow refuses an image."""
-
-FORMATS = {
-    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
-    "PNG": (".png", ".apng"),
-    "WEBP": (".webp",),
-    "GIF": (".gif",),
-    "BMP": (".bmp",),
-    "TIFF": (".tif", ".tiff"),
-    "AVIF": (".avif", ".avifs"),
-    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
-    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
-    "DIB": (".dib",),
-    "ICO": (".ico",),
-    "CUR": (".cur",),
-    "ICNS": (".icns",),
-    "QOI": (".qoi",),
-    "DDS": (".dds",),
-    "BLP": (".blp",),
-    "FTEX": (".ftc", ".ftu"),
-    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
-    "SUN": (".ras",),
-    "PSD": (".psd",),
-    "PCX": (".pcx",),
-    "DCX": (".dcx",),
-    "MSP": (".msp",),
-    "XBM": (".xbm",),
-    "XPM": (".xpm",),
-    "FLI": (".fli", ".flc"),
-    "PIXAR": (".pxr",),
-    "GBR": (".gbr",),
-    # Files of these formats begin with nothing that tells them from others.
-    "IM": (".im",),
-    "PCD": (".pcd",),
-    "TGA": (".tga", ".icb", ".vda", ".vst"),
-    "SPIDER": (".spi", ".spider"),
-}
-"""The formats of images that are read, by Pillow's names, each with the ends of its files' names.
-
-Pillow also opens files that are no images (EPS, for which it starts Ghostscript), or for which it needs a plugin.
-"""
-
-SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
-
 _START, _END = b"\xff\xd8", b"\xff\xd9"  # of a JPEG
 # A marker in a JPEG's compressed data: neither a stuffed byte, nor a restart marker, nor fill.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
-_PLAIN_PNG_CHUNKS = {b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tEXt", b"tIME", b"eXIf", b"IDAT"}
+_PLAIN_PNG_CHUNKS = {b"IHDR", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tEXt", b"tIME", b"eXIf", b"IDAT", b"IEND"}
 # What EXIF's orientation does to show an image: swaps the axes, and then turns rows and columns around.
 _ORIENTATIONS = {
     2: (False, False, True),
@@ -238,7 +195,11 @@ def _decode_stored_box(
     with open_image(encoded, max_pixels) as image, _one_at_a_time(math.prod(image.size)):
         image.load()  # which may turn a TIFF around
         top, left, height, width = choose_box(image.height, image.width)
-        return _pillow_pixels(image.crop((left, top, left + width, top + height)), channels)
+        box = image.crop((left, top, left + width, top + height))
+        # Pillow would make 255 of all levels of 16 bits that are larger.
+        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+            return _with_channels((np.asarray(box) >> 8).astype(np.uint8)[..., None], channels)
+        return _pillow_pixels(box, channels)
 
 
 def _decode_jpeg_box(
@@ -278,9 +239,10 @@ def _jpeg_frame(encoded: bytes) -> tuple[int, int, int, int] | None:
 
 def _ends(encoded: bytes, position: int) -> bool:
     """Whether the JPEG whose height stands at position has an end of its own, not that of another one behind it."""
-    pixels = np.frombuffer(encoded, np.uint8)
-    if encoded.endswith(_END) and not np.any((pixels[position:-1] == 0xFF) & (pixels[position + 1 :] == _START[1])):
-        return True
+    if encoded.endswith(_END) and len(encoded) < 2**24:  # the quick way takes a few bytes of memory for each byte
+        data = np.frombuffer(encoded, np.uint8)[position:]
+        if not np.any((data[:-1] == _START[0]) & (data[1:] == _START[1])):
+            return True
     position -= 5  # the frame's own marker
     while marker := _MARKER.search(encoded, position):
         if marker[0] in (_START, _END):
@@ -292,22 +254,24 @@ def _ends(encoded: bytes, position: int) -> bool:
 
 
 def _plain_png(encoded: bytes) -> tuple[int, int, int] | None:
-    """Returns height, width and channels of a PNG of 8 bits without transparency or animation; of others None."""
+    """Returns height, width and channels of a whole PNG of 8 bits, without transparency or animation; else None."""
     if not encoded.startswith(_PNG_START) or not encoded.endswith(_PNG_END) or len(encoded) < 57:
         return None
     kind, width, height, bits, colour = struct.unpack_from(">4sIIBB", encoded, 12)
     channels = {0: 1, 2: 3}.get(colour)
     if kind != b"IHDR" or bits != 8 or not channels or not width * height:
         return None
-    position = 33
+    position, data = 8, memoryview(encoded)
     while position + 12 <= len(encoded):
         length, kind = struct.unpack_from(">I4s", encoded, position)
-        if kind == b"IDAT":
-            return height, width, channels
-        if kind not in _PLAIN_PNG_CHUNKS:
+        end = position + 12 + length
+        # A length that is wrong would make OpenCV take gigabytes.
+        if kind not in _PLAIN_PNG_CHUNKS or end > len(encoded):
             return None
-        position += length + 12
-    return None
+        if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
+            return None
+        position = end
+    return (height, width, channels) if position == len(encoded) else None
 
 
 def _orientation(encoded: bytes, max_pixels: int) -> tuple[bool, bool, bool]:
@@ -319,8 +283,6 @@ def _orientation(encoded: bytes, max_pixels: int) -> tuple[bool, bool, bool]:
 
 def _pillow_pixels(image: Image.Image, channels: int) -> np.ndarray:
     """Returns the pixels of Pillow's image of any mode, uint8 (H, W, channels)."""
-    if image.mode.startswith("I;16"):  # Pillow would make 255 of all that is larger
-        return _with_channels((np.asarray(image) >> 8).astype(np.uint8)[..., None], channels)
     if image.mode not in ("1", "L", "LA", "La", "I", "F"):
         return _with_channels(np.asarray(image.convert("RGB")), channels)
     return _with_channels(np.asarray(image.convert("L"))[..., None], channels)

@@ -1,7 +1,6 @@
 """What the archives of well-known datasets hold: their files, labels and keys, as TFDS's own builders read them."""
 
 import functools
-import io
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,6 +14,7 @@ from tensorflow_datasets.core.download import checksums
 
 from input_pipeline import class_names
 from input_pipeline.archives import Member, download, tar_members
+from input_pipeline.decoding import open_image
 from input_pipeline.record_files import Example, Split, encode, show_progress, shuffled
 
 EXAMPLES = {
@@ -83,17 +83,18 @@ def _imagenet(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dic
     def example(name: str, label: str, file: Member) -> Example:
         image = file.read()
         if name in not_rgb_jpeg:
-            image = encode(Image.open(io.BytesIO(image)).convert("RGB"), "JPEG", quality=100)
+            with open_image(image) as opened:
+                image = encode(opened.convert("RGB"), "JPEG", quality=100)
         return {"file_name": name, "image": image, "label": label}
 
     return _splits_of_files(builder, found, example)
 
 
 def _flat(files: Iterable[Member]) -> Iterator[Member]:
-    """Yields the files, those in tar files among them too."""
+    """Yields the files, and those in tar files among them."""
     for file in files:
         if file.name.endswith(".tar"):
-            yield from _flat(tar_members(file))
+            yield from tar_members(file)
         else:
             yield file
 

@@ -20,9 +20,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming, registered
 
-from input_pipeline.archives import members
-from input_pipeline.dataset import Dataset
-from input_pipeline.image_folder import open_image_folder
+from input_pipeline.archives import MAX_BYTES, members
+from input_pipeline.files import read_file
+from input_pipeline.image_folder import FolderSplit, find_images
 from input_pipeline.official_archives import EXAMPLES, READERS, find_archives
 from input_pipeline.record_files import Example, Split, prepared_split, shrunk, shuffled, write
 from input_pipeline.stored_datasets import default_data_dir, not_prepared, open_builder, open_records
@@ -92,6 +92,12 @@ def _check_prepared(builder: tfds.core.DatasetBuilder, read_splits: Callable[[],
     if read_splits:
         found = {split: info.num_examples for split, info in builder.info.splits.items()}
         sizes = {split: records.size for split, records in read_splits().items()}
+        stored = (builder.data_path / "label.labels.txt").read_text().split("\n")
+        if list(filter(None, stored)) != builder.info.features["label"].names:
+            raise ValueError(
+                f"{builder.data_path} has other classes than the folder: remove the first, or give the folder "
+                "another name"
+            )
         if found != sizes:
             raise ValueError(
                 f"{builder.data_path} has {_counts(found)} images, and the folder {_counts(sizes)}: remove the "
@@ -198,28 +204,32 @@ def _folder(folder: Path, data_dir: Path) -> tuple[tfds.core.DatasetBuilder, Cal
             f"{folder} would become the dataset {name!r}: rename the folder, so that it begins with a letter and "
             "has no name of TFDS's"
         )
-    datasets = [open_image_folder(folder, split) for split in ("train", "eval")]
+    found = [find_images(folder, split) for split in ("train", "eval")]
+    class_folders = found[0].class_folders
+    for class_folder in class_folders:
+        if class_folder != class_folder.strip() or re.search("[\n\r\udc80-\udcff]", class_folder):
+            raise ValueError(
+                f"TFDS cannot store the name of the class folder {class_folder!r}: rename it, without newlines, spaces "
+                f"at its ends and bytes that are not UTF-8, or read it by --config.dataset=image_folder:{folder}"
+            )
     features = tfds.features.FeaturesDict(
         {
             "file_name": tfds.features.Text(),
             "image": tfds.features.Image(),
-            "label": tfds.features.ClassLabel(names=datasets[0].class_names),
+            "label": tfds.features.ClassLabel(names=class_folders),
         }
     )
     builder = _own_builder(name, data_dir, features)
 
-    def split(dataset: Dataset) -> Split:
+    def split(images: FolderSplit) -> Split:
         def example(position: int) -> Example:
-            image, label = dataset[position]
-            file = dataset.describe(position).partition(", file ")[2]
-            return {"file_name": os.path.relpath(file, folder), "image": image, "label": label}
+            file = images.files[position]
+            file_name = os.fsencode(os.path.relpath(file, folder))
+            return {"file_name": file_name, "image": read_file(file, MAX_BYTES), "label": images.labels[position]}
 
-        return shuffled(builder, split_name(dataset), range(len(dataset)), example)
+        return shuffled(builder, images.kind, range(len(images.files)), example)
 
-    def split_name(dataset: Dataset) -> str:
-        return {"val": "validation"}.get(dataset.split, dataset.split)
-
-    return builder, lambda: {split_name(dataset): split(dataset) for dataset in datasets}
+    return builder, lambda: {images.kind: split(images) for images in found}
 
 
 @contextlib.contextmanager

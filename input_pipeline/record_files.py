@@ -18,6 +18,8 @@ from tensorflow_datasets.core import example_serializer, hashing, naming
 from tensorflow_datasets.core.utils import shard_utils
 from tensorflow_datasets.proto import tf_example_pb2
 
+from input_pipeline.decoding import open_image
+from input_pipeline.files import printable
 from input_pipeline.stored_datasets import open_records
 
 SAMPLES = 100  # records whose mean size tells how many files a split needs, where nothing else does
@@ -84,9 +86,9 @@ def shrunk(split: Split, max_side: int, quality: int) -> Split:
         value = record.features.feature["image"].bytes_list.value
         try:
             value[0] = shrink(value[0], max_side, quality)
-        except (OSError, SyntaxError) as error:
-            name = b"".join(record.features.feature["file_name"].bytes_list.value).decode() or f"record {position}"
-            raise ValueError(f"{name} cannot be decoded: {error}; replace or remove it") from error
+        except ValueError as error:
+            name = os.fsdecode(b"".join(record.features.feature["file_name"].bytes_list.value)) or f"record {position}"
+            raise ValueError(f"{printable(name)} is damaged: {error}; replace or remove it") from error
         return record.SerializeToString(deterministic=True)
 
     return Split(load, split.size)
@@ -104,18 +106,22 @@ def shrink(encoded: bytes, max_side: int, quality: int) -> bytes:
       A JPEG file, or a PNG file for one that was none.
 
     Raises:
-      OSError: the image cannot be decoded.
+      ValueError: the image cannot be decoded.
     """
-    with Image.open(io.BytesIO(encoded)) as image:
+    with open_image(encoded) as image:
         if max(image.size) <= max_side:
             return encoded
         jpeg = image.format in ("JPEG", "MPO")
+        orientation = image.getexif().get(0x0112)
         if not jpeg and image.mode != "L":
             image = image.convert("RGB")  # a palette's colours have no mean
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
+        exif = Image.Exif()
+        if orientation:  # for the option exif_orientation
+            exif[0x0112] = orientation
         if not jpeg:
-            return encode(image, "PNG")
-        return encode(image.convert("RGB") if image.mode == "CMYK" else image, "JPEG", quality=quality)
+            return encode(image, "PNG", exif=exif)
+        return encode(image.convert("RGB") if image.mode == "CMYK" else image, "JPEG", quality=quality, exif=exif)
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:

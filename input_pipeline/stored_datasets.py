@@ -11,6 +11,7 @@ from typing import Any
 
 from input_pipeline.class_names import in_words
 from input_pipeline.dataset import Dataset
+from input_pipeline.files import printable
 
 TFDS_NAMES = (
     "beans", "caltech101", "cats_vs_dogs", "cifar10", "cifar100", "fashion_mnist", "food101", "imagenet2012",
@@ -64,7 +65,7 @@ def open_stored_dataset(builder: Any, name: str, split: str) -> Dataset:
             file = example(record).get("file_name", b"")
         except (ValueError, OSError):  # it is described because it is damaged
             file = b""
-        return records.describe(record) + (f", file {file.decode()}" if file else "")
+        return records.describe(record) + (f", file {printable(os.fsdecode(file))}" if file else "")
 
     try:
         labelled = len(records) > 0 and 0 <= read(0)[1] < len(class_names)

@@ -2,6 +2,7 @@ import gzip
 import hashlib
 import http.server
 import io
+import os
 import re
 import subprocess
 import sys
@@ -457,3 +458,108 @@ def test_the_program(tmp_path, imagenette_archive):
     assert (refused.returncode, refused.stderr) == (
         2, "prepare.py: error: 'cifar10' is no flag; every option begins with --\n",
     )  # fmt: skip
+
+
+def folder_of(tmp_path, *class_folders):
+    folder = tmp_path / "flowers"
+    for name in class_folders:
+        for number in range(3):
+            path = folder / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(image(20 * number, form="PNG"))
+    return folder
+
+
+@pytest.mark.parametrize("name", [" dog ", "dog\n", "a\nb", "\tdog", "a\rb", os.fsdecode(b"caf\xe9"), "dog\u2003"])
+def test_class_names_that_tfds_would_change_are_refused(tmp_path, name):
+    folder = folder_of(tmp_path, "cat", name)
+    assert f"cannot store the name of the class folder {name!r}" in message(
+        ValueError, str(folder), data_dir=str(tmp_path)
+    )
+    assert not (tmp_path / "flowers" / "1.0.0").exists()
+    assert load_dataset_of(folder).num_classes == 2  # as it is it can be read
+
+
+def load_dataset_of(folder):
+    return input_pipeline.image_folder.open_image_folder(folder, "train")
+
+
+def test_class_and_file_names_that_are_kept(make_config, tmp_path):
+    names = ("n01440764", "犬 いぬ", "a,b/c".replace("/", "∕"), "[red]", "10")
+    folder = folder_of(tmp_path, *names)
+    odd = "a\n[b]" + os.fsdecode(b"caf\xe9") + ".png"
+    (folder / "10" / odd).write_bytes(image(1, form="PNG"))
+    prepare(str(folder), data_dir=str(tmp_path / "data"))
+    stored = open_builder("flowers", tmp_path / "data").info.features["label"].names
+    assert sorted(stored) == sorted(names)  # WordNet ids stay ids
+    config = make_config(dataset="flowers", data_dir=str(tmp_path / "data"))
+    datasets = [load_dataset(config, split) for split in ("train", "eval")]
+    assert "tench" in datasets[0].class_names and datasets[0].class_names == load_dataset_of(folder).class_names
+    described = [dataset.describe(record) for dataset in datasets for record in range(len(dataset))]
+    assert all(text.isprintable() for text in described)
+    assert sum("a\\n[b]caf\\udce9.png" in text for text in described) == 1
+
+
+def test_folders_of_other_splits_and_other_classes(make_config, tmp_path):
+    for split in ("Training", "Testing"):
+        folder_of(tmp_path, f"{split}/cat", f"{split}/dog")
+    prepare(str(tmp_path / "flowers"), data_dir=str(tmp_path / "data"))
+    config = make_config(dataset="flowers", data_dir=str(tmp_path / "data"))
+    assert [(len(load_dataset(config, split)), load_dataset(config, split).split) for split in ("train", "eval")] == [
+        (6, "train"), (6, "test"),
+    ]  # fmt: skip
+    for split in ("Training", "Testing"):
+        (tmp_path / "flowers" / split / "dog").rename(tmp_path / "flowers" / split / "puppy")
+    said = message(ValueError, str(tmp_path / "flowers"), data_dir=str(tmp_path / "data"))
+    assert "has other classes than the folder" in said
+
+
+def test_archives_that_are_no_files_or_too_large(tmp_path):
+    os.mkfifo(tmp_path / "pipe.tar")
+    for archive in (tmp_path / "pipe.tar", Path("/dev/zero")):
+        with pytest.raises(ValueError, match="is neither a file nor a folder"):
+            list(members(archive, tmp_path))
+    with gzip.open(tmp_path / "bomb.gz", "wb", compresslevel=1) as file:
+        for _ in range(64):
+            file.write(bytes(2**20))
+    with pytest.raises(ValueError, match="bomb.gz decompresses to more than 50 times its size"):
+        list(members(tmp_path / "bomb.gz", tmp_path / "scratch"))
+    assert sum(path.stat().st_size for path in (tmp_path / "scratch").iterdir()) < 2**25
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    (folder / "loop").symlink_to(".")
+    (folder / "zero.JPEG").symlink_to("/dev/zero")
+    os.mkfifo(folder / "pipe.JPEG")
+    (folder / "sparse.JPEG").touch()
+    os.truncate(folder / "sparse.JPEG", 2**40)
+    (found,) = members(folder, tmp_path)
+    assert found.name == "sparse.JPEG"
+    with pytest.raises(ValueError, match="has 1,099,511,627,776 bytes, more than"):
+        found.read()
+
+
+def test_links_and_devices_inside_a_tar_are_left_out(tmp_path):
+    with tarfile.open(tmp_path / "a.tar", "w") as tar:
+        for number, kind in enumerate(
+            (tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.FIFOTYPE, tarfile.CHRTYPE, tarfile.DIRTYPE)
+        ):
+            entry = tarfile.TarInfo(f"{number}.JPEG")
+            entry.type, entry.linkname = kind, "/etc/passwd"
+            tar.addfile(entry)
+        entry = tarfile.TarInfo("file.JPEG")
+        entry.size = 3
+        tar.addfile(entry, io.BytesIO(b"abc"))
+    assert [(file.name, file.read()) for file in members(tmp_path / "a.tar", tmp_path)] == [("file.JPEG", b"abc")]
+
+
+def test_shrinking_keeps_the_orientation_and_refuses_what_is_damaged():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for form in ("JPEG", "PNG"):
+        file = io.BytesIO()
+        Image.new("RGB", (40, 20)).save(file, form, exif=exif)
+        with Image.open(io.BytesIO(shrink(file.getvalue(), 20, 90))) as small:
+            assert small.size == (20, 10) and small.getexif()[0x0112] == 6
+    for damaged in (b"%!PS-Adobe-3.0 EPSF-3.0", file.getvalue()[:60], b""):
+        with pytest.raises(ValueError, match="cannot decode"):
+            shrink(damaged, 20, 90)

@@ -1,0 +1,135 @@
+"""Image files and the folders that they are in: which are read, each folder once, never more bytes than expected."""
+
+import collections
+import functools
+import os
+import stat
+import sys
+from pathlib import Path
+
+MAX_IMAGE_PIXELS = 178_956_970
+"""Pixels of an image, at most, by default: the number from which Pillow refuses an image."""
+
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "DIB": (".dib",),
+    "ICO": (".ico",),
+    "CUR": (".cur",),
+    "ICNS": (".icns",),
+    "QOI": (".qoi",),
+    "DDS": (".dds",),
+    "BLP": (".blp",),
+    "FTEX": (".ftc", ".ftu"),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "SUN": (".ras",),
+    "PSD": (".psd",),
+    "PCX": (".pcx",),
+    "DCX": (".dcx",),
+    "MSP": (".msp",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+    "FLI": (".fli", ".flc"),
+    "PIXAR": (".pxr",),
+    "GBR": (".gbr",),
+    # Files of these formats begin with nothing that tells them from others.
+    "IM": (".im",),
+    "PCD": (".pcd",),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "SPIDER": (".spi", ".spider"),
+}
+"""The formats of images that are read, by Pillow's names, each with the ends of its files' names.
+
+Pillow also opens files that are no images (EPS, for which it starts Ghostscript), or for which it needs a plugin.
+"""
+
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+
+def regular_files(folder: str | Path, entered: set[tuple[int, int]]) -> tuple[list[str], collections.Counter[str]]:
+    """Finds the files in a folder and below it, links followed; files whose names begin with a dot are ignored.
+
+    Args:
+      folder: where to begin.
+      entered: folders, as `identity` gives them, that are not entered; those that are entered join them, so that no
+        folder is read twice and loops of links end.
+
+    Returns:
+      The paths of the regular files, sorted, and how often which other things were left out.
+
+    Raises:
+      OSError: a folder cannot be read.
+    """
+    files, left_out = [], collections.Counter[str]()
+    folders = [str(folder)]
+    entered.add(identity(folder))
+    while folders:
+        with os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                if is_hidden(entry.name):
+                    continue
+                try:
+                    is_folder, is_file = entry.is_dir(), entry.is_file()
+                except OSError:  # a link to itself
+                    is_folder = is_file = False
+                if is_file:
+                    files.append(entry.path)
+                elif not is_folder:
+                    left_out["links, pipes and devices that are no files"] += 1
+                elif identity(entry.path) in entered:
+                    left_out["links to folders that are read already"] += 1
+                else:
+                    entered.add(identity(entry.path))
+                    folders.append(entry.path)
+    return sorted(files), left_out
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder is of no interest to people: .DS_Store, ._a.jpg, __MACOSX."""
+    return name.startswith(".") or name == "__MACOSX"
+
+
+def identity(path: str | Path) -> tuple[int, int]:
+    """Returns what tells a file or folder from all others, however it is linked."""
+    status = os.stat(path)
+    return status.st_dev, status.st_ino
+
+
+def read_file(path: str | Path, max_bytes: int) -> bytes:
+    """Returns the bytes of a regular file.
+
+    Raises:
+      ValueError: it is another kind of file, or larger than max_bytes.
+      OSError: it cannot be read.
+    """
+    # Without O_NONBLOCK a named pipe would wait for somebody to write.
+    with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("it is no regular file")
+        if status.st_size > max_bytes:
+            raise ValueError(f"its {status.st_size:,} bytes are more than the {max_bytes:,} that an image may have")
+        return file.read(status.st_size)
+
+
+def most_bytes(max_image_pixels: int) -> int:
+    """Returns how many bytes an image file of so many pixels may have at most; a small one may have a long header."""
+    return max_image_pixels + 2**24
+
+
+def printable(text: str | Path) -> str:
+    """Returns text in which newlines, control characters and what is no Unicode are escaped."""
+    return str(text) if str(text).isprintable() else repr(str(text))[1:-1]
+
+
+@functools.cache
+def say_once(message: str) -> None:
+    """Prints a message on standard error, however often it is said in this process."""
+    print(message, file=sys.stderr)
