@@ -28,8 +28,8 @@ from rich.table import Table
 import input_pipeline
 import models
 from analysis import Summary, draw_shapes, effective_receptive_field, read_reference, summarize
+from configs._option import nearest_name
 from training import command_line
-from training.configuration import nearest_name
 from training.platform import prepare_platform
 from training.state import make_mesh, make_model
 

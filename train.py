@@ -15,13 +15,13 @@ from ml_collections import ConfigDict, config_flags
 import input_pipeline
 from training import command_line, configuration
 from training.checkpoints import Checkpoints, has_checkpoints
-from training.evaluation import evaluate
+from training.evaluation import evaluate_each
 from training.feed import Feed
 from training.interruption import Interruption
 from training.metrics import RunLog, write_summary
 from training.platform import join_processes, prepare_platform
 from training.program import Program, make_program
-from training.state import State, count_parameters, make_mesh
+from training.state import State, count_parameters, evaluated_variables, make_mesh
 from training.transfer import initialize_from
 from training.workdir import check_workdir, default_workdir, write_config
 
@@ -99,9 +99,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         return evaluation_is_due(step) or save_is_due(step) or is_due(step, config.log_every_steps)
 
     def evaluate_state() -> dict[str, float] | None:
+        variables = [evaluated_variables(state)]
+        if "ema" in state:
+            variables.append((state["params"], state["batch_stats"]))
         with feed.eval_batches() as batches:
-            params = state.get("ema", state["params"])
-            return evaluate(program.eval_step, params, state["batch_stats"], batches, interruption)
+            results = evaluate_each(program.eval_step, variables, batches, interruption)
+        if results is None:
+            return None
+        metrics, *raw = results
+        return metrics | {f"{name}_raw": other[name] for other in raw for name in other if name != "examples"}
 
     batches = feed.train_batches(start, stop_is_due)
     print(batches.description)
@@ -135,7 +141,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
             stopping = bool(interruption)
             if save_is_due(step) or stopping:
                 log.status("saving")
-                checkpoints.save(state, metrics)
+                checkpoints.save(state, log.best_step if config.keep_best else None)
             if stopping:
                 return
             log.restart_clock(step, batches.wait_seconds)
