@@ -1,7 +1,9 @@
 """Checkpoints: asynchronous, atomic, with a checksum of every array stored beside it."""
 
 import contextlib
+import errno
 import json
+import os
 import pathlib
 import shutil
 import sys
@@ -38,8 +40,12 @@ class Checkpoints:
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
         self._read_only = read_only
         self._policy = _NewestAndBest(keep)
-        for step in [] if read_only else _steps_with_damaged_metrics(self.directory):
-            self._set_aside(f"{step}/metrics")
+        if not read_only:
+            with self._naming_failure("checkpoints"):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._check_writable()
+            for step in _steps_with_damaged_metrics(self.directory):
+                self._set_aside(f"{step}/metrics")
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("state", "checksums"),
@@ -78,7 +84,7 @@ class Checkpoints:
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(host), checksums=ocp.args.JsonSave(_checksums(host)))
         size = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
-        with self._naming_failure(f"the checkpoint of step {step}, {size / 1e6:,.1f} MB,"):
+        with self._naming_failure(f"the checkpoint of step {step} or the one before, {size / 1e6:,.1f} MB each,"):
             self._check_writable()
             self._manager.save(step, args=items, force=True)
 
@@ -182,7 +188,14 @@ class Checkpoints:
         except Exception as error:
             if self._read_only:
                 raise
-            reason = getattr(error, "strerror", None) or str(error).strip().split("\n")[0][:200] or type(error).__name__
+            # TensorStore wraps the system's words into many of its own.
+            known = (
+                os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+            )
+            first_line = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            reason = getattr(error, "strerror", None) or next(
+                (word for word in known if word in str(error)), first_line
+            )
             raise OSError(f"{what} cannot be written to {self.directory}: {reason}") from error
 
 
@@ -199,7 +212,16 @@ class _NewestAndBest:
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
     """Whether there is a checkpoint in the workdir, sound or damaged."""
-    return any(path.name.isdecimal() for path in (pathlib.Path(workdir) / "checkpoints").glob("*"))
+    return bool(list_steps(workdir))
+
+
+def list_steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps that have a checkpoint, sound or damaged, oldest first; none if the folder cannot be read."""
+    try:
+        names = [path.name for path in (pathlib.Path(workdir) / "checkpoints").iterdir()]
+    except OSError:
+        return []
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _steps_with_damaged_metrics(directory: pathlib.Path) -> list[int]:

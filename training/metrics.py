@@ -25,7 +25,8 @@ class RunLog:
     """Turns sums into rows of metrics and shows them: on the terminal, in metrics.jsonl and to TensorBoard.
 
     On a terminal one live line holds epoch, step, loss, accuracy, images/s and the time left; elsewhere each row is a
-    plain line. Used as a context, it leaves curves.png behind. Of several processes only the first writes and prints.
+    plain line. Used as a context, it leaves curves.png behind, unless the disk fails. Of several processes only the
+    first writes and prints.
     """
 
     def __init__(self, workdir: pathlib.Path, config: ConfigDict, num_images: int, start_step: int):
@@ -64,12 +65,12 @@ class RunLog:
         self._progress.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.stop()
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
-        if self._first:
+        if self._first and (kind is None or not issubclass(kind, OSError)):
             plot_curves(self.workdir, self.rows)
 
     @property

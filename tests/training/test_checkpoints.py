@@ -111,8 +111,8 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(workdir, t
 
 def test_a_checkpoint_of_an_older_version_stored_its_metrics_too(workdir, target):
     path = workdir / "checkpoints" / "40" / "metrics" / "metrics"
-    path.parent.mkdir()
     for content in ('{"accuracy_top1": 0.5}', "{", "[" * 100_000):
+        path.parent.mkdir(exist_ok=True)
         path.write_text(content)
         with Checkpoints(workdir, keep=2) as checkpoints:
             assert_is(checkpoints.restore(target), 40)
