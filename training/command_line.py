@@ -6,6 +6,7 @@ import functools
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -30,6 +31,7 @@ def run(
       default_config: the recipe where no --config names one.
       argument: what the program's one argument besides the flags is called, if it takes one; main is called with it.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # train.py sets another one for its imports
     prepare_process()
     # Orbax tells every step that it takes, and logs tracebacks of errors that it raises as well.
     logging.set_verbosity(logging.FATAL)
