@@ -1,10 +1,17 @@
 """Trains a network: python train.py --config=configs/resnet50.py [--config.option=value ...] [--workdir=DIR].
 
 The same command goes on where it stopped. python train.py --options lists every option. Exit codes: 0 done; 2 bad
-flags, config or data; 3 training failed; 130 and 143 after SIGINT and SIGTERM, with a checkpoint saved.
+flags, config or data; 3 training failed; 4 the machine failed, as with a full disk; 130 and 143 after SIGINT and
+SIGTERM, with a checkpoint saved.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback
+
 import collections
+import contextlib
 import pathlib
 from collections.abc import Iterable
 
@@ -14,16 +21,17 @@ from ml_collections import ConfigDict, config_flags
 
 import input_pipeline
 from training import command_line, configuration
-from training.checkpoints import Checkpoints, has_checkpoints
-from training.evaluation import evaluate
+from training.checkpoints import Checkpoints, has_checkpoints, list_steps
+from training.command_line import say
+from training.evaluation import evaluate_each
 from training.feed import Feed
 from training.interruption import Interruption
 from training.metrics import RunLog, write_summary
 from training.platform import join_processes, prepare_platform
 from training.program import Program, make_program
-from training.state import State, count_parameters, make_mesh
+from training.state import State, count_parameters, evaluated_variables, make_mesh
 from training.transfer import initialize_from
-from training.workdir import check_workdir, default_workdir, write_config
+from training.workdir import check_not_in_use, check_workdir, default_workdir, exclusive_run, write_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/ + config + overrides.")
@@ -42,15 +50,22 @@ def main() -> int:
         try:
             train(_CONFIG.value, workdir, interruption, typed)
         except FloatingPointError as error:
-            steps = Checkpoints(workdir, read_only=True).steps()
-            kept = (
-                f"the last good checkpoint is {workdir}/checkpoints/{steps[-1]}"
-                if steps
-                else "no checkpoint was due yet"
-            )
-            command_line.fail(f"{error}; {kept}; try a lower learning_rate, a warm-up or gradient_clip_norm")
+            advice = "try a lower learning_rate, a warm-up or gradient_clip_norm"
+            command_line.fail(f"{error}; {last_good_checkpoint(workdir)}; {advice}")
         except input_pipeline.DamagedImageError as error:
             command_line.refuse(str(error))
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            reason = str(error).splitlines()[0][:300]
+            command_line.refuse(
+                f"batch_size={_CONFIG.value.batch_size} does not fit into memory ({reason}); give a smaller one, or "
+                "more accumulation_steps, which cut the batch"
+            )
+        except OSError as error:
+            command_line.machine_failed(
+                f"{error}; {last_good_checkpoint(workdir)}; the same command goes on from there once that is mended"
+            )
     return interruption.exit_code
 
 
@@ -66,6 +81,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
     Raises:
       SystemExit: with code 2, if the config or the dataset is invalid; nothing is written.
       FloatingPointError: if the loss or a parameter is no longer finite.
+      OSError: if the workdir or the dataset can no longer be written or read.
       input_pipeline.DamagedImageError: if an image cannot be decoded.
     """
     with command_line.refusing_bad_input():
@@ -73,19 +89,37 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         train_data, eval_data = (input_pipeline.load_dataset(config, split) for split in ("train", "eval"))
         config = configuration.resolve_run(config, train_data.num_classes, len(train_data))
         check_workdir(workdir, config)
+        check_not_in_use(workdir)
         if (workdir / "summary.json").exists():
-            return print(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
+            return say(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
 
     prepare_platform(config)
-    mesh, steps_per_epoch = make_mesh(), len(train_data) / config.batch_size
+    mesh = make_mesh()
     with command_line.refusing_bad_input():
         feed = Feed(config, mesh, train_data, eval_data)
-        program = make_program(config, mesh, steps_per_epoch, feed.cache)
+        program = make_program(config, mesh, feed.steps_per_epoch, feed.cache)
         program.trace()  # refuses what only training cannot do, before anything is written
         state = None if has_checkpoints(workdir) else start_state(config, program)
-        write_config(workdir, config, train_data.class_names)
-        checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-        state = state or checkpoints.restore(program.target)
+    with contextlib.ExitStack() as held:
+        with command_line.refusing_bad_input((ValueError,)):
+            held.enter_context(exclusive_run(workdir))
+            check_workdir(workdir, config)  # again: another run may have begun and ended since
+            write_config(workdir, config, train_data.class_names)
+            checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+            state = state or checkpoints.restore(program.target)
+        take_steps(workdir, interruption, feed, program, checkpoints, state)
+
+
+def take_steps(
+    workdir: pathlib.Path,
+    interruption: Interruption,
+    feed: Feed,
+    program: Program,
+    checkpoints: Checkpoints,
+    state: State,
+) -> None:
+    """Trains to the last step and writes the summary, or saves and stops once the interruption is true."""
+    config, steps_per_epoch = program.config, feed.steps_per_epoch
     start, no_sums = int(state["step"]), program.zero_sums()
 
     def evaluation_is_due(step: int) -> bool:
@@ -99,18 +133,24 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         return evaluation_is_due(step) or save_is_due(step) or is_due(step, config.log_every_steps)
 
     def evaluate_state() -> dict[str, float] | None:
+        variables = [evaluated_variables(state)]
+        if "ema" in state:
+            variables.append((state["params"], state["batch_stats"]))
         with feed.eval_batches() as batches:
-            params = state.get("ema", state["params"])
-            return evaluate(program.eval_step, params, state["batch_stats"], batches, interruption)
+            results = evaluate_each(program.eval_step, variables, batches, interruption)
+        if results is None:
+            return None
+        metrics, *raw = results
+        return metrics | {f"{name}_raw": other[name] for other in raw for name in other if name != "examples"}
 
     batches = feed.train_batches(start, stop_is_due)
-    print(batches.description)
-    with RunLog(workdir, config, len(train_data), start) as log, batches, checkpoints:
+    say(batches.description)
+    with RunLog(workdir, config, feed.num_images, start) as log, batches, checkpoints:
         if start and evaluation_is_due(start) and not log.evaluated(start):  # a signal came during the evaluation
             metrics = evaluate_state()
             if metrics is None:
                 return
-            log.evaluation(start, eval_data.split, metrics)
+            log.evaluation(start, feed.eval_split, metrics)
 
         sums, in_flight = no_sums, collections.deque()
         for step, batch in batches:
@@ -131,18 +171,18 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
                 log.status("evaluating")
                 metrics = evaluate_state()
                 if metrics:
-                    log.evaluation(step, eval_data.split, metrics)
+                    log.evaluation(step, feed.eval_split, metrics)
             stopping = bool(interruption)
             if save_is_due(step) or stopping:
                 log.status("saving")
-                checkpoints.save(state, metrics)
+                checkpoints.save(state, log.best_step if config.keep_best else None)
             if stopping:
                 return
             log.restart_clock(step, batches.wait_seconds)
 
         bad_images = batches.count_bad_images()
-        checkpoints.wait()  # a summary says that the run is finished, its last checkpoint included
-        write_summary(workdir, config, log, count_parameters(state["params"]), len(eval_data), bad_images)
+    # The last file: it says that the run is finished, its last checkpoint and its curves included.
+    write_summary(workdir, config, log, count_parameters(state["params"]), feed.num_eval_images, bad_images)
     log.farewell()
 
 
@@ -151,8 +191,14 @@ def start_state(config: ConfigDict, program: Program) -> State:
     state = program.initial_state()
     if config.init_from:
         state, new = initialize_from(state, pathlib.Path(config.init_from), program.mesh)
-        print(f"weights are those of {config.init_from}, but for {', '.join(new) or 'nothing'}")
+        say(f"weights are those of {config.init_from}, but for {', '.join(new) or 'nothing'}")
     return state
+
+
+def last_good_checkpoint(workdir: pathlib.Path) -> str:
+    """Says which checkpoint a failed run goes on from."""
+    steps = list_steps(workdir)
+    return f"the last good checkpoint is {workdir}/checkpoints/{steps[-1]}" if steps else "no checkpoint was due yet"
 
 
 def is_due(step: int, period: float) -> bool:

@@ -129,6 +129,21 @@ def test_a_damaged_newest_checkpoint(finished, tmp_path):
     assert checksums(workdir, 60) == checksums(finished, 60)
 
 
+def test_a_disk_that_refuses_a_checkpoint_is_one_line_and_the_run_goes_on(finished, tmp_path):
+    """A limit of the size of files stands for a full disk: the error comes from the same calls."""
+    workdir, limit = tmp_path / "run", 100_000
+    command = ["bash", "-c", f'ulimit -f {limit // 1024} && exec "$@"', "bash", sys.executable, "train.py", *SHORT]
+    process = subprocess.run(
+        [*command, f"--workdir={workdir}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
+    )
+    assert process.returncode == 4, process.stdout + process.stderr
+    (line,) = process.stderr.splitlines()
+    assert "cannot be written" in line and "File too large" in line and "no checkpoint was due yet" in line
+    assert not (workdir / "summary.json").exists()
+    run("train.py", *SHORT, f"--workdir={workdir}")
+    assert checksums(workdir, 60) == checksums(finished, 60)
+
+
 def test_a_pipe_that_closes_does_not_end_the_run(finished, tmp_path):
     process = start("train.py", *SHORT, f"--workdir={tmp_path / 'run'}")
     process.stdout.readline()

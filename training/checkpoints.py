@@ -1,25 +1,29 @@
 """Checkpoints: asynchronous, atomic, with a checksum of every array stored beside it."""
 
+import contextlib
+import errno
 import json
+import os
 import pathlib
 import shutil
 import sys
+import tempfile
 import zlib
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint import checkpoint_managers
 
-from training.state import State
+from training.state import AVERAGED_BATCH_STATS, State
 
 
 class Checkpoints:
     """The checkpoints of one workdir, below `checkpoints/`, each in a folder named by its step.
 
-    The newest few are kept, and besides them the one of the best accuracy_top1.
+    The newest few are kept, and besides them the best one, which `save` is told: training.metrics decides it.
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int = 1, read_only: bool = False):
@@ -29,24 +33,28 @@ class Checkpoints:
           workdir: the run's folder.
           keep: how many of the newest to keep.
           read_only: change nothing there, not even what is damaged.
+
+        Raises:
+          OSError: if the folder cannot be made or read.
         """
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
         self._read_only = read_only
-        for step in [] if read_only else _steps_with_damaged_metrics(self.directory):
-            _report(self.directory, step, "its metrics are unreadable; they are set aside, the rest is used")
-            self._set_aside(f"{step}/metrics")
-        best = checkpoint_managers.BestN(get_metric_fn=_accuracy, n=1, keep_checkpoints_without_metrics=False)
-        policies = [checkpoint_managers.LatestN(n=keep), best]
+        self._policy = _NewestAndBest(keep)
+        if not read_only:
+            with self._naming_failure("checkpoints"):
+                self.directory.mkdir(parents=True, exist_ok=True)
+                self._check_writable()
+            for step in _steps_with_damaged_metrics(self.directory):
+                self._set_aside(f"{step}/metrics")
         self._manager = ocp.CheckpointManager(
             self.directory,
             item_names=("state", "checksums"),
             options=ocp.CheckpointManagerOptions(
-                best_fn=_accuracy,  # without it, Orbax does not store the metrics
-                preservation_policy=checkpoint_managers.AnyPreservationPolicy(policies=policies),
+                preservation_policy=self._policy,
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 read_only=read_only,
-                lightweight_initialize=read_only,  # reads no metrics, which may be damaged
+                lightweight_initialize=read_only,  # reads no metrics, which older versions stored here
             ),
         )
 
@@ -54,31 +62,38 @@ class Checkpoints:
         """Returns the steps that have a checkpoint, oldest first."""
         return sorted(self._manager.all_steps())
 
-    def save(self, state: State, metrics: dict[str, float] | None = None) -> None:
+    def save(self, state: State, best_step: int | None = None) -> None:
         """Saves the state under its step; returns as soon as it is copied to the host.
 
         Args:
           state: what to save.
-          metrics: the evaluation of this very state, if there was one; accuracy_top1 decides which is the best.
+          best_step: the step whose checkpoint is kept as the best, this one or an earlier one; None for none.
 
         Raises:
           FloatingPointError: if a value is not finite; nothing is saved.
+          OSError: if this checkpoint, or the one before, cannot be written.
         """
+        self._policy.best_step = best_step
         # A copy: the next step may write into the memory of this state while the checkpoint is on its way to the disk.
         host = jax.tree.map(np.array, jax.device_get(state))
         for path, leaf in jax.tree.leaves_with_path(host):
             if not np.all(np.isfinite(leaf)):
                 raise FloatingPointError(f"{jax.tree_util.keystr(path)} is not finite after step {int(host['step'])}")
-        if int(host["step"]) in self._manager.all_steps():
+        step = int(host["step"])
+        if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(host), checksums=ocp.args.JsonSave(_checksums(host)))
-        self._manager.save(int(host["step"]), args=items, metrics=metrics, force=True)
+        size = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
+        with self._naming_failure(f"the checkpoint of step {step} or the one before, {size / 1e6:,.1f} MB each,"):
+            self._check_writable()
+            self._manager.save(step, args=items, force=True)
 
     def restore(self, target: State, step: int | None = None) -> State | None:
         """Returns the newest sound checkpoint, or that of a step; None if there is none at all.
 
         A damaged checkpoint is reported on standard error and the one before it is taken; once that is restored, and
-        unless read_only, the damaged one is moved to the workdir's folder `damaged/`, out of the way of its successor.
+        unless read_only, the damaged one is moved to the workdir's folder `damaged/`, so that the run can save a new
+        one under its step.
 
         Args:
           target: shapes, types and shardings, as training.state.abstract_state makes them.
@@ -90,19 +105,27 @@ class Checkpoints:
         steps = self.steps()
         if step is not None and step not in steps:
             raise ValueError(f"there is no checkpoint of step {step} in {self.directory}; there are {steps}")
-        candidates = steps[::-1] if step is None else [step]
-        for candidate in candidates:
+        reasons = {}
+        for candidate in steps[::-1] if step is None else [step]:
             try:
                 state = self._restore_checked(candidate, target)
             except Exception as error:  # whatever a broken file makes Orbax raise
-                _report(self.directory, candidate, str(error).strip().split("\n")[0][:200] or type(error).__name__)
+                reasons[candidate] = str(error).strip().split("\n")[0][:200] or type(error).__name__
                 continue
-            for newer in candidates[: candidates.index(candidate)] if not self._read_only else []:
-                self._set_aside(str(newer))
+            for damaged, reason in reasons.items():
+                print(f"checkpoint {damaged} in {self.directory} is damaged: {reason}", file=sys.stderr)
+                if not self._read_only:
+                    self._set_aside(str(damaged))
             self._manager.reload()
             return state
-        if candidates:
-            raise ValueError(f"no sound checkpoint is left in {self.directory}; train into another --workdir")
+        if reasons:
+            newest = max(reasons)
+            raise ValueError(
+                f"no sound checkpoint is left in {self.directory}: that of step {newest} is damaged "
+                f"({reasons[newest]}), as are all others of {sorted(reasons)}; train into another --workdir"
+                if step is None
+                else f"checkpoint {step} in {self.directory} is damaged: {reasons[step]}; choose another --step"
+            )
         return None
 
     def __enter__(self) -> "Checkpoints":
@@ -112,21 +135,37 @@ class Checkpoints:
         self.close()
 
     def wait(self) -> None:
-        """Waits until everything is on the disk."""
-        self._manager.wait_until_finished()
+        """Waits until everything is on the disk.
+
+        Raises:
+          OSError: if the last checkpoint cannot be written.
+        """
+        with self._naming_failure("the last checkpoint"):
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until everything is on the disk, and ends the threads."""
-        self._manager.close()
+        """Waits until everything is on the disk, and ends the threads.
+
+        Raises:
+          OSError: if the last checkpoint cannot be written.
+        """
+        with self._naming_failure("the last checkpoint"):
+            self._manager.close()
 
     def _restore_checked(self, step: int, target: State) -> State:
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(target), checksums=ocp.args.JsonRestore())
-        restored = self._manager.restore(step, args=items)
-        found, stored = _checksums(jax.device_get(restored["state"])), restored["checksums"]
-        wrong = [path for path in found if found[path] != stored.get(path)]
+        checksums = self._manager.restore(step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore()))["checksums"]
+        # Runs before there was an average of the batch statistics evaluated the running ones, which it starts from.
+        adds_average = AVERAGED_BATCH_STATS in target and not any(AVERAGED_BATCH_STATS in path for path in checksums)
+        wanted = {name: part for name, part in target.items() if not (adds_average and name == AVERAGED_BATCH_STATS)}
+        items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+        state = self._manager.restore(step, args=items)["state"]
+        found = _checksums(jax.device_get(state))
+        wrong = [path for path in found if found[path] != checksums.get(path)]
         if wrong:
             raise ValueError(f"the checksum of {wrong[0]} does not match (and {len(wrong) - 1} others)")
-        return restored["state"]
+        if adds_average:
+            state[AVERAGED_BATCH_STATS] = jax.tree.map(lambda leaf: leaf.copy(), state["batch_stats"])
+        return state
 
     def _set_aside(self, part: str) -> None:
         if jax.process_index() == 0:
@@ -136,29 +175,64 @@ class Checkpoints:
             shutil.move(self.directory / part, destination)
         multihost_utils.sync_global_devices(f"set aside {part}")
 
+    def _check_writable(self) -> None:
+        """Raises OSError if nothing can be written: Orbax's threads would wait for each other for ever."""
+        with tempfile.TemporaryDirectory(dir=self.directory, prefix=".probe"):
+            pass
+
+    @contextlib.contextmanager
+    def _naming_failure(self, what: str) -> Iterator[None]:
+        """Turns whatever a failing disk makes Orbax and TensorStore raise into an OSError with one line."""
+        try:
+            yield
+        except Exception as error:
+            if self._read_only:
+                raise
+            # TensorStore wraps the system's words into many of its own.
+            known = (
+                os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
+            )
+            first_line = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            reason = getattr(error, "strerror", None) or next(
+                (word for word in known if word in str(error)), first_line
+            )
+            raise OSError(f"{what} cannot be written to {self.directory}: {reason}") from error
+
+
+class _NewestAndBest:
+    """Orbax's policy of which checkpoints to keep: the newest few, and the one of best_step."""
+
+    def __init__(self, keep: int):
+        self._keep, self.best_step = keep, None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        newest = {info.step for info in checkpoints[-self._keep :]}
+        return [info.step in newest or info.step == self.best_step for info in checkpoints]
+
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
     """Whether there is a checkpoint in the workdir, sound or damaged."""
-    return any(path.name.isdecimal() for path in (pathlib.Path(workdir) / "checkpoints").glob("*"))
+    return bool(list_steps(workdir))
 
 
-def _report(directory: pathlib.Path, step: int, reason: str) -> None:
-    print(f"checkpoint {step} in {directory} is damaged: {reason}", file=sys.stderr)
+def list_steps(workdir: pathlib.Path) -> list[int]:
+    """Returns the steps that have a checkpoint, sound or damaged, oldest first; none if the folder cannot be read."""
+    try:
+        names = [path.name for path in (pathlib.Path(workdir) / "checkpoints").iterdir()]
+    except OSError:
+        return []
+    return sorted(int(name) for name in names if name.isdecimal())
 
 
 def _steps_with_damaged_metrics(directory: pathlib.Path) -> list[int]:
-    """Returns the steps whose metrics Orbax would stumble over when it opens the folder."""
+    """Returns the steps whose metrics, which older versions stored here, Orbax could not read when it opens them."""
     damaged = []
     for path in directory.glob("*/metrics/metrics"):
         try:
-            float(_accuracy(json.loads(path.read_bytes())))
-        except (ValueError, KeyError, TypeError):
+            json.loads(path.read_bytes())
+        except (ValueError, RecursionError):
             damaged.append(int(path.parent.parent.name))
     return damaged
-
-
-def _accuracy(metrics: dict[str, float]) -> float:
-    return metrics["accuracy_top1"]
 
 
 def _checksums(state: Any) -> dict[str, int]:

@@ -6,6 +6,7 @@ import functools
 import os
 import pathlib
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
@@ -30,8 +31,10 @@ def run(
       default_config: the recipe where no --config names one.
       argument: what the program's one argument besides the flags is called, if it takes one; main is called with it.
     """
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # train.py sets another one for its imports
     prepare_process()
-    logging.set_verbosity(logging.ERROR)  # Orbax and JAX tell every step they take
+    # Orbax tells every step that it takes, and logs tracebacks of errors that it raises as well.
+    logging.set_verbosity(logging.FATAL)
     register_parsers()
     try:
         parse = functools.partial(_parse, default_config=default_config, argument=argument)
@@ -48,19 +51,23 @@ def register_parsers() -> None:
 
 
 def say(text: str) -> None:
-    """Prints a text at once; if it goes into a pipe that is closed, the program goes on and prints nothing more."""
+    """Prints a text at once; if that fails, at a closed pipe or a full disk, the program goes on and prints no more."""
     try:
         print(text, flush=True)
-    except BrokenPipeError:
+    except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
-def refusing_bad_input() -> Iterator[None]:
-    """Turns an error of the user's config or data into one line on standard error and exit code 2."""
+def refusing_bad_input(kinds: tuple[type[Exception], ...] = (ValueError, OSError)) -> Iterator[None]:
+    """Turns an error of the user's config or data into one line on standard error and exit code 2.
+
+    Args:
+      kinds: which errors; others pass.
+    """
     try:
         yield
-    except (ValueError, OSError) as error:
+    except kinds as error:
         refuse(str(error))
 
 
@@ -72,6 +79,11 @@ def refuse(message: str) -> NoReturn:
 def fail(message: str) -> NoReturn:
     """Ends the program with one line and exit code 3: training failed."""
     _end(message, 3)
+
+
+def machine_failed(message: str) -> NoReturn:
+    """Ends the program with one line and exit code 4: the machine failed, a full disk or a folder that is gone."""
+    _end(message, 4)
 
 
 def step(value: str | None) -> int | str | None:

@@ -1,6 +1,6 @@
 """Exact evaluation: every image counts once, whatever the batch size and the number of devices."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 
 import jax
 import numpy as np
@@ -32,14 +32,32 @@ def evaluate(
     Raises:
       DamagedImageError: if the loader left every image out.
     """
+    results = evaluate_each(eval_step, [(params, batch_stats)], batches, interruption)
+    return results and results[0]
+
+
+def evaluate_each(
+    eval_step: Callable[[dict, dict, Batch], Sums],
+    variables: Sequence[tuple[dict, dict]],
+    batches: Iterable[Batch],
+    interruption: Interruption | None = None,
+) -> list[dict[str, float]] | None:
+    """Evaluates several sets of weights of one network on each batch; otherwise as evaluate.
+
+    Args:
+      eval_step: from training.step.
+      variables: params and batch_stats of each.
+      batches: padded batches on the devices, with `mask`.
+      interruption: once it is true, there is no result.
+    """
     sums = []
     for batch in batches:
         if interruption:
             return None
-        sums.append(eval_step(params, batch_stats, batch))
+        sums.append([eval_step(params, batch_stats, batch) for params, batch_stats in variables])
         jax.block_until_ready(sums[-3:-2])  # else batches would pile up on the devices
     # Added on the host in float64: the totals are exact for any number of images.
     totals = jax.tree.map(lambda *parts: float(np.sum(parts, dtype=np.float64)), *jax.device_get(sums))
-    if not totals["examples"]:
+    if not totals[0]["examples"]:
         raise DamagedImageError("not one image of the evaluation could be decoded; choose another split or dataset")
-    return means(totals) | {"examples": int(totals["examples"])}
+    return [means(total) | {"examples": int(total["examples"])} for total in totals]

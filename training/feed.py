@@ -15,6 +15,10 @@ class Feed:
 
     Attributes:
       cache: the training images on the devices, for make_program; None if the host loads the batches.
+      num_images: training images.
+      num_eval_images: images of the evaluation split, those included that cannot be decoded.
+      eval_split: the name of that split.
+      steps_per_epoch: optimizer steps in an epoch, which need not be whole.
     """
 
     def __init__(
@@ -27,6 +31,8 @@ class Feed:
           input_pipeline.DamagedImageError: if an image cannot be decoded.
         """
         self._config, self._mesh, self._train_data, self._eval_data = config, mesh, train_data, eval_data
+        self.num_images, self.num_eval_images, self.eval_split = len(train_data), len(eval_data), eval_data.split
+        self.steps_per_epoch = len(train_data) / config.batch_size
         self.cache = input_pipeline.DeviceCache(train_data, config, mesh) if config.cache else None
         self._cached_eval_batches = input_pipeline.cached_eval_batches(eval_data, config, mesh) if config.cache else ()
 

@@ -1,5 +1,6 @@
 """SIGINT and SIGTERM: noted when they come, acted on between two steps."""
 
+import contextlib
 import signal
 from types import FrameType
 
@@ -10,7 +11,7 @@ from rich.console import Console
 
 
 class Interruption:
-    """A context in which the first SIGINT or SIGTERM is only noted; a second one acts as without us.
+    """A context in which the first SIGINT or SIGTERM is only noted; a second one, of either kind, ends the program.
 
     It is true once the run is to stop: as soon as a signal has come, or, where several processes work together, once
     they have agreed that one came to any of them.
@@ -48,5 +49,7 @@ class Interruption:
         self._noted = number
         if not jax.distributed.is_initialized():
             self.signal = number
-        signal.signal(number, self._previous[number])
-        Console(stderr=True).print(f"{signal.Signals(number).name}: saving and stopping")
+        for handled, handler in self._previous.items():
+            signal.signal(handled, handler)
+        with contextlib.suppress(OSError):  # standard error may be a closed pipe
+            Console(stderr=True).print(f"{signal.Signals(number).name}: saving and stopping")

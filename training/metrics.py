@@ -25,7 +25,8 @@ class RunLog:
     """Turns sums into rows of metrics and shows them: on the terminal, in metrics.jsonl and to TensorBoard.
 
     On a terminal one live line holds epoch, step, loss, accuracy, images/s and the time left; elsewhere each row is a
-    plain line. Used as a context, it leaves curves.png behind. Of several processes only the first writes and prints.
+    plain line. Used as a context, it leaves curves.png behind, unless the disk fails. Of several processes only the
+    first writes and prints.
     """
 
     def __init__(self, workdir: pathlib.Path, config: ConfigDict, num_images: int, start_step: int):
@@ -44,14 +45,7 @@ class RunLog:
         write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         self._first = jax.process_index() == 0
         self._file = open(workdir / "metrics.jsonl" if self._first else os.devnull, "a", buffering=1)
-        self._tensorboard = None
-        try:
-            from tensorboardX import SummaryWriter
-
-            folder = str(workdir / "tensorboard")
-            self._tensorboard = SummaryWriter(folder, purge_step=start_step + 1, write_to_disk=self._first)
-        except ImportError:
-            print("note: no TensorBoard files, as tensorboardX is not installed")
+        self._tensorboard = _open_tensorboard(workdir / "tensorboard", start_step + 1) if self._first else None
         self._seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
         self._start, self._start_step = time.perf_counter(), start_step
         self._console = Console(highlight=False, soft_wrap=True)
@@ -71,12 +65,12 @@ class RunLog:
         self._progress.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.stop()
         self._file.close()
         if self._tensorboard:
             self._tensorboard.close()
-        if self._first:
+        if self._first and (kind is None or not issubclass(kind, OSError)):
             plot_curves(self.workdir, self.rows)
 
     @property
@@ -143,11 +137,19 @@ class RunLog:
         self._check_finite(step, metrics)
         self._add(step, split, metrics)
         where, text = self._describe(step, metrics)
-        self.say(f"{where} {split}: {text} top-5 {100 * metrics['accuracy_top5']:.2f} %")
+        raw = metrics.get("accuracy_top1_raw")
+        raw = "" if raw is None else f", without averaging top-1 {100 * raw:.2f} %"
+        self.say(f"{where} {split}: {text} top-5 {100 * metrics['accuracy_top5']:.2f} %{raw}")
 
     def evaluated(self, step: int) -> bool:
         """Whether a row tells of an evaluation at that step."""
         return any(row["step"] == step and is_evaluation(row) for row in self.rows)
+
+    @property
+    def best_step(self) -> int | None:
+        """The step of the best evaluation so far, or None before the first."""
+        best = best_evaluation(self.rows)
+        return best["step"] if best else None
 
     def farewell(self) -> None:
         """Says what the run reached, where everything lies and what to try next."""
@@ -167,9 +169,10 @@ class RunLog:
         epoch = step * self._batch_size / self._num_images
         row = {"step": step, "epoch": epoch, "split": split} | values | {"seconds": self.seconds}
         self.rows.append(row)
+        if self._tensorboard:  # first: after a kill TensorBoard has no fewer rows, and surplus ones are hidden
+            group = "train_evaluation" if is_evaluation(row) and split == "train" else split
+            self._tensorboard.add(group, values, step, time.time())
         self._file.write(json.dumps(row) + "\n")
-        for name, value in values.items() if self._tensorboard else ():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
     def _describe(self, step: int, row: dict[str, float]) -> tuple[str, str]:
         epoch, last = (count * self._batch_size / self._num_images for count in (step, self._num_steps))
@@ -189,16 +192,41 @@ def read_rows(workdir: pathlib.Path) -> list[Row]:
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
         try:
             row = json.loads(line)
-        except json.JSONDecodeError:
+        except (json.JSONDecodeError, RecursionError):
             continue
-        if isinstance(row, dict) and {"step", "epoch", "split", "loss", "seconds"} <= row.keys():
+        if isinstance(row, dict) and _is_sound(row):
             rows.append(row)
     return rows
+
+
+def _is_sound(row: Row) -> bool:
+    needed = {"step", "epoch", "split", "loss", "accuracy_top1", "accuracy_top5", "seconds"}
+    if not needed <= row.keys() or not isinstance(row["step"], int):
+        return False
+    return all(isinstance(value, str if name == "split" else (int, float)) for name, value in row.items())
+
+
+def _open_tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
+    """Opens TensorBoard's files, or says that there are none and returns None."""
+    try:
+        from training.tensorboard import TensorBoard
+    except ImportError:
+        print("note: no TensorBoard files, as tensorboardX is not installed")
+        return None
+    return TensorBoard(folder, purge_step)
 
 
 def is_evaluation(row: Row) -> bool:
     """Whether a row tells of an evaluation, be it of the training images."""
     return "learning_rate" not in row
+
+
+def best_evaluation(rows: list[Row]) -> Row | None:
+    """Returns the row of the best evaluation, by accuracy_top1 and among equals the latest; None if there is none.
+
+    This alone decides which checkpoint is kept as the best, what --step=best means and what summary.json names.
+    """
+    return max(filter(is_evaluation, rows), key=lambda row: (row["accuracy_top1"], row["step"]), default=None)
 
 
 def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
@@ -250,8 +278,7 @@ def write_summary(
     """
     evaluations = [row for row in log.rows if is_evaluation(row)]
     speeds = [row["images_per_second"] for row in log.rows if "images_per_second" in row]
-    best = max(evaluations, key=lambda row: (row["accuracy_top1"], row["step"]))
-    last = evaluations[-1]
+    best, last = best_evaluation(log.rows), evaluations[-1]
     summary = {
         "model": config.model,
         "dataset": config.dataset,
@@ -262,6 +289,7 @@ def write_summary(
         "loss": last["loss"],
         "accuracy_top1": last["accuracy_top1"],
         "accuracy_top5": last["accuracy_top5"],
+        **{name: last[name] for name in ("loss_raw", "accuracy_top1_raw", "accuracy_top5_raw") if name in last},
         "best": {"step": best["step"], "accuracy_top1": best["accuracy_top1"]},
         "examples": last["examples"],
         "bad_images": bad_images,

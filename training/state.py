@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import models
 
 State = dict[str, Any]
+AVERAGED_BATCH_STATS = "ema_batch_stats"
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -41,7 +42,8 @@ def make_model(config: ConfigDict, training: bool) -> nnx.Module:
 def abstract_state(config: ConfigDict, model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
     """Returns the shapes, types and shardings of the state, as a target to restore into.
 
-    Its entries are step (int32), params, batch_stats, opt_state and, with config.ema_decay, ema: the averaged params.
+    Its entries are step (int32), params, batch_stats, opt_state and, with config.ema_decay, ema: the averaged params,
+    and ema_batch_stats: the averaged batch statistics, if the network has any.
     """
     params, batch_stats = (nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat))
     state = {
@@ -52,6 +54,8 @@ def abstract_state(config: ConfigDict, model: nnx.Module, optimizer: optax.Gradi
     }
     if config.ema_decay:
         state["ema"] = params
+        if jax.tree.leaves(batch_stats):
+            state[AVERAGED_BATCH_STATS] = batch_stats
     replicated = NamedSharding(mesh, PartitionSpec())
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), state)
 
@@ -68,9 +72,18 @@ def create_state(target: State, model: nnx.Module, seed: int) -> State:
     # The step and the momentum start at zero; made on the host they cost no compilation.
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), target)
     state["params"], state["batch_stats"] = (select(values, target[part]) for part in ("params", "batch_stats"))
-    if "ema" in target:
-        state["ema"] = state["params"]
-    return jax.device_put(state, jax.tree.map(lambda leaf: leaf.sharding, target))
+    return jax.device_put(start_average(state, target), jax.tree.map(lambda leaf: leaf.sharding, target))
+
+
+def start_average(state: State, target: State) -> State:
+    """Returns the state with the averages that the target has begun at its weights and batch statistics; no copies."""
+    sources = {"ema": "params", AVERAGED_BATCH_STATS: "batch_stats"}
+    return state | {average: state[source] for average, source in sources.items() if average in target}
+
+
+def evaluated_variables(state: State) -> tuple[dict, dict]:
+    """Returns the params and batch_stats that are evaluated: the averaged ones where the state has them."""
+    return state.get("ema", state["params"]), state.get(AVERAGED_BATCH_STATS, state["batch_stats"])
 
 
 def select(values: dict, wanted: dict) -> dict:

@@ -14,7 +14,7 @@ import models
 from input_pipeline import DeviceCache, make_augmentation, normalize
 from training.loss import classification_sums, cross_entropy, gradient_norm_sums, weighted_loss
 from training.platform import compiler_options, loops_are_fast
-from training.state import State, select
+from training.state import AVERAGED_BATCH_STATS, State, select
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -93,7 +93,10 @@ def make_train_step(
         params = optax.apply_updates(state["params"], updates)
         new = {"step": state["step"] + 1, "params": params, "batch_stats": batch_stats, "opt_state": opt_state}
         if "ema" in state:
-            new["ema"] = optax.incremental_update(params, state["ema"], 1 - config.ema_decay)
+            decay = average_decay(config.ema_decay, state["step"])
+            averages = {"ema": params, AVERAGED_BATCH_STATS: batch_stats}
+            for name in averages.keys() & state.keys():
+                new[name] = optax.incremental_update(averages[name], state[name], 1 - decay)
         return new, jax.tree.map(lambda total, part: total + part.astype(total.dtype), sums, batch_sums)
 
     def cached_train_steps(state, sums, cached):
@@ -115,6 +118,16 @@ def make_train_step(
         out_shardings=(replicated, replicated),
         compiler_options=compiler_options(config),
     )
+
+
+def average_decay(decay: float, step: jax.Array) -> jax.Array:
+    """Returns the decay of the moving averages in a step: min(decay, (1 + n) / (10 + n)) after n steps, float32.
+
+    It is TensorFlow's ExponentialMovingAverage with num_updates: without it the average of a short run would be made of
+    the initial weights.
+    """
+    steps = step.astype(jnp.float32)
+    return jnp.minimum(decay, (1 + steps) / (10 + steps)).astype(jnp.float32)
 
 
 def make_eval_step(config: ConfigDict, model: nnx.Module, mesh: Mesh) -> Callable[[dict, dict, Batch], Sums]:

@@ -10,10 +10,19 @@ from ml_collections import ConfigDict
 
 import models
 from training.checkpoints import Checkpoints
-from training.metrics import is_evaluation, read_rows
+from training.metrics import best_evaluation, read_rows
 from training.optimizer import make_optimizer
 from training.platform import float64_enabled
-from training.state import State, abstract_state, create_state, make_mesh, make_model, select
+from training.state import (
+    State,
+    abstract_state,
+    create_state,
+    evaluated_variables,
+    make_mesh,
+    make_model,
+    select,
+    start_average,
+)
 from training.workdir import read_config, write_config
 
 
@@ -22,7 +31,7 @@ def load_weights(
 ) -> tuple[ConfigDict, dict, dict, int]:
     """Returns the config of a workdir and params, batch_stats and step of one of its checkpoints.
 
-    The params are the averaged ones where the run kept an average.
+    Params and statistics are the averaged ones where the run kept an average.
 
     Args:
       workdir: what train.py made.
@@ -38,10 +47,15 @@ def load_weights(
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints = Checkpoints(workdir, read_only=True)
     if step == "best":
-        evaluations = [row for row in read_rows(workdir) if is_evaluation(row) and row["step"] in checkpoints.steps()]
-        if not evaluations:
+        best = best_evaluation(read_rows(workdir))
+        if best is None:
             raise ValueError(f"no checkpoint in {workdir} has been evaluated, so none is the best; leave --step out")
-        step = max(evaluations, key=lambda row: (row["accuracy_top1"], row["step"]))["step"]
+        step = best["step"]
+        if step not in checkpoints.steps():
+            raise ValueError(
+                f"the best evaluation of {workdir} is that of step {step}, whose checkpoint is gone; there are "
+                f"{checkpoints.steps()}: choose one with --step, or leave --step out for the newest"
+            )
     model = make_model(config, training=True)
     optimizer = make_optimizer(config, lambda _: config.learning_rate)
     with float64_enabled(config.dtype == "float64"):
@@ -49,7 +63,7 @@ def load_weights(
     if state is None:
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints.close()
-    return config, state.get("ema", state["params"]), state["batch_stats"], int(state["step"])
+    return config, *evaluated_variables(state), int(state["step"])
 
 
 def load_model(workdir: str | pathlib.Path, step: int | str | None = None) -> tuple[models.Network, ConfigDict]:
@@ -87,8 +101,7 @@ def save_weights(
     placement = NamedSharding(mesh, PartitionSpec())
     for part in ("params", "batch_stats"):
         state[part] = jax.device_put(select(values, state[part]), placement)
-    if "ema" in state:
-        state["ema"] = state["params"]
+    state = start_average(state, target)
     write_config(workdir, config, class_names)
     with Checkpoints(workdir) as checkpoints:
         checkpoints.save(state)
@@ -121,6 +134,6 @@ def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[St
     state |= {"params": choose(state["params"], params), "batch_stats": choose(state["batch_stats"], batch_stats)}
     if 2 * len(new) > total:
         raise ValueError(f"init_from={workdir} holds another network: {len(new)} of {total} arrays do not fit")
-    if "ema" in state:
-        state["ema"] = jax.tree.map(lambda leaf: leaf.copy(), state["params"])
-    return state, new
+    averages = start_average({"params": state["params"], "batch_stats": state["batch_stats"]}, state)
+    # Copies: the step gives up each array of the state once.
+    return state | jax.tree.map(lambda leaf: leaf.copy(), averages), new

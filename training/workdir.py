@@ -1,8 +1,12 @@
 """The folder of a run: its name, the run that it belongs to, its config.json, and how its files are written."""
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
+import socket
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -22,6 +26,10 @@ def default_workdir(config_path: str, overrides: dict[str, Any]) -> pathlib.Path
     return pathlib.Path("runs") / ",".join(parts)
 
 
+FOLDERS, FILES = ("checkpoints", "tensorboard"), ("config.json", "metrics.jsonl", "curves.png", "summary.json")
+"""What a workdir holds."""
+
+
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Checks that a run of this config may write into the workdir, without writing anything.
 
@@ -32,6 +40,10 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise PermissionError(f"workdir {workdir} cannot be written ({nearest} forbids it); choose another --workdir")
+    for names, is_right, kind in ((FOLDERS, pathlib.Path.is_dir, "folder"), (FILES, pathlib.Path.is_file, "file")):
+        for path in (workdir / name for name in names):
+            if path.exists() and not is_right(path):
+                raise ValueError(f"workdir {workdir} is damaged: {path} is no {kind}; move it away")
     if not (workdir / "config.json").exists():
         if (workdir / "checkpoints").exists():
             raise ValueError(f"workdir {workdir} has checkpoints but no config.json; choose another --workdir")
@@ -48,6 +60,54 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         raise ValueError(f"workdir {workdir} belongs to a run with {'; '.join(differing)}; choose another --workdir")
 
 
+@contextlib.contextmanager
+def exclusive_run(workdir: pathlib.Path) -> Iterator[None]:
+    """Makes the workdir and holds it for this process; the system lets it go when the process dies.
+
+    Of several processes that work together only the first holds it.
+
+    Raises:
+      ValueError: if another process holds it; the message names its host and process id.
+      OSError: if it cannot be made or written.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index() > 0:
+        yield
+        return
+    path = workdir / ".lock"
+    with open(path, "a+") as file:
+        _lock(file, workdir)
+        if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
+            raise ValueError(
+                f"workdir {workdir} was in use until now; start again"
+            )  # its run has just removed the file
+        file.truncate(0)
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        try:
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+
+
+def check_not_in_use(workdir: pathlib.Path) -> None:
+    """Raises ValueError, with host and process id, if another process trains in the workdir."""
+    if (workdir / ".lock").exists():
+        with open(workdir / ".lock", "a+") as file:
+            _lock(file, workdir)
+
+
+def _lock(file: Any, workdir: pathlib.Path) -> None:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        file.seek(0)
+        holder = file.read() or "another process"
+        raise ValueError(f"workdir {workdir} is in use by {holder}; wait for it, or choose another --workdir") from None
+    except OSError as error:  # a file system without locks
+        print(f"note: workdir {workdir} cannot be locked ({error.strerror}); start no second run there")
+
+
 def write_config(workdir: pathlib.Path, config: ConfigDict, class_names: tuple[str, ...]) -> None:
     """Writes config.json: all options resolved, the classes' names, versions, hardware and git commit.
 
@@ -58,10 +118,7 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, class_names: tuple[s
     spare = tuple(map(str, range(len(class_names), config.num_classes)))
     options, names = json.loads(config.to_json()), class_names + spare
     content = {"config": options, **describe_environment(), "class_names": names}
-    try:
-        workdir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise OSError(f"workdir {workdir} cannot be made: {error.strerror}; choose another --workdir") from error
+    workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
 
 

@@ -152,7 +152,7 @@ def test_nothing_is_allocated(summary_of):
 def test_wrong_options_are_refused(summary_of):
     with pytest.raises(ValueError, match="image_size=8 does not fit vgg16 .* use at least 32"):
         summary_of("vgg16", image_size=8)
-    with pytest.raises(ValueError, match="batch_size=0 is too small"):
+    with pytest.raises(ValueError, match="batch_size=0 is out of range"):
         summary_of("vgg16", batch_size=0)
 
 

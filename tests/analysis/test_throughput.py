@@ -9,6 +9,7 @@ import pytest
 from analysis import memory, throughput
 from analysis.roofline import Ceilings
 from configs import base
+from training.program import Program
 from training.state import make_mesh
 
 
@@ -69,7 +70,7 @@ def test_a_failure_is_one_line_and_leaves_nothing_in_memory():
 
 def test_a_batch_that_would_not_fit_the_host_is_refused_before_it_is_made(monkeypatch):
     monkeypatch.setattr(memory, "free_host_bytes", lambda: 1000)
-    monkeypatch.setattr(throughput, "create_state", None)  # nothing may be allocated
+    monkeypatch.setattr(Program, "initial_state", None)  # nothing may be allocated
     config = throughput.resolve(base.get_config(), "train")
     (row,) = throughput.guarded(lambda: [throughput.measure(config, "train", Ceilings(1e9, 1e9), limit_seconds=0.0)])
     assert row["status"] == "out_of_memory" and row["error"].startswith("the compiled program needs")

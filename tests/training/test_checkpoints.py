@@ -1,5 +1,7 @@
 """Checkpoints: what is kept, what is found again, and that damage never goes unnoticed."""
 
+import shutil
+
 import jax
 import numpy as np
 import pytest
@@ -8,7 +10,9 @@ import train
 from configs import base
 from training.checkpoints import Checkpoints
 from training.interruption import Interruption
-from training.metrics import is_evaluation, read_rows
+from training.metrics import RunLog, best_evaluation, is_evaluation, read_rows, write_summary
+from training.state import make_mesh
+from training.transfer import load_weights
 
 pytestmark = pytest.mark.smoke
 
@@ -27,10 +31,10 @@ def target():
 
 @pytest.fixture
 def workdir(tmp_path):
-    """Four checkpoints were saved; the second is the best, the last was not evaluated."""
+    """Four checkpoints were saved; the second is the best."""
     with Checkpoints(tmp_path, keep=2) as checkpoints:
-        for step, accuracy in [(10, 0.1), (20, 0.9), (30, 0.5), (40, None)]:
-            checkpoints.save(make_state(step), None if accuracy is None else {"accuracy_top1": accuracy})
+        for step, best in [(10, 10), (20, 20), (30, 20), (40, 20)]:
+            checkpoints.save(make_state(step), best)
     return tmp_path
 
 
@@ -43,9 +47,8 @@ def test_the_newest_and_the_best_are_kept(workdir, target):
         assert checkpoints.steps() == [20, 30, 40]
         assert_is(checkpoints.restore(target), 40)
         assert_is(checkpoints.restore(target, step=20), 20)
-        # The best is still known after a restart: two more steps push out 30, not 20.
-        checkpoints.save(make_state(50), {"accuracy_top1": 0.4})
-        checkpoints.save(make_state(60), {"accuracy_top1": 0.3})
+        checkpoints.save(make_state(50), best_step=20)
+        checkpoints.save(make_state(60), best_step=20)
     assert Checkpoints(workdir, read_only=True).steps() == [20, 50, 60]
 
 
@@ -106,13 +109,45 @@ def test_a_damaged_checkpoint_is_reported_and_the_one_before_is_taken(workdir, t
     assert (workdir / "damaged" / "40").is_dir()
 
 
-def test_damaged_metrics_do_not_stop_the_run(workdir, target, capfd):
-    path = workdir / "checkpoints" / "30" / "metrics" / "metrics"
-    path.write_bytes(path.read_bytes()[:5])
-    with Checkpoints(workdir, keep=2) as checkpoints:
-        assert_is(checkpoints.restore(target), 40)
-        assert_is(checkpoints.restore(target, step=30), 30)
-    assert "checkpoint 30" in capfd.readouterr().err
+def test_a_checkpoint_of_an_older_version_stored_its_metrics_too(workdir, target):
+    path = workdir / "checkpoints" / "40" / "metrics" / "metrics"
+    for content in ('{"accuracy_top1": 0.5}', "{", "[" * 100_000):
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(content)
+        with Checkpoints(workdir, keep=2) as checkpoints:
+            assert_is(checkpoints.restore(target), 40)
+
+
+def evaluate_at(log, step, accuracy):
+    log.evaluation(step, "validation", {"loss": 1.0, "accuracy_top1": accuracy, "accuracy_top5": 1.0, "examples": 1})
+
+
+def test_the_best_is_the_same_everywhere_even_if_it_was_evaluated_after_its_save(tmp_path):
+    """A signal came before the evaluation of step 20: it was saved without, and evaluated by the resumed run."""
+    config = base.get_config()
+    config.num_steps = 50
+    with RunLog(tmp_path, config, 1000, 0) as log, Checkpoints(tmp_path) as checkpoints:
+        evaluate_at(log, 10, 0.5)
+        checkpoints.save(make_state(10), log.best_step)
+        checkpoints.save(make_state(20), log.best_step)
+    with RunLog(tmp_path, config, 1000, 20) as log, Checkpoints(tmp_path) as checkpoints:
+        evaluate_at(log, 20, 0.9)
+        for step, accuracy in [(30, 0.4), (40, 0.9), (50, 0.3)]:
+            evaluate_at(log, step, accuracy if step != 40 else 0.8)
+            checkpoints.save(make_state(step), log.best_step)
+        summary = write_summary(tmp_path, config, log, 1, 1, 0)
+    assert summary["best"]["step"] == 20 and Checkpoints(tmp_path, read_only=True).steps() == [20, 50]
+
+
+def test_a_best_that_is_gone_is_an_error(tmp_path):
+    config = base.get_config()
+    config.update({"num_steps": 4, "evaluate_every_epochs": 0.1, "compilation_cache_dir": ""})
+    train.train(config, tmp_path, Interruption())
+    best = best_evaluation(read_rows(tmp_path))["step"]
+    assert load_weights(tmp_path, make_mesh(1), "best")[-1] == best
+    shutil.rmtree(tmp_path / "checkpoints" / str(best))
+    with pytest.raises(ValueError, match=f"best evaluation of .* is that of step {best}, whose checkpoint is gone"):
+        load_weights(tmp_path, make_mesh(1), "best")
 
 
 def test_reading_changes_nothing(workdir, target):
@@ -122,10 +157,10 @@ def test_reading_changes_nothing(workdir, target):
     assert sorted(workdir.rglob("*")) == before
 
 
-def test_all_are_damaged(workdir, target):
+def test_all_are_damaged(workdir, target, capfd):
     for step in (20, 30, 40):
         (workdir / "checkpoints" / str(step) / "checksums" / "metadata").unlink()
     for _ in range(2):  # what might be sound after all, on a disk that is away, stays where it is
         with Checkpoints(workdir) as checkpoints, pytest.raises(ValueError, match="no sound checkpoint is left"):
             checkpoints.restore(target)
-    assert not (workdir / "damaged").exists()
+    assert not (workdir / "damaged").exists() and capfd.readouterr().err == ""

@@ -9,7 +9,8 @@ from training.metrics import RunLog, read_rows
 
 
 def test_without_tensorboardx_and_matplotlib_the_rows_are_there(tmp_path, monkeypatch, capsys):
-    for name in ("tensorboardX", "matplotlib.figure"):
+    monkeypatch.delitem(sys.modules, "training.tensorboard", raising=False)
+    for name in ("tensorboardX.event_file_writer", "matplotlib.figure"):
         monkeypatch.setitem(sys.modules, name, None)  # an import fails
     config = base.get_config()
     config.update({"num_steps": 2, "batch_size": 8})

@@ -49,13 +49,14 @@ def test_accumulation_and_virtual_batches_do_not_depend_on_the_number_of_devices
 
 
 def test_the_average_of_the_weights(make_trainer, make_batches):
-    trainer = make_trainer(ema_decay=0.9)
-    expected = jax.device_get(trainer.state["ema"])
-    for batch in make_batches(3):
+    """And of the batch statistics, with TensorFlow's decay for so many updates: 1/10, 2/11, 3/12, then as asked."""
+    trainer = make_trainer(ema_decay=0.25, **RESNET)
+    expected = jax.device_get({name: trainer.state[name] for name in ("ema", "ema_batch_stats")})
+    for decay, batch in zip((1 / 10, 2 / 11, 3 / 12, 0.25), make_batches(4, image_size=16, channels=3), strict=True):
         trainer.run([batch])
-        params = jax.device_get(trainer.state["params"])
-        expected = jax.tree.map(lambda average, new: 0.9 * average + 0.1 * new, expected, params)
-    assert_close(trainer.state["ema"], expected, rtol=1e-5, atol=1e-7)
+        new = jax.device_get({"ema": trainer.state["params"], "ema_batch_stats": trainer.state["batch_stats"]})
+        expected = jax.tree.map(lambda old, new, decay=decay: decay * old + (1 - decay) * new, expected, new)
+    assert_close({name: trainer.state[name] for name in expected}, expected, rtol=1e-5, atol=1e-6)
 
 
 def test_gradient_norms_are_means_over_steps_of_the_loss_s_own_gradient(make_trainer, make_batches):

@@ -1,12 +1,25 @@
 """The folder of a run: its name, the run that it belongs to, and its config.json."""
 
 import json
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
 
 import pytest
 
 from configs import base, resnet50
 from training.configuration import resolve_network, resolve_run
-from training.workdir import check_workdir, default_workdir, read_config, write_config
+from training.workdir import (
+    check_not_in_use,
+    check_workdir,
+    default_workdir,
+    exclusive_run,
+    read_config,
+    write_config,
+)
 
 
 def resolve(config=None, dataset_classes=10, **options):
@@ -45,3 +58,44 @@ def test_a_workdir_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(OSError, match="cannot be written"):
         check_workdir(tmp_path / "file" / "run", resolve())
+
+
+HOLD = """
+import pathlib, sys
+from training.workdir import exclusive_run
+with exclusive_run(pathlib.Path(sys.argv[1])):
+    print("held", flush=True)
+    sys.stdin.read()
+"""
+
+
+def test_one_run_in_a_workdir_and_a_lock_that_dies_with_its_process(tmp_path):
+    root = pathlib.Path(__file__).parent.parent.parent
+    command = [sys.executable, "-c", HOLD, tmp_path / "run"]
+    with subprocess.Popen(command, cwd=root, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout.readline() == "held\n"
+        holder = f"in use by process {process.pid} on {socket.gethostname()}; wait for it"
+        with pytest.raises(ValueError, match=holder), exclusive_run(tmp_path / "run"):
+            pass
+        with pytest.raises(ValueError, match=holder):
+            check_not_in_use(tmp_path / "run")
+        os.kill(process.pid, signal.SIGKILL)
+    assert (tmp_path / "run" / ".lock").exists()
+    check_not_in_use(tmp_path / "run")
+    with exclusive_run(tmp_path / "run"):
+        pass
+    assert not (tmp_path / "run" / ".lock").exists()
+
+
+@pytest.mark.parametrize("name", ["checkpoints", "tensorboard", "metrics.jsonl", "curves.png", "summary.json"])
+def test_parts_of_the_wrong_kind_are_named(tmp_path, name):
+    write_config(tmp_path, resolve(), ("a", "b"))
+    (tmp_path / name).mkdir() if "." in name else (tmp_path / name).write_text("")
+    with pytest.raises(ValueError, match=f"is damaged: .*{name} is no (file|folder); move it away"):
+        check_workdir(tmp_path, resolve())
+
+
+def test_a_config_of_brackets_is_damaged(tmp_path):
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(ValueError, match="is damaged"):
+        read_config(tmp_path)
