@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from golden import make_state_dict
 from test_programs import run
+from torch_pickles import write_checkpoint
 
 import models
 from models.torch_files import read_state_dict, write_safetensors
@@ -103,3 +104,17 @@ def test_bad_calls(weights, tmp_path):
     assert "no file of weights" in run("convert.py", *RESNET, "--weights=/none.pth", workdir, exit_code=2)
     assert "no workdir" in run("convert.py", "--to=safetensors", workdir, exit_code=2)
     assert not pathlib.Path(tmp_path / "run").exists()
+
+
+def test_a_state_dict_of_a_training_checkpoint_is_chosen_and_the_others_are_named(weights, tmp_path):
+    tensors = read_state_dict(weights)
+    averaged = {name: array + 1 for name, array in tensors.items()}
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(path, {"state_dict": tensors, "state_dict_ema": averaged})
+    output = run("convert.py", *RESNET, f"--weights={path}", f"--workdir={tmp_path / 'run'}", "--to=safetensors")
+    assert "taken from state_dict; --key chooses another: state_dict_ema" in output
+    arguments = "--key=state_dict_ema", f"--workdir={tmp_path / 'ema'}", "--to=safetensors"
+    assert "taken from state_dict_ema" in run("convert.py", *RESNET, f"--weights={path}", *arguments)
+    for folder, expected in (("run", tensors), ("ema", averaged)):
+        returned = read_state_dict(tmp_path / folder / "resnet20.safetensors")
+        assert all(np.array_equal(expected[name], returned[name]) for name in returned)

@@ -4,16 +4,17 @@ import pathlib
 from collections.abc import Collection
 from typing import NamedTuple
 
+from flax import nnx
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from ml_collections import ConfigDict
 
 import input_pipeline
 import models
-from models.torch_files import read_state_dict, write_safetensors
+from models.torch_files import read_weights, write_safetensors
 from models.torch_names import from_torch, rename_old, to_torch, torch_shapes
 from training import configuration
 from training.checkpoints import has_checkpoints
-from training.state import make_mesh, make_model
+from training.state import count_parameters, make_mesh, make_model
 from training.transfer import load_weights, save_weights
 
 
@@ -24,15 +25,23 @@ class Imported(NamedTuple):
       model: the network.
       used: how many tensors are in the workdir.
       left_out: names of the tensors of auxiliary heads that the network was not built with.
+      key: the name of the state dict in the file; "" for the whole file.
+      other_keys: the names of the other state dicts in the file.
     """
 
     model: str
     used: int
     left_out: list[str]
+    key: str
+    other_keys: list[str]
 
 
 def import_weights(
-    config: ConfigDict, weights: pathlib.Path, workdir: pathlib.Path, typed: Collection[str] = ()
+    config: ConfigDict,
+    weights: pathlib.Path,
+    workdir: pathlib.Path,
+    key: str | None = None,
+    typed: Collection[str] = (),
 ) -> Imported:
     """Makes a workdir whose checkpoint of step 0 holds the weights of PyTorch's file.
 
@@ -40,6 +49,7 @@ def import_weights(
       config: the recipe of the network. Its mean and std become those of the published weights.
       weights: a state dict with torchvision's or timm's names.
       workdir: the folder to make.
+      key: the name of the state dict in the file; default: the usual one, state_dict or model.
       typed: options that keep the config's value, as the user typed it.
 
     Raises:
@@ -55,11 +65,19 @@ def import_weights(
             config[option] = published
     configuration.check_workdir(workdir, config)
 
-    state_dict, model = rename_old(entry, read_state_dict(weights)), make_model(config, training=True)
-    values = from_torch(entry, model, state_dict)
+    model = make_model(config, training=True)
+    read = read_weights(weights, key, _most_bytes(config))
+    state_dict = rename_old(entry, read.tensors)
+    try:
+        values = from_torch(entry, model, state_dict)
+    except ValueError as error:
+        if not read.other_keys:
+            raise
+        others = ", ".join(map(repr, read.other_keys))
+        raise ValueError(f"{error}; the file also holds {others}: choose with --key") from error
     left_out = sorted(name for name in set(state_dict) - set(torch_shapes(entry, model)) if "num_batches" not in name)
     save_weights(workdir, config, _class_names(config), values)
-    return Imported(config.model, len(state_dict) - len(left_out), left_out)
+    return Imported(config.model, len(state_dict) - len(left_out), left_out, read.key, read.other_keys)
 
 
 def export_weights(workdir: pathlib.Path, step: int | str | None = None) -> tuple[pathlib.Path, int]:
@@ -81,6 +99,14 @@ def export_weights(workdir: pathlib.Path, step: int | str | None = None) -> tupl
     values = unflatten_mapping(flatten_mapping(params) | flatten_mapping(batch_stats))
     write_safetensors(path, to_torch(entry, make_model(config, training=True), values))
     return path, step
+
+
+def _most_bytes(config: ConfigDict) -> int:
+    """The most bytes of a network's weights in PyTorch's file, with the auxiliary heads of its authors, in float64."""
+    config = config.copy_and_resolve_references()
+    config.aux_heads = models.get_entry(config.model).aux_heads
+    variables = nnx.to_pure_dict(nnx.state(make_model(config, training=True), (nnx.Param, nnx.BatchStat)))
+    return 8 * count_parameters(variables) + 2**20  # the rest for num_batches_tracked and the file's own headers
 
 
 def _class_names(config: ConfigDict) -> tuple[str, ...]:
