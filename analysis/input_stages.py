@@ -1,5 +1,6 @@
 """The speed of the input pipeline, stage by stage, which shows the stage that limits it."""
 
+import math
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 import input_pipeline
 from analysis import timing
 from analysis.rows import Row
+from input_pipeline import crops
 from input_pipeline.batches import Batch
 from training.state import make_mesh
 
@@ -81,23 +83,24 @@ def _stages_of_an_image(dataset: input_pipeline.Dataset, config: ConfigDict) -> 
     records = np.random.default_rng(0).permutation(len(dataset))[:SAMPLE].tolist()
     records = [records[number % len(records)] for number in range(SAMPLE)]
     yield "read", lambda number: dataset[records[number]]
-    if dataset.name == "synthetic":
+    if not dataset.needs_transform:
         return
-    from input_pipeline import images
+    from input_pipeline import images  # only where it is needed: it imports the decoders
 
     sample = [dataset[record][0] for record in records]
-    uniforms = np.random.default_rng(0).random((SAMPLE, images.UNIFORMS))
-    choose_box, transform = images.training_box(config), images.training_transform(config)
+    uniforms = np.random.default_rng(0).random((SAMPLE, crops.UNIFORMS))
+    choose_box, transform = crops.training_box(config), images.training_transform(config)
     if isinstance(sample[0], bytes):
+        decode_box = images.box_decoder(config)
 
         def decode(number: int) -> None:
-            def box(height: int, width: int) -> images.Box:
+            def box(height: int, width: int) -> crops.Box:
                 return choose_box(height, width, uniforms[number])
 
-            images.decode_box(sample[number], config.channels, box, config.image_size)
+            decode_box(sample[number], box, config.image_size)
 
         yield "decode", decode
-        sample = [images.decode(bytes(encoded), config.channels) for encoded in sample]
+        sample = [decode_box(encoded, crops.whole, math.inf) for encoded in sample]
     yield "crop", lambda number: transform(sample[number], uniforms[number])
 
 

@@ -25,8 +25,8 @@ from absl import app, flags
 from PIL import Image
 
 from analysis import tables
-from training import configuration
-from training.metrics import write_atomically
+from training.environment import describe_environment
+from training.workdir import write_atomically
 
 _FOLDER = flags.DEFINE_string("folder", None, "A folder of JPEGs, in folders or not.", required=True)
 _MOSAICS = flags.DEFINE_bool("mosaics", False, "Measure on 500x375 mosaics of four images each: ImageNet's size.")
@@ -93,7 +93,7 @@ def main(_) -> None:
     pythons = {"ours": sys.executable}
     pythons |= dict.fromkeys(("tf.data", "tf.data, uint8"), _TENSORFLOW.value) if _TENSORFLOW.value else {}
     pythons |= {"Pillow, DataLoader": _TORCH.value} if _TORCH.value else {}
-    environment = configuration.describe_environment()
+    environment = describe_environment()
     for python, modules in ((sys.executable, ("cv2", "simplejpeg")), (_TENSORFLOW.value, ("tensorflow",)),
                             (_TORCH.value, ("torch", "torchvision", "PIL"))):  # fmt: skip
         for module in modules if python else ():

@@ -25,7 +25,7 @@ from ml_collections import ConfigDict
 import input_pipeline
 from analysis import tables
 from configs import base
-from input_pipeline import images
+from input_pipeline import crops, images
 from input_pipeline.preparation import prepare
 
 _FOLDER = flags.DEFINE_string("folder", None, "Images in class folders.", required=True)
@@ -64,7 +64,7 @@ def describe(config: ConfigDict) -> dict[str, float]:
     sizes = [cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_GRAYSCALE).shape for data in encoded]
     random, enlargements = np.random.default_rng(0), []
     for height, width in sizes:
-        for uniforms in random.random((20, images.UNIFORMS)):
+        for uniforms in random.random((20, crops.UNIFORMS)):
             box = images.random_resized_box(height, width, config.crop_area, config.crop_aspect, uniforms)
             enlargements.append(config.image_size / (box[2] * box[3]) ** 0.5)
     return {

@@ -39,8 +39,9 @@ from analysis.collectives import FABRICS, communication_seconds, efficiency, fin
 from analysis.summary import trace_train_step
 from configs import base
 from training import command_line, configuration
-from training.metrics import write_atomically
+from training.environment import describe_environment
 from training.state import make_mesh
+from training.workdir import write_atomically
 
 NETWORKS = ["alexnet", "vgg16", "googlenet", "inception_v3", "resnet50", "densenet121", "mobilenet_v1"]
 TPU_SLICES = {8: "v5p:2x2x2", 64: "v5p:4x4x4", 1024: "v5p:8x8x16"}
@@ -153,7 +154,7 @@ def main() -> None:
             "dtype": _DTYPE.value,
             "images_per_device": _IMAGES.value,
         }
-        content = {"command": " ".join(["python", *sys.argv]), **configuration.describe_environment(), **setting}
+        content = {"command": " ".join(["python", *sys.argv]), **describe_environment(), **setting}
         del content["hardware"]  # this machine does not matter, the target does
         write_atomically(pathlib.Path(_JSON.value), json.dumps(content | {"rows": rows}, indent=2) + "\n")
 

@@ -23,6 +23,7 @@ import models
 from analysis import tables
 from configs import resnet50
 from training import configuration
+from training.environment import describe_environment
 from training.loss import zero_sums
 from training.optimizer import make_optimizer
 from training.state import abstract_state, create_state, make_mesh, make_model
@@ -109,7 +110,7 @@ def main(_) -> None:
     tables.print_boxed(["figure", "measured", "goal: under"], lines)
     if _JSON.value:
         pathlib.Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-        content = {"command": "python benchmarks/startup.py", **configuration.describe_environment()}
+        content = {"command": "python benchmarks/startup.py", **describe_environment()}
         content["figures"] = {name: float(value) for name, (value, _) in figures.items()}
         pathlib.Path(_JSON.value).write_text(json.dumps(content, indent=2) + "\n")
 

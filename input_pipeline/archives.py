@@ -88,7 +88,8 @@ def tar_members(tar: Member) -> Iterator[Member]:
             file.seek(tar.offset)
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 while (entry := archive.next()) and entry.offset < end:
-                    archive.members = []  # it would remember 1.3 million
+                    # Otherwise TarFile keeps 1.3 million of them.
+                    archive.members = []  # type: ignore[attr-defined]
                     if entry.offset_data + entry.size > end:
                         raise tarfile.ReadError("unexpected end of data")
                     if entry.isfile():

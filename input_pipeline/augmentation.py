@@ -14,10 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from input_pipeline.crops import TRIES, device_place, device_random_size, random_whole
 from input_pipeline.image_operations import OPERATIONS, apply_operation, blend, grayscale, shift_hue
-
-TRIES = 10
-"""How often a random box is drawn before it counts as too large for its image."""
 
 MAGNITUDES = 31
 """Strengths of an operation of RandAugment and TrivialAugment, 0 to 30."""
@@ -44,7 +42,7 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
     """Scales images to zero mean and unit deviation.
 
     Args:
-      images: uint8 (N, H, W, C), 0 to 255.
+      images: (N, H, W, C), 0 to 255: uint8, or floats where make_augmentation has erased or mixed pixels.
       mean: of each channel, 0 to 1.
       std: of each channel, 0 to 1.
       dtype: of the result; the arithmetic is at least float32.
@@ -58,13 +56,14 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
 
 
 def make_augmentation(config: ConfigDict) -> Augmentation | None:
-    """Returns what the options ask for beyond normalisation, or None where all of it is off.
+    """Returns the augmentation that the options ask for, or None where all of it is off.
 
-    RandAugment or TrivialAugment, then colour jitter, normalisation, random erasing, mixup or cutmix.
+    RandAugment or TrivialAugment, then colour jitter, random erasing, mixup or cutmix.
 
     Returns:
-      A function of images, uint8 (N, H, W, C), labels, (N,) int32, and the images' positions in the run, (N,) uint32,
-      to normalised images in config.dtype and labels, MixedLabels where images are mixed.
+      A function of images, uint8 (N, H, W, C), labels, (N,) int32, and the images' positions in the run, (N,) uint32.
+      It returns images of 0 to 255, and labels. With random erasing, mixup or cutmix the images are float32 (float64 if
+      config.dtype is), else uint8; with mixup or cutmix the labels are MixedLabels.
     """
     changes = []
     if config.auto_augment == "trivial":
@@ -77,25 +76,29 @@ def make_augmentation(config: ConfigDict) -> Augmentation | None:
     mixes = config.mixup_alpha > 0 or config.cutmix_alpha > 0
     if not (changes or config.random_erasing or mixes):
         return None
-    dtype = np.dtype(config.dtype)
+    dtype = jnp.promote_types(np.dtype(config.dtype), jnp.float32)
 
-    def augment(images, labels, positions):
+    def augment(
+        images: jax.Array, labels: jax.Array, positions: jax.Array
+    ) -> tuple[jax.Array, jax.Array | MixedLabels]:
         for purpose, count, change in changes:
             images = jax.vmap(change)(images, draw_uniforms(config.seed, purpose, positions, count))
-        images = normalize(images, config.mean, config.std, jnp.promote_types(dtype, jnp.float32))
+        if config.random_erasing or mixes:
+            images = images.astype(dtype)
         if config.random_erasing:
             erase = functools.partial(
                 random_erasing,
                 probability=config.random_erasing,
                 area=config.erasing_area,
                 aspect=config.erasing_aspect,
+                fill=255 * jnp.asarray(config.mean, dtype),
             )
             uniforms = draw_uniforms(config.seed, "random_erasing", positions, 2 * TRIES + 3)
             images = jax.vmap(erase)(images, uniforms)
         if mixes:
             uniforms = draw_uniforms(config.seed, "mix", positions, 4)
             images, labels = mix(images, labels, config.mixup_alpha, config.cutmix_alpha, uniforms)
-        return images.astype(dtype), labels
+        return images, labels
 
     return augment
 
@@ -111,7 +114,7 @@ def draw_uniforms(seed: int, purpose: str, positions: jax.Array, count: int) -> 
     """
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
-    def draw(position):
+    def draw(position: jax.Array) -> jax.Array:
         return jax.random.uniform(jax.random.fold_in(key, position), (count,), jnp.float32)
 
     return jax.vmap(draw)(positions)
@@ -181,7 +184,7 @@ def color_jitter(image: jax.Array, uniforms: jax.Array, strengths: Sequence[floa
     """
     brightness, contrast, saturation, hue = strengths
 
-    def factor(uniform, strength):
+    def factor(uniform: jax.Array, strength: float) -> jax.Array:
         lowest = max(1 - strength, 0)
         return lowest + uniform * (1 + strength - lowest)
 
@@ -195,60 +198,31 @@ def color_jitter(image: jax.Array, uniforms: jax.Array, strengths: Sequence[floa
 
 
 def random_erasing(
-    image: jax.Array, uniforms: jax.Array, probability: float, area: Sequence[float], aspect: Sequence[float]
+    image: jax.Array,
+    uniforms: jax.Array,
+    probability: float,
+    area: Sequence[float],
+    aspect: Sequence[float],
+    fill: jax.Array,
 ) -> jax.Array:
-    """Erases a random rectangle: Zhong et al. 2017, section 3, with the mean pixel, which is zero.
+    """Erases a random rectangle: Zhong et al. 2017, section 3, with the mean pixel.
 
     Args:
-      image: normalised (H, W, C).
+      image: floats (H, W, C).
       uniforms: (23,) in [0, 1).
       probability: share of the images that lose something.
       area: range of the rectangle's share of the image.
       aspect: range of its width over its height.
+      fill: (C,) or (1,), what the pixels of the rectangle become.
 
     Returns:
-      (H, W, C) with zeros in the rectangle.
+      (H, W, C).
     """
     height, width = image.shape[:2]
-    box_height, box_width, fits = random_box(uniforms, height, width, area, aspect)
-    top, left = random_place(uniforms[2 * TRIES :], height, width, box_height, box_width)
+    box_height, box_width, fits = device_random_size(uniforms, height, width, area, aspect)
+    top, left = device_place(uniforms[2 * TRIES :], height, width, box_height, box_width)
     erased = fits & (uniforms[-1] < probability)
-    return jnp.where(erased & _inside((height, width), top, left, box_height, box_width)[..., None], 0, image)
-
-
-def random_box(
-    uniforms: jax.Array,
-    height: jax.Array | int,
-    width: jax.Array | int,
-    area: Sequence[float],
-    aspect: Sequence[float],
-) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Draws the size of a box of random area and aspect ratio that fits into an image.
-
-    Args:
-      uniforms: in [0, 1), of which the first 2 TRIES serve: area and aspect of each try.
-      height: of the image, in pixels.
-      width: of the image, in pixels.
-      area: range of the box's share of the image.
-      aspect: range of width / height, drawn uniformly in its logarithm.
-
-    Returns:
-      Height and width of the first box that fits, int32, and whether any did.
-    """
-    areas, aspects = uniforms[: 2 * TRIES].reshape(TRIES, 2).T
-    pixels = jnp.asarray(height * width, jnp.float32) * (area[0] + areas * (area[1] - area[0]))
-    ratios = aspect[0] * (aspect[1] / aspect[0]) ** aspects
-    heights, widths = (jnp.round(jnp.sqrt(side)).astype(jnp.int32) for side in (pixels / ratios, pixels * ratios))
-    fits = (heights > 0) & (heights <= height) & (widths > 0) & (widths <= width)
-    first = jnp.argmax(fits)
-    return heights[first], widths[first], jnp.any(fits)
-
-
-def random_place(
-    uniforms: jax.Array, height: jax.Array | int, width: jax.Array | int, box_height: jax.Array, box_width: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns top and left of a box placed anywhere in an image; of the uniforms the first two serve."""
-    return random_whole(uniforms[0], height - box_height + 1), random_whole(uniforms[1], width - box_width + 1)
+    return jnp.where(erased & _inside((height, width), top, left, box_height, box_width)[..., None], fill, image)
 
 
 def mix(
@@ -258,10 +232,11 @@ def mix(
 
     mixup (Zhang et al. 2017, section 2) takes `share` of the image and the rest of its neighbour; cutmix (Yun et al.
     2019, section 3.1) puts a rectangle of the neighbour, about 1 - share of the area, in the same place. The share has
-    the distribution Beta(alpha, alpha) and is drawn for each image. With both, either has half of the images.
+    the distribution Beta(alpha, alpha) and is drawn for each image. If both are on, each image gets one of the two at
+    random.
 
     Args:
-      images: normalised (N, H, W, C), N even.
+      images: floats (N, H, W, C), N even.
       labels: (N,) int32.
       mixup_alpha: of the distribution; 0 for no mixup.
       cutmix_alpha: of the distribution; 0 for no cutmix.
@@ -313,11 +288,6 @@ def beta_quantile(alpha: float, uniforms: jax.Array) -> jax.Array:
     place = uniforms * 1024
     below = place.astype(jnp.int32)
     return table[below] + (place - below) * (table[below + 1] - table[below])
-
-
-def random_whole(uniform: jax.Array, count: jax.Array | int) -> jax.Array:
-    """Returns a whole number from 0 to count - 1; the product may round up to count."""
-    return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
 
 
 def _inside(shape: tuple[int, int], top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array) -> jax.Array:

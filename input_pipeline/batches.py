@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import numpy as np
@@ -16,7 +16,8 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from input_pipeline.datasets import DamagedImageError, Dataset
+from input_pipeline.crops import UNIFORMS
+from input_pipeline.dataset import DamagedImageError, Dataset
 
 Batch = dict[str, Any]
 
@@ -44,7 +45,7 @@ class HostBatches:
     ):
         import grain
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
         # One thread more than cores hides the reads; beyond 32 they only wait for the interpreter.
         self.threads = config.decode_threads or min(32, cores + 1)
         # While the last images of one batch are decoded, the pool already has the next one's; small batches need more.
@@ -111,10 +112,10 @@ def train_batches(
     shape = rows, config.image_size, config.image_size, config.channels
     batch_size, seed = config.batch_size, config.seed
     transform, num_uniforms = _ready, 4
-    if dataset.name != "synthetic":
-        from input_pipeline import images
+    if dataset.needs_transform:
+        from input_pipeline import images  # only where it is needed: it imports the decoders
 
-        transform, num_uniforms = images.training_transform(config), images.UNIFORMS
+        transform, num_uniforms = images.training_transform(config), UNIFORMS
     # Grain shuffles epoch e with seed + e: unhashed, seed 1 would repeat seed 0's order one epoch later.
     order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     order = grain.MapDataset.range(len(dataset)).shuffle(seed=order_seed).repeat()
@@ -163,7 +164,7 @@ def eval_batches(
     first_row, rows = _rows("eval_batch_size", batch_size, process_index, process_count)
     shape = rows, config.image_size, config.image_size, config.channels
     transform = _ready
-    if dataset.name != "synthetic":
+    if dataset.needs_transform:
         from input_pipeline import images
 
         transform = images.evaluation_transform(config)
@@ -271,7 +272,7 @@ class DeviceBatches:
     """
 
     def __init__(self, batches: Iterator[Batch], sharding: NamedSharding, prefetch: int):
-        self.host = batches
+        self.host: Any = batches
         self.wait_seconds = 0.0
         self._prefetch = prefetch
         self._sharding = sharding
@@ -311,7 +312,13 @@ class DeviceBatches:
         self.close()
 
 
-def count_bad_images(batches: HostBatches, dataset: Dataset) -> int:
+class HasBadImages(Protocol):
+    """Batches, or their source, that note the records that were left out."""
+
+    bad_images: set[int]
+
+
+def count_bad_images(batches: HasBadImages, dataset: Dataset) -> int:
     """Returns how many of the dataset's records were left out so far, by any process; all processes call it."""
     bad = np.isin(np.arange(len(dataset)), list(batches.bad_images))
     return int(multihost_utils.process_allgather(bad).any(axis=0).sum())

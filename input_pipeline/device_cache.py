@@ -17,15 +17,19 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
-from input_pipeline.augmentation import TRIES, draw_uniforms, random_box, random_place, random_whole
+from input_pipeline.augmentation import draw_uniforms
 from input_pipeline.batches import read_good_image, read_image, skip_image
-from input_pipeline.datasets import DamagedImageError, Dataset
+from input_pipeline.crops import (
+    TRIES,
+    DeviceBox,
+    device_place,
+    device_random_resized_box,
+    device_scale_jitter_box,
+    whole,
+)
+from input_pipeline.dataset import DamagedImageError, Dataset
 
 Arrays = dict[str, jax.Array]
-Box = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-"""Top, left, height and width in pixels, int32."""
-
-
 MOST_TAPS = 64
 """Pixels that one pixel of a crop may be made of: each is an operation of its own in the compiled step."""
 
@@ -64,7 +68,7 @@ class DeviceCache:
         self._resizes = config.train_crop in ("random_resized", "scale_jitter")
         self.bad_images: set[int] = set()
 
-        def read(record, transform):
+        def read(record: int, transform: Callable) -> tuple[np.ndarray, int]:
             return read_good_image(dataset, record, transform, self.bad_images, config)
 
         pixels, labels, shapes = _read_all(dataset, config, mesh, _own_size if self._resizes else _final_size, read)
@@ -110,10 +114,10 @@ class DeviceCache:
         if self._resizes:
             heights, widths = cached["height"][records], cached["width"][records]
             if config.train_crop == "random_resized":
-                box = functools.partial(random_resized_box, area=config.crop_area, aspect=config.crop_aspect)
+                box = functools.partial(device_random_resized_box, area=config.crop_area, aspect=config.crop_aspect)
             else:
                 box = functools.partial(
-                    scale_jitter_box, image_size=config.image_size, train_resize=config.train_resize
+                    device_scale_jitter_box, image_size=config.image_size, train_resize=config.train_resize
                 )
             boxes = jax.vmap(box)(heights, widths, uniforms)
             sources = cached["pixels"], cached["offset"][records], widths
@@ -149,7 +153,7 @@ class CachedBatches:
         # The epochs that one call may touch.
         epochs = (num_images - 1 + config.steps_per_dispatch * config.batch_size - 1) // num_images + 1
 
-        def shuffle(first_epoch):
+        def shuffle(first_epoch: jax.Array) -> Arrays:
             key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b"order"))
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_epoch + jnp.arange(epochs, dtype=jnp.uint32))
             records = jnp.arange(num_images, dtype=jnp.int32)
@@ -188,7 +192,7 @@ def cached_eval_batches(dataset: Dataset, config: ConfigDict, mesh: Mesh) -> lis
     """
     shape, mask = (config.image_size, config.image_size, config.channels), np.ones(len(dataset), np.float32)
 
-    def read(record, transform):
+    def read(record: int, transform: Callable) -> tuple[np.ndarray, int]:
         try:
             return read_image(dataset, record, transform)
         except DamagedImageError as error:
@@ -227,7 +231,7 @@ def padded_crops(
       uint8 (N, H, W, C).
     """
     height, width = pixels.shape[1:3]
-    place = jax.vmap(lambda u: random_place(u, height + 2 * padding, width + 2 * padding, height, width))
+    place = jax.vmap(lambda u: device_place(u, height + 2 * padding, width + 2 * padding, height, width))
     tops, lefts = place(uniforms)
     y = tops[:, None] - padding + jnp.arange(height)
     x = jnp.arange(width)
@@ -241,7 +245,7 @@ def resized_crops(
     pixels: jax.Array,
     offsets: jax.Array,
     widths: jax.Array,
-    boxes: Box,
+    boxes: DeviceBox,
     flips: jax.Array,
     image_size: int,
     taps: Sequence[int],
@@ -284,7 +288,7 @@ def _sources(
     lengths, shrinks, far = (sides[:, None, None] for sides in (lengths.astype(jnp.float32), shrinks, far))
     scale, pixel = lengths / size, jnp.arange(size, dtype=jnp.float32)[:, None]
 
-    def centre(share):
+    def centre(share: float | jax.Array) -> jax.Array:
         """A point of a pixel of the result, 0 its beginning and 1 its end, in pixels of the box, within its centres."""
         return jnp.clip((pixel + share) * scale, 0.5, lengths - 0.5)
 
@@ -297,29 +301,6 @@ def _sources(
     linear = sum(jnp.maximum(1 - jnp.abs(place + 0.5 - point), 0) for point in (first, second))
     weights = jnp.where(average, jnp.maximum(area, 0), linear)
     return jnp.minimum(place, lengths - 1).astype(jnp.int32), weights / weights.sum(-1, keepdims=True)
-
-
-def random_resized_box(
-    height: jax.Array, width: jax.Array, uniforms: jax.Array, area: Sequence[float], aspect: Sequence[float]
-) -> Box:
-    """Returns the box of input_pipeline.images.random_resized_box, on the device; height and width are scalars."""
-    box_height, box_width, fits = random_box(uniforms, height, width, area, aspect)
-    top, left = random_place(uniforms[2 * TRIES :], height, width, box_height, box_width)
-    whole_height = jnp.minimum(height, jnp.round(width / aspect[0]).astype(jnp.int32))
-    whole_width = jnp.minimum(width, jnp.round(height * aspect[1]).astype(jnp.int32))
-    drawn = top, left, box_height, box_width
-    centred = (height - whole_height) // 2, (width - whole_width) // 2, whole_height, whole_width
-    return tuple(jnp.where(fits, *sides) for sides in zip(drawn, centred, strict=True))
-
-
-def scale_jitter_box(
-    height: jax.Array, width: jax.Array, uniforms: jax.Array, image_size: int, train_resize: Sequence[int]
-) -> Box:
-    """Returns the box of input_pipeline.images.scale_jitter_box, on the device; height and width are scalars."""
-    shortest, longest = train_resize
-    resized = shortest + random_whole(uniforms[0], longest - shortest + 1)
-    side = jnp.maximum(jnp.round(jnp.minimum(height, width) * image_size / resized).astype(jnp.int32), 1)
-    return *random_place(uniforms[2 * TRIES :], height, width, side, side), side, side
 
 
 def _most_taps(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> tuple[int, int]:
@@ -341,14 +322,11 @@ def _most_taps(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> t
     return taps
 
 
-def _whole(height: int, width: int) -> tuple[int, int, int, int]:
-    return 0, 0, height, width
-
-
 def _own_size(config: ConfigDict) -> Callable:
     from input_pipeline import images
 
-    return lambda image: images.decode_box(image, config.channels, _whole)
+    decode = images.box_decoder(config)
+    return lambda image: decode(image, whole, math.inf)
 
 
 def _final_size(config: ConfigDict) -> Callable:
@@ -356,8 +334,8 @@ def _final_size(config: ConfigDict) -> Callable:
         return _evaluated(config)
     from input_pipeline import images
 
-    size = config.image_size
-    return lambda image: images.resize(images.decode_box(image, config.channels, _whole, size), size, size)
+    decode, size = images.box_decoder(config), config.image_size
+    return lambda image: images.resize(decode(image, whole, size), size, size)
 
 
 def _evaluated(config: ConfigDict) -> Callable:

@@ -4,8 +4,9 @@ import functools
 import io
 import re
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -27,6 +28,10 @@ EXAMPLES = {
     "fashion_mnist": {"train": 60000, "test": 10000},
 }
 """How many examples the official archives hold, as TFDS's catalog has them."""
+
+
+Found = tuple[str, str, Member]
+"""The name of an image file, its label, and the file."""
 
 
 def find_archives(builder: tfds.core.DatasetBuilder, downloads: Path) -> list[Path]:
@@ -67,7 +72,7 @@ def _imagenet(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dic
 
     validation_labels = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt").read_text().split()
     not_rgb_jpeg = {*official.CMYK_IMAGES, *official.PNG_IMAGES}
-    found = {"train": [], "validation": []}
+    found: dict[str, list[Found]] = {"train": [], "validation": []}
     for file in _flat(files):
         name = PurePosixPath(file.name).name
         if match := re.fullmatch(r"(n\d{8})_\d+\.JPEG", name):
@@ -84,7 +89,7 @@ def _imagenet(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dic
     return _splits_of_files(builder, found, example)
 
 
-def _flat(files: Sequence[Member]) -> Iterator[Member]:
+def _flat(files: Iterable[Member]) -> Iterator[Member]:
     """Yields the files, those in tar files among them too."""
     for file in files:
         if file.name.endswith(".tar"):
@@ -94,7 +99,7 @@ def _flat(files: Sequence[Member]) -> Iterator[Member]:
 
 
 def _imagenette(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dict[str, Split]:
-    found = {"train": [], "validation": []}
+    found: dict[str, list[Found]] = {"train": [], "validation": []}
     for file in files:
         *_, folder, label, name = "", "", *PurePosixPath(file.name).parts
         split = {"train": "train", "val": "validation"}.get(folder)
@@ -105,21 +110,16 @@ def _imagenette(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> d
 
 def _splits_of_files(
     builder: tfds.core.DatasetBuilder,
-    found: dict[str, list[tuple[str, str, Member]]],
+    found: dict[str, list[Found]],
     example: Callable[[str, str, Member], Example],
 ) -> dict[str, Split]:
-    """Returns the splits of image files, found as (name, label, file); the name is TFDS's key."""
-    return {
-        split: shuffled(
-            builder,
-            split,
-            [name for name, *_ in files],
-            lambda position, files=files: example(*files[position]),
-            sum(file.size for *_, file in files),
-        )
-        for split, files in found.items()
-        if files
-    }
+    """Returns the splits of image files; their names are TFDS's keys."""
+
+    def split_of_files(split: str, files: list[Found]) -> Split:
+        names, num_bytes = [name for name, *_ in files], sum(file.size for *_, file in files)
+        return shuffled(builder, split, names, lambda position: example(*files[position]), num_bytes)
+
+    return {split: split_of_files(split, files) for split, files in found.items() if files}
 
 
 def _cifar(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dict[str, Split]:
@@ -158,7 +158,7 @@ def _cifar(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dict[s
 
 def _mnist(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dict[str, Split]:
     """LeCun's idx files: a magic number, the sizes, the bytes."""
-    arrays = {"train": {}, "test": {}}
+    arrays: dict[str, dict[str, np.ndarray]] = {"train": {}, "test": {}}
     for file in files:
         split = "train" if PurePosixPath(file.name).name.startswith("train") else "test"
         data = file.read()
@@ -174,9 +174,7 @@ def _mnist(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dict[s
     }
 
 
-def _pixel_split(
-    builder: tfds.core.DatasetBuilder, split: str, images: np.ndarray, others: dict[str, Sequence]
-) -> Split:
+def _pixel_split(builder: tfds.core.DatasetBuilder, split: str, images: np.ndarray, others: dict[str, Any]) -> Split:
     """Returns a split of uint8 images (N, H, W, 3) or (N, H, W), whose positions are TFDS's keys."""
     encoded = [encode(Image.fromarray(image), "PNG") for image in images]
 

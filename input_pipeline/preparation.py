@@ -20,11 +20,12 @@ from typing import Any
 import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming, registered
 
-from configs import base
 from input_pipeline.archives import members
-from input_pipeline.datasets import default_data_dir, load_dataset, not_prepared, open_builder, open_records
+from input_pipeline.dataset import Dataset
+from input_pipeline.image_folder import open_image_folder
 from input_pipeline.official_archives import EXAMPLES, READERS, find_archives
 from input_pipeline.record_files import Example, Split, prepared_split, shrunk, shuffled, write
+from input_pipeline.stored_datasets import default_data_dir, not_prepared, open_builder, open_records
 
 
 def fetchable(name: str) -> bool:
@@ -54,7 +55,7 @@ def prepare(
     data_dir = default_data_dir(data_dir)
     downloads = data_dir / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
-    with _ending_on_signals(), _alone(downloads), contextlib.ExitStack() as stack:
+    with _ending_on_signals(), _exclusive_lock(downloads), contextlib.ExitStack() as stack:
         scratch = downloads / "decompressed"
         stack.callback(shutil.rmtree, scratch, ignore_errors=True)
         builder, read_splits = _source(name, archives, data_dir, scratch)
@@ -73,10 +74,10 @@ def prepare(
                     error = f"the disk is full: make room in {data_dir}, and run the same command again"
                 raise OSError(str(error)) from None
     found = {split: info.num_examples for split, info in builder.info.splits.items()}
-    print(f"{builder.info.full_name} is in {builder.data_path}: {_in_words(found)} images")
+    print(f"{builder.info.full_name} is in {builder.data_path}: {_counts(found)} images")
     official = EXAMPLES.get(name.split(":")[0], {})
     if any(found.get(split) != size for split, size in official.items()):
-        print(f"note: the official archives hold {_in_words(official)} images")
+        print(f"note: the official archives hold {_counts(official)} images")
 
 
 def _is_folder(name: str) -> bool:
@@ -93,7 +94,7 @@ def _check_prepared(builder: tfds.core.DatasetBuilder, read_splits: Callable[[],
         sizes = {split: records.size for split, records in read_splits().items()}
         if found != sizes:
             raise ValueError(
-                f"{builder.data_path} has {_in_words(found)} images, and the folder {_in_words(sizes)}: remove the "
+                f"{builder.data_path} has {_counts(found)} images, and the folder {_counts(sizes)}: remove the "
                 "first, or give the folder another name"
             )
 
@@ -112,7 +113,8 @@ def _source(
         _prepare_by_tfds(name, data_dir)
         prepared = open_builder(name, data_dir)
     if prepared:
-        return prepared, lambda: {split: prepared_split(prepared, split) for split in prepared.info.splits}
+        stored: Any = prepared
+        return stored, lambda: {split: prepared_split(stored, split) for split in stored.info.splits}
     builder = _tfds_builder(name, data_dir)
 
     def read_splits() -> dict[str, Split]:
@@ -129,7 +131,7 @@ def _source(
     return builder, read_splits
 
 
-def _in_words(sizes: dict[str, int]) -> str:
+def _counts(sizes: dict[str, int]) -> str:
     return " and ".join(f"{size:,} {split}" for split, size in sizes.items())
 
 
@@ -153,7 +155,7 @@ def _own_builder(
 ) -> tfds.core.DatasetBuilder:
     """Returns the builder of a dataset that TFDS does not know, of its own kind or like another one."""
     config = like.builder_config.name if like and like.builder_config else None
-    features = features or like.info.features
+    features = like.info.features if like else features
     attributes = {
         "name": name,
         "VERSION": like.version if like else tfds.core.Version("1.0.0"),
@@ -196,9 +198,7 @@ def _folder(folder: Path, data_dir: Path) -> tuple[tfds.core.DatasetBuilder, Cal
             f"{folder} would become the dataset {name!r}: rename the folder, so that it begins with a letter and "
             "has no name of TFDS's"
         )
-    config = base.get_config()
-    config.dataset = f"image_folder:{folder}"
-    datasets = [load_dataset(config, split) for split in ("train", "eval")]
+    datasets = [open_image_folder(folder, split) for split in ("train", "eval")]
     features = tfds.features.FeaturesDict(
         {
             "file_name": tfds.features.Text(),
@@ -208,7 +208,7 @@ def _folder(folder: Path, data_dir: Path) -> tuple[tfds.core.DatasetBuilder, Cal
     )
     builder = _own_builder(name, data_dir, features)
 
-    def split(dataset) -> Split:
+    def split(dataset: Dataset) -> Split:
         def example(position: int) -> Example:
             image, label = dataset[position]
             file = dataset.describe(position).partition(", file ")[2]
@@ -216,14 +216,14 @@ def _folder(folder: Path, data_dir: Path) -> tuple[tfds.core.DatasetBuilder, Cal
 
         return shuffled(builder, split_name(dataset), range(len(dataset)), example)
 
-    def split_name(dataset) -> str:
+    def split_name(dataset: Dataset) -> str:
         return {"val": "validation"}.get(dataset.split, dataset.split)
 
     return builder, lambda: {split_name(dataset): split(dataset) for dataset in datasets}
 
 
 @contextlib.contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def _exclusive_lock(folder: Path) -> Iterator[None]:
     """Waits until no other process prepares a dataset in the folder; one that is killed keeps nobody waiting."""
     with open(folder / ".lock", "w") as lock:
         try:

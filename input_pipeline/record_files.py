@@ -6,7 +6,7 @@ import itertools
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +18,7 @@ from tensorflow_datasets.core import example_serializer, hashing, naming
 from tensorflow_datasets.core.utils import shard_utils
 from tensorflow_datasets.proto import tf_example_pb2
 
-from input_pipeline.datasets import open_records
+from input_pipeline.stored_datasets import open_records
 
 SAMPLES = 100  # records whose mean size tells how many files a split needs, where nothing else does
 
@@ -170,7 +170,7 @@ def _load_ahead(split: Split) -> Iterator[bytes]:
     """Yields the records in order, loaded by a few threads."""
     threads = (os.cpu_count() or 1) + 1
     with ThreadPoolExecutor(threads) as pool:
-        ahead = collections.deque()
+        ahead: collections.deque[Future[bytes]] = collections.deque()
         for position in range(split.size):
             ahead.append(pool.submit(split.load, position))
             if len(ahead) > 4 * threads:

@@ -24,8 +24,8 @@ CACHE_DIR = Path("~/.cache/convnets/tfrecords")
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
 
-class TFRecords(Sequence):
-    """The records of TFRecord files as a sequence of bytes, readable from any thread.
+class TFRecords:
+    """The records of TFRecord files, bytes, by their number; readable from any thread.
 
     Args:
       instructions: which records of which files, as TFDS's split infos have them: filename, skip, take and
@@ -94,7 +94,7 @@ def record_offsets(paths: Sequence[str]) -> dict[str, np.ndarray]:
     """
     folder = Path(paths[0]).absolute().parent
     cached = CACHE_DIR.expanduser() / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}-{INDEX_NAME}"
-    index = {}
+    index: dict[str, np.ndarray] = {}
     for place in (cached, folder / INDEX_NAME):
         # A damaged index is built again.
         with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(place) as file:
@@ -131,8 +131,9 @@ def _keep(index: dict[str, np.ndarray], places: Sequence[Path]) -> None:
         temporary = place.with_name(f".{uuid.uuid4().hex}.npz")
         try:
             place.parent.mkdir(parents=True, exist_ok=True)
-            np.savez(temporary, **index)
-            return temporary.replace(place)
+            np.savez(temporary, allow_pickle=False, **index)
+            temporary.replace(place)
+            return
         except OSError:
             with contextlib.suppress(OSError):
                 temporary.unlink()

@@ -16,6 +16,7 @@ from training import configuration
 from training.checkpoints import has_checkpoints
 from training.state import count_parameters, make_mesh, make_model
 from training.transfer import load_weights, save_weights
+from training.workdir import check_workdir
 
 
 class Imported(NamedTuple):
@@ -63,7 +64,7 @@ def import_weights(
     for option, published in (("mean", entry.torch_mean), ("std", entry.torch_std)):
         if option not in typed:
             config[option] = published
-    configuration.check_workdir(workdir, config)
+    check_workdir(workdir, config)
 
     model = make_model(config, training=True)
     read = read_weights(weights, key, _most_bytes(config))

@@ -11,13 +11,13 @@ from ml_collections import ConfigDict
 
 from training.platform import compiler_options
 from training.state import make_model
-from training.step import make_apply
+from training.step import make_apply, make_logits
 
 
 def make_predictor(
-    config: ConfigDict, params: dict, batch_stats: dict, mesh: Mesh, batch_size: int
+    config: ConfigDict, params: dict, batch_stats: dict, mesh: Mesh, batch_size: int, *, preprocessed: bool = False
 ) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function from images (N, H, W, C), uint8 or preprocessed floats, to logits (N, num_classes).
+    """Returns a function from images (N, H, W, C) to logits (N, num_classes).
 
     Images run in batches of one size, the last one padded, so that the network is compiled once. Each device computes
     the whole batch.
@@ -28,8 +28,11 @@ def make_predictor(
       batch_stats: its running statistics, on the mesh.
       mesh: the devices.
       batch_size: images a batch, at least 1.
+      preprocessed: whether the images are floats that are normalised already; if not, they are uint8.
     """
-    apply = jax.jit(make_apply(config, make_model(config, training=False)), compiler_options=compiler_options(config))
+    model = make_model(config, training=False)
+    apply = make_logits(model) if preprocessed else make_apply(config, model)
+    apply = jax.jit(apply, compiler_options=compiler_options(config))
     everywhere = NamedSharding(mesh, PartitionSpec())
 
     def predict_batch(images: np.ndarray) -> np.ndarray:
@@ -67,7 +70,7 @@ def read_inputs(path: pathlib.Path, config: ConfigDict) -> np.ndarray:
         )
     model = make_model(config, training=False)
     variables = (nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat))
-    jax.eval_shape(make_apply(config, model), *variables, array[:1])
+    jax.eval_shape(make_logits(model), *variables, array[:1])
     return array
 
 

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import models
 from input_pipeline import DeviceCache, make_augmentation, normalize
 from training.loss import classification_sums, cross_entropy, gradient_norm_sums, weighted_loss
-from training.platform import compiler_options
+from training.platform import compiler_options, loops_are_fast
 from training.state import State, select
 
 Batch = dict[str, jax.Array]
@@ -29,8 +29,8 @@ def make_train_step(
 ) -> Callable[[State, Sums, Batch], tuple[State, Sums]]:
     """Returns the compiled step: (state, sums, batch) -> (new state, sums with the batch's); the old state is given up.
 
-    The batch holds `image`, (N, H, W, C) uint8 (or floats that are normalised already), and `label`, (N,) int32, split
-    over the mesh's `data` axis. The sums are those of training.loss and stay on the devices until they are read.
+    The batch holds `image`, (N, H, W, C) uint8, and `label`, (N,) int32, split over the mesh's `data` axis. The sums
+    are those of training.loss and stay on the devices until they are read.
 
     With a cache, one call takes as many steps as `count`, an int32 scalar beside the cache's own arrays, says; each
     makes its batch from the step's number.
@@ -71,9 +71,7 @@ def make_train_step(
 
         micro_batches = (jnp.arange(count), cut(images), jax.tree.map(cut, labels))
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
-        # Unrolled for a CPU: inside a loop XLA makes weight gradients for it that are 30 times slower.
-        unroll = jax.default_backend() == "cpu"
-        (total, batch_stats), sums = jax.lax.scan(add_micro_batch, start, micro_batches, unroll=unroll)
+        (total, batch_stats), sums = jax.lax.scan(add_micro_batch, start, micro_batches, unroll=not loops_are_fast())
         total, sums = jax.tree.map(lambda leaf: leaf / count, total), jax.tree.map(lambda leaf: leaf.sum(0), sums)
         return total, (batch_stats, sums)
 
@@ -142,20 +140,24 @@ def make_eval_step(config: ConfigDict, model: nnx.Module, mesh: Mesh) -> Callabl
 def make_apply(config: ConfigDict, model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Array]:
     """Returns the network as a function, for evaluation: (params, batch_stats, images) -> logits (N, classes).
 
-    The variables may be those of training, auxiliary heads included. Images are (N, H, W, C): uint8 ones are normalised
-    first, floats are taken as they are.
+    The variables may be those of training, auxiliary heads included. Images are (N, H, W, C) uint8.
     """
+    logits = make_logits(model)
+    return lambda params, batch_stats, images: logits(params, batch_stats, _normalized(config, images))
+
+
+def make_logits(model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Array]:
+    """Returns what make_apply does, but for images, floats (N, H, W, C), that are normalised already."""
     graph, *own = nnx.split(model, nnx.Param, nnx.BatchStat)
     own_params, own_batch_stats = (nnx.to_pure_dict(part) for part in own)
 
-    def apply(params, batch_stats, images):
+    def logits(params: dict, batch_stats: dict, images: jax.Array) -> jax.Array:
         params, batch_stats = select(params, own_params), select(batch_stats, own_batch_stats)
-        return nnx.merge(graph, params, batch_stats)(_normalized(config, images))
+        return nnx.merge(graph, params, batch_stats)(images)
 
-    return apply
+    return logits
 
 
 def _normalized(config: ConfigDict, images: jax.Array) -> jax.Array:
-    if images.dtype != jnp.uint8:
-        return images
+    """Normalises pixels of 0 to 255 to config.dtype: the one place where that is done."""
     return normalize(images, config.mean, config.std, np.dtype(config.dtype))

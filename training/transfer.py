@@ -10,10 +10,11 @@ from ml_collections import ConfigDict
 
 import models
 from training.checkpoints import Checkpoints
-from training.configuration import read_config, write_config
 from training.metrics import is_evaluation, read_rows
 from training.optimizer import make_optimizer
+from training.platform import float64_enabled
 from training.state import State, abstract_state, create_state, make_mesh, make_model, select
+from training.workdir import read_config, write_config
 
 
 def load_weights(
@@ -33,8 +34,6 @@ def load_weights(
       FileNotFoundError: if the folder is no workdir or has no checkpoint.
     """
     config = read_config(workdir)
-    if config.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -45,7 +44,8 @@ def load_weights(
         step = max(evaluations, key=lambda row: (row["accuracy_top1"], row["step"]))["step"]
     model = make_model(config, training=True)
     optimizer = make_optimizer(config, lambda _: config.learning_rate)
-    state = checkpoints.restore(abstract_state(config, model, optimizer, mesh), step)
+    with float64_enabled(config.dtype == "float64"):
+        state = checkpoints.restore(abstract_state(config, model, optimizer, mesh), step)
     if state is None:
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints.close()
@@ -104,9 +104,7 @@ def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[St
       ValueError: if most of them do not fit: the other run trained another network.
       FileNotFoundError: if the folder is no workdir or has no checkpoint.
     """
-    x64 = jax.config.jax_enable_x64
     _, params, batch_stats, _ = load_weights(workdir, mesh)
-    jax.config.update("jax_enable_x64", x64)  # our own type decides, not that of the other run
     new = []
 
     def choose(ours: dict, theirs: dict) -> dict:

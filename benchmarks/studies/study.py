@@ -25,7 +25,8 @@ from absl import flags
 from analysis import rows as row_files
 from analysis import tables
 from training import command_line
-from training.metrics import is_evaluation, read_rows, write_atomically
+from training.metrics import is_evaluation, read_rows
+from training.workdir import write_atomically
 
 jax.config.update("jax_platforms", "cpu")  # of this process only: the runs need the devices
 

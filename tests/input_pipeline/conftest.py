@@ -31,6 +31,8 @@ def make_config():
             decode_threads=2,
             prefetch_batches=2,
             on_bad_image="raise",
+            max_image_pixels=178_956_970,
+            exif_orientation=False,
         )
         return ConfigDict(config | options)
 

@@ -113,7 +113,7 @@ def test_random_erasing():
     """The share of the images, and the range of the areas and of the aspects, all within rounding to pixels."""
     uniforms = np.random.RandomState(0).rand(2000, 23).astype(np.float32)
     image = np.ones((40, 50, 3), np.float32)
-    erased = jax.vmap(lambda u: random_erasing(image, u, 0.25, (0.02, 0.4), (0.3, 1 / 0.3)))(uniforms)
+    erased = jax.vmap(lambda u: random_erasing(image, u, 0.25, (0.02, 0.4), (0.3, 1 / 0.3), np.zeros(3)))(uniforms)
     masks = np.asarray(erased)[..., 0] == 0
     masks = masks[masks.any((1, 2))]
     assert 0.22 < len(masks) / 2000 < 0.28
@@ -123,6 +123,20 @@ def test_random_erasing():
         assert 0.9 * 0.3 < width / height < 1.1 / 0.3
     areas = masks.mean((1, 2))
     assert areas.min() < 0.05 and areas.max() > 0.35 and np.all((areas > 0.015) & (areas < 0.41))
+
+
+@pytest.mark.parametrize("kind", ["color_jitter", "random_erasing", "mixup_alpha"])
+def test_images_stay_within_0_and_255_in_the_type_that_is_stated(kind):
+    images, _ = augment(**{kind: EVERYTHING[kind]})
+    assert images.dtype == (np.uint8 if kind == "color_jitter" else np.float32)
+    assert images.min() >= 0 and 200 < images.max() <= 255
+
+
+def test_what_is_erased_is_normalised_to_zero():
+    images, _ = augment(random_erasing=1.0, mean=MEAN, std=STD)
+    normalised = np.asarray(normalize(images, MEAN, STD, jnp.float32))
+    erased = np.any(images != IMAGES, -1)
+    assert erased.any((1, 2)).sum() > 12 and np.abs(normalised[erased]).max() < 1e-5
 
 
 def test_grey_images_and_float64():
@@ -135,4 +149,4 @@ def test_grey_images_and_float64():
     finally:
         jax.config.update("jax_enable_x64", False)
     assert double[0].dtype == np.float64
-    np.testing.assert_allclose(double[0], single[0], atol=1e-5)
+    np.testing.assert_allclose(double[0], single[0], atol=1e-3)  # of 255

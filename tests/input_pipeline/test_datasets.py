@@ -13,7 +13,7 @@ from PIL import Image
 from sklearn.datasets import load_digits
 
 import input_pipeline
-from input_pipeline import eval_batches, images, load_dataset
+from input_pipeline import decoding, eval_batches, load_dataset
 from input_pipeline.tfrecords import masked_crc32c
 
 REPOSITORY = Path(input_pipeline.__file__).parents[1]
@@ -26,7 +26,7 @@ def write_image(path, value, mode="RGB", form="PNG"):
 
 
 def images_of(dataset):
-    return {int(images.decode(dataset[record][0], 1)[0, 0, 0]) for record in range(len(dataset))}
+    return {int(decoding.decode(dataset[record][0], 1)[0, 0, 0]) for record in range(len(dataset))}
 
 
 def test_digits_are_scikit_learns_and_360_are_held_out(make_config):
@@ -208,7 +208,7 @@ def test_tfds_gives_back_the_encoded_bytes(make_config, tfds_dir):
         assert sorted(train[record] for record in range(6)) == sorted((png(value), value % 2) for value in range(6))
         assert sorted(evaluation[record] for record in range(3)) == sorted((png(v), v % 2) for v in range(6, 9))
     assert (train.class_names, train.split, evaluation.split) == (("cat", "dog"), "train", "test")
-    value = images.decode(train[0][0], 1)[0, 0, 0]
+    value = decoding.decode(train[0][0], 1)[0, 0, 0]
     assert train.describe(0) == f"record 0 (tiny-train.array_record-00000-of-00001, place 0), file {value}.png"
 
 

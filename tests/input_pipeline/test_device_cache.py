@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from configs import base
-from input_pipeline import DamagedImageError, Dataset, DeviceCache, cached_eval_batches, eval_batches, images
-from input_pipeline.device_cache import random_resized_box, resized_crops, scale_jitter_box
+from input_pipeline import DamagedImageError, Dataset, DeviceCache, cached_eval_batches, crops, eval_batches, images
+from input_pipeline.device_cache import resized_crops
 from training.state import make_mesh
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 16, 12, 3), np.uint8)
@@ -98,11 +98,13 @@ def test_the_same_numbers_give_the_hosts_boxes(crop):
     uniforms, sides = random.rand(500, 24).astype(np.float32), random.randint(8, 300, (500, 2))
     if crop == "random_resized":
         area, aspect = (0.2, 1.0), (3 / 4, 4 / 3)
-        expected = [images.random_resized_box(*side, area, aspect, u) for side, u in zip(sides, uniforms, strict=True)]
-        found = jax.vmap(lambda side, u: random_resized_box(*side, u, area, aspect))(sides, uniforms[:, :23])
+        expected = [crops.random_resized_box(*side, area, aspect, u) for side, u in zip(sides, uniforms, strict=True)]
+        found = jax.vmap(lambda side, u: crops.device_random_resized_box(*side, u, area, aspect))(
+            sides, uniforms[:, :23]
+        )
     else:
-        expected = [images.scale_jitter_box(*side, 24, (32, 64), u) for side, u in zip(sides, uniforms, strict=True)]
-        found = jax.vmap(lambda side, u: scale_jitter_box(*side, u, 24, (32, 64)))(sides, uniforms[:, :23])
+        expected = [crops.scale_jitter_box(*side, 24, (32, 64), u) for side, u in zip(sides, uniforms, strict=True)]
+        found = jax.vmap(lambda side, u: crops.device_scale_jitter_box(*side, u, 24, (32, 64)))(sides, uniforms)
     # A side or a place that falls between two pixels may be rounded otherwise in float32.
     same = np.all(np.transpose(found) == np.array(expected), axis=1)
     assert same.mean() > 0.99

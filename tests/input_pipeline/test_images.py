@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from configs import base
-from input_pipeline import images
+from input_pipeline import crops, decoding, images
 
 
 def smooth_image(height, width):
@@ -22,46 +22,42 @@ def encode(image, form, **options):
 
 
 def uniforms(count):
-    return np.random.default_rng(0).random((count, images.UNIFORMS))
+    return np.random.default_rng(0).random((count, crops.UNIFORMS))
 
 
 @pytest.fixture(params=["all", "no simplejpeg", "Pillow alone"])
 def installed(request, monkeypatch):
-    """What decodes and resizes: where a library is missing, the others do."""
-
-    def missing(*_, **__):
-        raise ValueError("simplejpeg is not installed")
-
+    """What decodes and resizes: where a library is missing, Pillow does."""
     if request.param != "all":
-        monkeypatch.setattr(images, "decode_jpeg", missing)
+        monkeypatch.setattr(decoding, "simplejpeg", None)
     if request.param == "Pillow alone":
-        monkeypatch.setattr(images, "cv2", None)
+        monkeypatch.setattr(decoding, "cv2", None)
 
 
 def test_png_decodes_to_its_pixels(installed):
     image = smooth_image(20, 30)
-    np.testing.assert_array_equal(images.decode(encode(image, "PNG"), 3), image)
+    np.testing.assert_array_equal(decoding.decode(encode(image, "PNG"), 3), image)
 
 
 def test_jpeg_decodes_as_pillow_does(installed):
     encoded = encode(smooth_image(40, 56), "JPEG", quality=90)
     expected = np.asarray(Image.open(io.BytesIO(encoded))).astype(int)
-    assert np.abs(images.decode(encoded, 3) - expected).max() <= 1
+    assert np.abs(decoding.decode(encoded, 3) - expected).max() <= 1
 
 
 def test_cmyk_jpeg_decodes_to_the_colours_it_was_made_from(installed):
     image = smooth_image(40, 56)
-    decoded = images.decode(encode(Image.fromarray(image).convert("CMYK"), "JPEG", quality=95), 3)
+    decoded = decoding.decode(encode(Image.fromarray(image).convert("CMYK"), "JPEG", quality=95), 3)
     assert np.abs(decoded.astype(int) - image).mean() < 3
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_grey_and_colour_convert_to_the_channels_asked_for(installed, form):
     grey, colour = smooth_image(20, 30)[..., 0], smooth_image(20, 30)
-    as_colour = images.decode(encode(grey, form), 3)
+    as_colour = decoding.decode(encode(grey, form), 3)
     assert as_colour.shape == (20, 30, 3)
     np.testing.assert_array_equal(as_colour[..., 0], as_colour[..., 2])
-    as_grey = images.decode(encode(colour, form), 1)
+    as_grey = decoding.decode(encode(colour, form), 1)
     luma = colour @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601
     assert as_grey.shape == (20, 30, 1)
     assert np.abs(as_grey[..., 0] - luma).mean() < 2
@@ -70,20 +66,20 @@ def test_grey_and_colour_convert_to_the_channels_asked_for(installed, form):
 def test_transparency_is_dropped(installed):
     image = smooth_image(20, 30)
     transparent = np.concatenate([image, np.full((20, 30, 1), 7, np.uint8)], axis=-1)
-    np.testing.assert_array_equal(images.decode(encode(transparent, "PNG"), 3), image)
+    np.testing.assert_array_equal(decoding.decode(encode(transparent, "PNG"), 3), image)
 
 
 def test_orientation_is_ignored():
     exif = Image.Exif()
     exif[0x0112] = 6  # rotate by 90 degrees to show
-    assert images.decode(encode(smooth_image(20, 30), "JPEG", exif=exif), 3).shape == (20, 30, 3)
+    assert decoding.decode(encode(smooth_image(20, 30), "JPEG", exif=exif), 3).shape == (20, 30, 3)
 
 
 @pytest.mark.parametrize("form", ["PNG", "JPEG"])
 def test_truncated_file_is_refused(form):
     encoded = encode(smooth_image(40, 56), form)
     with pytest.raises(ValueError, match="cannot decode"):
-        images.decode(encoded[: len(encoded) // 2], 3)
+        decoding.decode(encoded[: len(encoded) // 2], 3)
 
 
 def test_a_jpeg_without_its_end_is_refused_and_one_with_more_is_not():
@@ -96,8 +92,8 @@ def test_a_jpeg_without_its_end_is_refused_and_one_with_more_is_not():
     half = len(encoded) - 200
     for damaged in (encoded[:-2], encoded[:half], encoded[:half] + bytes(200)):
         with pytest.raises(ValueError, match="it is truncated"):
-            images.decode(damaged, 3)
-    np.testing.assert_array_equal(images.decode(encoded + b"more", 3), images.decode(encoded, 3))
+            decoding.decode(damaged, 3)
+    np.testing.assert_array_equal(decoding.decode(encoded + b"more", 3), decoding.decode(encoded, 3))
 
 
 JPEG_OPTIONS = {"4:4:4": {"subsampling": 0}, "4:2:2": {"subsampling": 1}, "4:2:0": {"subsampling": 2}}
@@ -110,22 +106,21 @@ def test_a_box_is_that_of_the_whole_image_to_the_bit(options, channels, monkeypa
     noise = np.random.default_rng(0).integers(0, 256, (9, 11, 3), np.uint8)
     image = np.asarray(Image.fromarray(noise).resize((77, 61), Image.Resampling.BICUBIC))
     encoded = encode(image, "JPEG", quality=92, **options)
-    heights, decode_jpeg = [], images.decode_jpeg
+    heights, decode_jpeg = [], decoding.simplejpeg.decode_jpeg
 
     def watched(*arguments, **options):
         pixels = decode_jpeg(*arguments, **options)
         heights.append(len(pixels))
         return pixels
 
-    monkeypatch.setattr(images, "decode_jpeg", watched)
-    full = images.decode(encoded, channels)
-    pillow = Image.open(io.BytesIO(encoded))
-    pillow.draft("L" if channels == 1 else "RGB", None)  # brightness as the file has it
+    monkeypatch.setattr(decoding.simplejpeg, "decode_jpeg", watched)
+    full = decoding.decode(encoded, channels)
+    pillow = Image.open(io.BytesIO(encoded)).convert("L" if channels == 1 else "RGB")
     pillow = np.asarray(pillow).reshape(full.shape).astype(int)
     assert np.abs(full - pillow).max() <= 1  # its libjpeg-turbo may be of another version
     for bottom in range(1, 62):
         top = bottom // 3
-        box = images.decode_box(encoded, channels, lambda height, width, box=(top, 5, bottom - top, 40): box)
+        box = decoding.decode_box(encoded, channels, lambda height, width, box=(top, 5, bottom - top, 40): box)
         np.testing.assert_array_equal(box, full[top:bottom, 5:45])
         assert heights[-1] == min(bottom + 1, 61)  # and no more was decoded
 
@@ -135,10 +130,10 @@ def test_an_image_that_shrinks_much_is_decoded_smaller():
     image = np.asarray(Image.fromarray(smooth_image(60, 80)).resize((640, 480), Image.Resampling.BICUBIC))
     encoded = encode(image, "JPEG", quality=95)
     for size, scale in ((121, 1), (120, 2), (60, 4), (20, 8)):
-        pixels = images.decode_box(encoded, 3, lambda height, width: (0, 0, height, width), size)
+        pixels = decoding.decode_box(encoded, 3, lambda height, width: (0, 0, height, width), size)
         assert pixels.shape == (480 // scale, 640 // scale, 3)
     left, top, side = 101, 33, 400
-    pixels = images.decode_box(encoded, 3, lambda height, width: (top, left, side, side), 50)
+    pixels = decoding.decode_box(encoded, 3, lambda height, width: (top, left, side, side), 50)
     expected = Image.fromarray(image).crop((left, top, left + side, top + side)).resize((50, 50), Image.Resampling.BOX)
     assert np.abs(images.resize(pixels, 50, 50) - np.asarray(expected).astype(int)).mean() < 2
 
@@ -165,10 +160,10 @@ def test_a_padded_crop_and_its_mirror_image(installed, channels):
     image = np.random.default_rng(0).integers(0, 256, (20, 20, channels), np.uint8)
     expected = np.pad(image, ((4, 4), (4, 4), (0, 0)))[6:26, 2:22]
     transform = images.training_transform(config)
-    random = np.zeros(images.UNIFORMS)
-    random[2 * images.TRIES : 2 * images.TRIES + 2] = 6.5 / 9, 2.5 / 9  # of nine places each way
+    random = np.zeros(crops.UNIFORMS)
+    random[2 * crops.TRIES : 2 * crops.TRIES + 2] = 6.5 / 9, 2.5 / 9  # of nine places each way
     np.testing.assert_array_equal(transform(image, random), expected[:, ::-1])
-    random[2 * images.TRIES + 2] = 0.9
+    random[2 * crops.TRIES + 2] = 0.9
     np.testing.assert_array_equal(transform(image, random), expected)
 
 
@@ -198,12 +193,12 @@ def imagenet_kinds():
 def test_images_of_every_kind_in_imagenet(make_config, image, options):
     file = io.BytesIO()
     image.save(file, quality=95, **options)
-    decoded, pillows = images.decode(file.getvalue(), 3), np.asarray(Image.open(file).convert("RGB")).astype(int)
+    decoded, pillows = decoding.decode(file.getvalue(), 3), np.asarray(Image.open(file).convert("RGB")).astype(int)
     assert np.abs(decoded - pillows).max() <= 1
     config = make_config(image_size=32, eval_resize=36, train_resize=(36, 60))
     # The same, whether it is cut from the file or from Pillow's pixels.
     transforms = [images.evaluation_transform(config)]
-    for config.train_crop in images.TRAIN_CROPS:
+    for config.train_crop in crops.TRAIN_CROPS:
         transform = images.training_transform(config.copy_and_resolve_references())
         transforms += [lambda image, row=row, transform=transform: transform(image, row) for row in uniforms(4)]
     for transform in transforms:
@@ -215,11 +210,11 @@ def test_images_of_every_kind_in_imagenet(make_config, image, options):
 @pytest.mark.parametrize("encoded", [b"", b"no image"])
 def test_other_bytes_are_refused(encoded):
     with pytest.raises(ValueError, match=f"cannot decode its {len(encoded)} bytes"):
-        images.decode(encoded, 3)
+        decoding.decode(encoded, 3)
 
 
 def test_random_resized_box_keeps_within_area_aspect_and_image():
-    boxes = [images.random_resized_box(300, 400, (0.08, 1.0), (3 / 4, 4 / 3), row) for row in uniforms(2000)]
+    boxes = [crops.random_resized_box(300, 400, (0.08, 1.0), (3 / 4, 4 / 3), row) for row in uniforms(2000)]
     top, left, height, width = np.array(boxes).T
     share, aspect = height * width / (300 * 400), width / height
     assert top.min() >= 0 and left.min() >= 0
@@ -236,19 +231,19 @@ def test_random_resized_box_keeps_within_area_aspect_and_image():
 
 
 def test_random_resized_box_falls_back_to_the_centre():
-    box = images.random_resized_box(8, 5000, (0.9, 1.0), (3 / 4, 4 / 3), uniforms(1)[0])
+    box = crops.random_resized_box(8, 5000, (0.9, 1.0), (3 / 4, 4 / 3), uniforms(1)[0])
     assert box == (0, (5000 - 11) // 2, 8, 11)  # round(8 * 4 / 3) = 11 pixels wide
 
 
 def test_random_resized_places_are_uniform():
-    boxes = [images.random_resized_box(100, 100, (0.25, 0.25), (1, 1), row) for row in uniforms(2000)]
+    boxes = [crops.random_resized_box(100, 100, (0.25, 0.25), (1, 1), row) for row in uniforms(2000)]
     top, left, height, width = np.array(boxes).T
     assert set(height) == set(width) == {50}
     assert set(top) == set(left) == set(range(51))
 
 
 def test_scale_jitter_box_has_the_sides_of_the_drawn_scales():
-    boxes = [images.scale_jitter_box(300, 400, 224, (256, 480), row) for row in uniforms(2000)]
+    boxes = [crops.scale_jitter_box(300, 400, 224, (256, 480), row) for row in uniforms(2000)]
     top, left, height, width = np.array(boxes).T
     np.testing.assert_array_equal(height, width)
     assert height.min() == 140 and height.max() == 262  # 300 * 224 / 480 and 300 * 224 / 256
@@ -286,7 +281,7 @@ def test_every_size_comes_out_right(make_config, height, width):
     image = smooth_image(height, width)
     config = make_config(image_size=32, eval_resize=36, train_resize=(36, 60))
     assert images.evaluation_transform(config)(image).shape == (32, 32, 3)
-    for config.train_crop in images.TRAIN_CROPS:
+    for config.train_crop in crops.TRAIN_CROPS:
         assert images.training_transform(config)(image, uniforms(1)[0]).shape == (32, 32, 3)
 
 

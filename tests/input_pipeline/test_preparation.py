@@ -20,11 +20,11 @@ from tensorflow_datasets.core.download import checksums
 from tensorflow_datasets.proto import tf_example_pb2
 
 import input_pipeline
-from input_pipeline import images, load_dataset, record_files
+from input_pipeline import decoding, load_dataset, record_files
 from input_pipeline.archives import download, members
-from input_pipeline.datasets import open_builder
 from input_pipeline.preparation import prepare
 from input_pipeline.record_files import shrink
+from input_pipeline.stored_datasets import open_builder
 
 REPOSITORY = Path(input_pipeline.__file__).parents[1]
 IMAGENETTE = {
@@ -189,7 +189,7 @@ def test_cifar10(make_config, tmp_path, with_names):
     found = {example["id"]: example for example in split_of("cifar10", tmp_path)}
     assert sorted(found) == [b"train_00000", b"train_00001", b"train_00002", b"train_00003", b"train_00004"]
     third = found[b"train_00002"]  # data_batch_3, the first of the archive
-    np.testing.assert_array_equal(images.decode(third["image"], 3), pixels[0].transpose(1, 2, 0))
+    np.testing.assert_array_equal(decoding.decode(third["image"], 3), pixels[0].transpose(1, 2, 0))
     assert third["label"] == 0
     evaluation = load_dataset(make_config(dataset="cifar10", data_dir=str(tmp_path)), "eval")
     assert (len(evaluation), evaluation[0][1], evaluation.class_names[5]) == (1, 5, "dog")
@@ -261,7 +261,7 @@ def test_what_can_be_downloaded_is_prepared_at_its_first_use(make_config, tmp_pa
     assert "dataset mnist is not in" in printed and f"downloading {server}/t10k-labels.gz" in printed
     evaluation = load_dataset(config, "eval")
     assert len(Files.requests) == 4 and capsys.readouterr().out == ""
-    found = {label: images.decode(data, 1)[..., 0] for dataset in (train, evaluation) for data, label in dataset}
+    found = {label: decoding.decode(data, 1)[..., 0] for dataset in (train, evaluation) for data, label in dataset}
     assert (len(train), len(evaluation)) == (5, 2)
     for label in range(7):
         np.testing.assert_array_equal(found[label], pixels[label])
@@ -424,9 +424,9 @@ def test_max_side_writes_another_dataset_with_smaller_images(make_config, tmp_pa
         assert (len(small), small.class_names) == (size, whole.class_names)
         for record in range(size):
             (encoded, label), (original, label_before) = small[record], whole[record]
-            pixels = images.decode(encoded, 3)
+            pixels = decoding.decode(encoded, 3)
             assert (pixels.shape, label) == ((5, 6, 3), label_before)
-            assert abs(int(pixels[2, 2, 0]) - int(images.decode(original, 3)[5, 5, 0])) <= 1
+            assert abs(int(pixels[2, 2, 0]) - int(decoding.decode(original, 3)[5, 5, 0])) <= 1
 
 
 def test_shrink():

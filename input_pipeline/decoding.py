@@ -1,0 +1,344 @@
+"""From an image file's bytes to pixels: RGB or grey, uint8, and of a JPEG no more than is needed.
+
+Which library reads a file depends on its content alone: JPEGs are libjpeg-turbo's, plain PNGs OpenCV's, the rest is
+Pillow's. All give the pixels that Pillow gives, to one level.
+"""
+
+import contextlib
+import functools
+import importlib
+import io
+import math
+import re
+import struct
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from input_pipeline.crops import Box, whole
+
+
+def _import(name: str, instead: str) -> Any:
+    """Returns a library, or None and a note where it is missing: Pillow can do its work."""
+    try:
+        return importlib.import_module(name)
+    except ImportError as error:
+        print(f"note: {error}; {instead}", file=sys.stderr)
+        return None
+
+
+cv2 = _import("cv2", "Pillow resizes images in OpenCV's place: slower, within a few grey levels")
+simplejpeg = _import("simplejpeg", "Pillow decodes JPEGs in simplejpeg's place: slower")
+
+MAX_IMAGE_PIXELS = 178_956_970
+"""Pixels of an image, at most, by default: the number from which Pillow refuses an image."""
+
+FORMATS = {
+    "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
+    "PNG": (".png", ".apng"),
+    "WEBP": (".webp",),
+    "GIF": (".gif",),
+    "BMP": (".bmp",),
+    "TIFF": (".tif", ".tiff"),
+    "AVIF": (".avif", ".avifs"),
+    "JPEG2000": (".jp2", ".j2k", ".jpc", ".jpf", ".jpx", ".j2c"),
+    "PPM": (".ppm", ".pgm", ".pbm", ".pnm", ".pfm"),
+    "DIB": (".dib",),
+    "ICO": (".ico",),
+    "CUR": (".cur",),
+    "ICNS": (".icns",),
+    "QOI": (".qoi",),
+    "DDS": (".dds",),
+    "BLP": (".blp",),
+    "FTEX": (".ftc", ".ftu"),
+    "SGI": (".sgi", ".rgb", ".rgba", ".bw"),
+    "SUN": (".ras",),
+    "PSD": (".psd",),
+    "PCX": (".pcx",),
+    "DCX": (".dcx",),
+    "MSP": (".msp",),
+    "XBM": (".xbm",),
+    "XPM": (".xpm",),
+    "FLI": (".fli", ".flc"),
+    "PIXAR": (".pxr",),
+    "GBR": (".gbr",),
+    # Files of these formats begin with nothing that tells them from others.
+    "IM": (".im",),
+    "PCD": (".pcd",),
+    "TGA": (".tga", ".icb", ".vda", ".vst"),
+    "SPIDER": (".spi", ".spider"),
+}
+"""The formats of images that are read, by Pillow's names, each with the ends of its files' names.
+
+Pillow also opens files that are no images (EPS, for which it starts Ghostscript), or for which it needs a plugin.
+"""
+
+SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+_START, _END = b"\xff\xd8", b"\xff\xd9"  # of a JPEG
+# A marker in a JPEG's compressed data: neither a stuffed byte, nor a restart marker, nor fill.
+_MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
+_PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
+_PLAIN_PNG_CHUNKS = {b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tEXt", b"tIME", b"eXIf", b"IDAT"}
+# What EXIF's orientation does to show an image: swaps the axes, and then turns rows and columns around.
+_ORIENTATIONS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
+_LARGE_IMAGE = 2**24  # pixels; larger ones are decoded one at a time, so that the memory does not grow with the threads
+_large_image_lock = threading.Lock()
+
+
+def decode(
+    encoded: bytes, channels: int, *, max_pixels: int = MAX_IMAGE_PIXELS, exif_orientation: bool = False
+) -> np.ndarray:
+    """Decodes an image file of any of FORMATS; of several images in a file the one that is shown first.
+
+    Transparency is dropped. Of 16 bits a pixel the higher 8 are taken, as in TFDS.
+
+    Args:
+      encoded: the file's bytes.
+      channels: 3 for RGB, 1 for grey (ITU-R 601); either comes from grey, colour and CMYK files.
+      max_pixels: an image of more pixels is refused before it is decoded.
+      exif_orientation: turn the image as EXIF's orientation tag says. TFDS and torchvision do not.
+
+    Returns:
+      uint8 (H, W, channels).
+
+    Raises:
+      ValueError: the file is of another format, truncated, damaged or too large.
+    """
+    return decode_box(encoded, channels, whole, max_pixels=max_pixels, exif_orientation=exif_orientation)
+
+
+def decode_box(
+    image: bytes | np.ndarray,
+    channels: int,
+    choose_box: Callable[[int, int], Box],
+    size: float = math.inf,
+    *,
+    max_pixels: int = MAX_IMAGE_PIXELS,
+    exif_orientation: bool = False,
+) -> np.ndarray:
+    """Decodes one box of an image, and of a JPEG no more than that takes.
+
+    Rows of a JPEG below the box are not decoded. A box that is to shrink much is decoded at 1/2, 1/4 or 1/8, by
+    libjpeg's scaled inverse DCT, as long as both sides stay at least twice as long as needed: after `images.resize` the
+    result is as near to the whole image's as that of another antialiasing filter.
+
+    Args:
+      image: a file's bytes, or uint8 (H, W, 1 or 3).
+      channels: 3 for RGB, 1 for grey.
+      choose_box: from the image's height and width to the box.
+      size: what both sides of the box will shrink to, in pixels.
+      max_pixels: as for `decode`.
+      exif_orientation: as for `decode`.
+
+    Returns:
+      uint8 (h, w, channels): the box, or its half, quarter or eighth.
+
+    Raises:
+      ValueError: as `decode` does.
+    """
+    if isinstance(image, np.ndarray):
+        return _with_channels(cut(image, *choose_box(*image.shape[:2])), channels)
+    swap, turn_rows, turn_columns = _orientation(image, max_pixels) if exif_orientation else (False, False, False)
+
+    def choose_stored_box(height: int, width: int) -> Box:
+        """Chooses the box in the image as it is shown, and returns it as it is stored."""
+        if swap:
+            height, width = width, height
+        top, left, box_height, box_width = choose_box(height, width)
+        top = height - top - box_height if turn_rows else top
+        left = width - left - box_width if turn_columns else left
+        return (left, top, box_width, box_height) if swap else (top, left, box_height, box_width)
+
+    pixels = _decode_stored_box(image, channels, choose_stored_box, size, max_pixels)
+    if swap:
+        pixels = pixels.swapaxes(0, 1)
+    if swap or turn_rows or turn_columns:
+        pixels = np.ascontiguousarray(pixels[:: -1 if turn_rows else 1, :: -1 if turn_columns else 1])
+    return pixels
+
+
+@contextlib.contextmanager
+def open_image(encoded: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Iterator[Image.Image]:
+    """Opens an image file by Pillow, if it is of one of FORMATS; only its header is read.
+
+    Raises:
+      ValueError: the file is of another format or too large; also for every error of Pillow inside the `with`.
+    """
+    try:
+        with Image.open(io.BytesIO(encoded), formats=_readable_formats()) as image:
+            _check_size(encoded, *image.size[::-1], max_pixels)
+            yield image
+    except UnidentifiedImageError:  # its message shows the memory address of the bytes
+        raise _cannot_decode(encoded, "not a known format") from None
+    except _CannotDecode:
+        raise
+    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+        raise _cannot_decode(encoded, error) from error
+
+
+class _CannotDecode(ValueError):
+    pass
+
+
+def _cannot_decode(encoded: bytes, reason: object) -> _CannotDecode:
+    if isinstance(reason, Exception) and not isinstance(reason, (OSError, ValueError, SyntaxError)):
+        reason = f"{type(reason).__name__} {reason}"
+    return _CannotDecode(f"cannot decode its {len(encoded)} bytes: {' '.join(str(reason).split())}")
+
+
+def _check_size(encoded: bytes, height: int, width: int, max_pixels: int) -> None:
+    if height * width > max_pixels:
+        raise _cannot_decode(encoded, f"{width} x {height} pixels are more than max_image_pixels={max_pixels}")
+
+
+@functools.cache
+def _readable_formats() -> tuple[str, ...]:
+    """FORMATS without those that this build of Pillow cannot read."""
+    Image.init()
+    return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _decode_stored_box(
+    encoded: bytes, channels: int, choose_box: Callable[[int, int], Box], size: float, max_pixels: int
+) -> np.ndarray:
+    if frame := _jpeg_frame(encoded):
+        position, height, width, components = frame
+        _check_size(encoded, height, width, max_pixels)
+        # Some decoders only warn, and make up the rest. A block of 8 x 8 pixels takes one bit at least.
+        if height * width > 512 * len(encoded) or not _ends(encoded, position):
+            raise _cannot_decode(encoded, "it is truncated, a JPEG's end is missing")
+        if components in (1, 3) and simplejpeg:
+            box = choose_box(height, width)
+            with contextlib.suppress(ValueError):  # damaged: Pillow may know more
+                return _decode_jpeg_box(encoded, channels, frame, box, size)
+    elif header := _plain_png(encoded):
+        height, width, components = header
+        _check_size(encoded, height, width, max_pixels)
+        if cv2:
+            with _one_at_a_time(height * width):
+                flags = cv2.IMREAD_GRAYSCALE if components == 1 else cv2.IMREAD_COLOR_RGB
+                pixels = None
+                with contextlib.suppress(cv2.error):
+                    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+                if pixels is not None:
+                    return _with_channels(cut(pixels.reshape(height, width, -1), *choose_box(height, width)), channels)
+    with open_image(encoded, max_pixels) as image, _one_at_a_time(math.prod(image.size)):
+        image.load()  # which may turn a TIFF around
+        top, left, height, width = choose_box(image.height, image.width)
+        return _pillow_pixels(image.crop((left, top, left + width, top + height)), channels)
+
+
+def _decode_jpeg_box(
+    encoded: bytes, channels: int, frame: tuple[int, int, int, int], box: Box, size: float
+) -> np.ndarray:
+    position, height, width, components = frame
+    top, left, box_height, box_width = box
+    scale = next((scale for scale in (8, 4, 2) if min(box_height, box_width) >= 2 * scale * size), 1)
+    # The decoder takes the image to end just below the box: one more row, for the interpolation of the colours.
+    rows = min(height, scale * (-(-(top + box_height) // scale) + 1))
+    shortened = bytearray(encoded)
+    shortened[position : position + 2] = rows.to_bytes(2, "big")
+    with _one_at_a_time(-(-rows // scale) * -(-width // scale)):
+        pixels = simplejpeg.decode_jpeg(
+            shortened,
+            "GRAY" if components == 1 else "RGB",
+            min_height=-(-rows // scale),
+            min_width=-(-width // scale),
+            strict=False,  # it would object to the bytes that follow
+        )
+    return _with_channels(cut(pixels, *(round(edge / scale) for edge in box)), channels)
+
+
+def _jpeg_frame(encoded: bytes) -> tuple[int, int, int, int] | None:
+    """Returns where in a JPEG's bytes its height stands, its height, width and number of components.
+
+    None if that cannot be told, or the JPEG is of a rare kind: arithmetic coding, 12 bits.
+    """
+    position = 2 if encoded[:2] == _START else len(encoded)
+    while position + 10 <= len(encoded):
+        start, marker, length, bits, height, width, components = struct.unpack_from(">BBHBHHB", encoded, position)
+        if start == 0xFF and marker in (0xC0, 0xC1, 0xC2):  # the frame of a baseline, extended or progressive JPEG
+            return (position + 5, height, width, components) if bits == 8 and height * width else None
+        position = position + 2 + length if start == 0xFF else len(encoded)
+    return None
+
+
+def _ends(encoded: bytes, position: int) -> bool:
+    """Whether the JPEG whose height stands at position has an end of its own, not that of another one behind it."""
+    pixels = np.frombuffer(encoded, np.uint8)
+    if encoded.endswith(_END) and not np.any((pixels[position:-1] == 0xFF) & (pixels[position + 1 :] == _START[1])):
+        return True
+    position -= 5  # the frame's own marker
+    while marker := _MARKER.search(encoded, position):
+        if marker[0] in (_START, _END):
+            return marker[0] == _END
+        position = marker.start() + 2
+        if position + 2 <= len(encoded):  # a table, or the head of a scan: its length follows
+            position += int.from_bytes(encoded[position : position + 2], "big")
+    return False
+
+
+def _plain_png(encoded: bytes) -> tuple[int, int, int] | None:
+    """Returns height, width and channels of a PNG of 8 bits without transparency or animation; of others None."""
+    if not encoded.startswith(_PNG_START) or not encoded.endswith(_PNG_END) or len(encoded) < 57:
+        return None
+    kind, width, height, bits, colour = struct.unpack_from(">4sIIBB", encoded, 12)
+    channels = {0: 1, 2: 3}.get(colour)
+    if kind != b"IHDR" or bits != 8 or not channels or not width * height:
+        return None
+    position = 33
+    while position + 12 <= len(encoded):
+        length, kind = struct.unpack_from(">I4s", encoded, position)
+        if kind == b"IDAT":
+            return height, width, channels
+        if kind not in _PLAIN_PNG_CHUNKS:
+            return None
+        position += length + 12
+    return None
+
+
+def _orientation(encoded: bytes, max_pixels: int) -> tuple[bool, bool, bool]:
+    """Returns what EXIF's orientation tag asks for, as _ORIENTATIONS has it; a TIFF is turned by Pillow anyway."""
+    with open_image(encoded, max_pixels) as image:
+        tag = 1 if image.format == "TIFF" else image.getexif().get(0x0112, 1)
+    return _ORIENTATIONS.get(tag, (False, False, False))
+
+
+def _pillow_pixels(image: Image.Image, channels: int) -> np.ndarray:
+    """Returns the pixels of Pillow's image of any mode, uint8 (H, W, channels)."""
+    if image.mode.startswith("I;16"):  # Pillow would make 255 of all that is larger
+        return _with_channels((np.asarray(image) >> 8).astype(np.uint8)[..., None], channels)
+    if image.mode not in ("1", "L", "LA", "La", "I", "F"):
+        return _with_channels(np.asarray(image.convert("RGB")), channels)
+    return _with_channels(np.asarray(image.convert("L"))[..., None], channels)
+
+
+def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
+    """Makes RGB of grey pixels, or grey ones of RGB: (299 R + 587 G + 114 B) / 1000, as ITU-R 601 has it."""
+    if pixels.shape[-1] == channels:
+        return pixels
+    if channels == 3:
+        return np.repeat(pixels, 3, axis=2)
+    return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).convert("L"))[..., None]
+
+
+def cut(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
+    """Returns a box of an image, a view."""
+    return image[top : top + height, left : left + width]
+
+
+def _one_at_a_time(pixels: int) -> contextlib.AbstractContextManager:
+    return _large_image_lock if pixels > _LARGE_IMAGE else contextlib.nullcontext()
