@@ -7,6 +7,7 @@ flags, config or data; 3 training failed; 130 and 143 after SIGINT and SIGTERM, 
 import collections
 import pathlib
 from collections.abc import Iterable
+from typing import cast
 
 import jax
 from absl import flags
@@ -22,6 +23,7 @@ from training.metrics import RunLog, write_summary
 from training.platform import join_processes, prepare_platform
 from training.program import Program, make_program
 from training.state import State, count_parameters, make_mesh
+from training.step import Sums
 from training.transfer import initialize_from
 from training.workdir import check_workdir, default_workdir, write_config
 
@@ -82,10 +84,10 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         feed = Feed(config, mesh, train_data, eval_data)
         program = make_program(config, mesh, steps_per_epoch, feed.cache)
         program.trace()  # refuses what only training cannot do, before anything is written
-        state = None if has_checkpoints(workdir) else start_state(config, program)
+        new_state = None if has_checkpoints(workdir) else start_state(config, program)
         write_config(workdir, config, train_data.class_names)
         checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-        state = state or checkpoints.restore(program.target)
+        state = cast(State, new_state or checkpoints.restore(program.target))
     start, no_sums = int(state["step"]), program.zero_sums()
 
     def evaluation_is_due(step: int) -> bool:
@@ -100,7 +102,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
 
     def evaluate_state() -> dict[str, float] | None:
         with feed.eval_batches() as batches:
-            params = state.get("ema", state["params"])
+            params = state["ema" if "ema" in state else "params"]
             return evaluate(program.eval_step, params, state["batch_stats"], batches, interruption)
 
     batches = feed.train_batches(start, stop_is_due)
@@ -112,7 +114,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
                 return
             log.evaluation(start, eval_data.split, metrics)
 
-        sums, in_flight = no_sums, collections.deque()
+        in_flight: collections.deque[Sums] = collections.deque()
+        sums = no_sums
         for step, batch in batches:
             state, sums = program.train_step(state, sums, batch)
             # The host runs ahead by no more calls than batches are kept ready: what it then waits for is the input.

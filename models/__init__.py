@@ -81,7 +81,7 @@ class Entry:
 
 
 # Networks that came from TensorFlow, or were trained as there, see pixels between -1 and 1.
-_SYMMETRIC = {"torch_mean": (0.5, 0.5, 0.5), "torch_std": (0.5, 0.5, 0.5)}
+_HALF = (0.5, 0.5, 0.5)
 
 _alexnet = partial(Entry, family="alexnet", paper="Krizhevsky 2012", image_size=227, dropout_rate=0.5)
 _zfnet = partial(Entry, family="zfnet", paper="Zeiler and Fergus 2013", dropout_rate=0.5)
@@ -94,9 +94,12 @@ _googlenet = partial(
     dropout_rate=0.4,
     aux_heads=googlenet.AUX_HEADS,
     torch_names=googlenet.TORCH_NAMES,
-    **_SYMMETRIC,
+    torch_mean=_HALF,
+    torch_std=_HALF,
 )
-_inception = partial(Entry, family="inception", paper="Szegedy 2016", image_size=299, dropout_rate=0.2, **_SYMMETRIC)
+_inception = partial(
+    Entry, family="inception", paper="Szegedy 2016", image_size=299, dropout_rate=0.2, torch_mean=_HALF, torch_std=_HALF
+)
 _resnet = partial(Entry, family="resnet", paper="He 2015", torch_names=resnet.TORCH_NAMES)
 _cifar_resnet = partial(_resnet, image_size=32, num_classes=10, torch_names=resnet.CIFAR_TORCH_NAMES)
 # No names: timm's pool before the first normalisation, ours, as the authors', after it and ReLU. That is the same only
@@ -105,7 +108,13 @@ _resnet_v2 = partial(Entry, family="resnet", paper="He 2016")
 _densenet = partial(Entry, family="densenet", paper="Huang 2016")
 _squeezenet = partial(Entry, family="squeezenet", paper="Iandola 2016", dropout_rate=0.5)
 _mobilenet = partial(
-    Entry, family="mobilenet", paper="Howard 2017", dropout_rate=0.001, torch_names=mobilenet.TORCH_NAMES, **_SYMMETRIC
+    Entry,
+    family="mobilenet",
+    paper="Howard 2017",
+    dropout_rate=0.001,
+    torch_names=mobilenet.TORCH_NAMES,
+    torch_mean=_HALF,
+    torch_std=_HALF,
 )
 
 _IMAGENET_REPEATS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
@@ -117,7 +126,7 @@ def _imagenet_build(depth: int, basic: type[nnx.Module], bottleneck: type[nnx.Mo
     return partial(resnet.ResNet, block, _IMAGENET_REPEATS[depth], **options)
 
 
-def _cifar_build(depth: int, shortcut: str | None, block: type[nnx.Module] = resnet.BasicBlock) -> Callable:
+def _cifar_build(depth: int, shortcut: str | None, block: Any = resnet.BasicBlock) -> Callable:
     """Three stages of n blocks each: 6n + 2 layers, or 9n + 2 with bottlenecks."""
     layers = 2 if block.expansion == 1 else 3
     return partial(resnet.ResNet, block, ((depth - 2) // (3 * layers),) * 3, shortcut=shortcut, cifar=True)
@@ -247,7 +256,8 @@ _ENTRIES = (
         image_size=299,
         dropout_rate=0.5,
         torch_names=xception.TORCH_NAMES,
-        **_SYMMETRIC,
+        torch_mean=_HALF,
+        torch_std=_HALF,
     ),
 )
 REGISTRY: dict[str, Entry] = {entry.name: entry for entry in _ENTRIES}

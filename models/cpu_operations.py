@@ -10,8 +10,8 @@ XLA's compiler for CPUs is slow at some operations (docs/benchmarks.md has the f
   run 20 to 40 times slower. So nothing loops on a CPU: training unrolls its loops there.
 
 **How these forms are differentiated.** Each has a `jax.custom_jvp` rule that is linear in the tangents, so that all of
-JAX's derivatives work. In a backward pass JAX transposes that rule. Where a gradient has a fast form of its own, the rule
-is written as the transpose of it (`jax.linear_transpose`): transposed a second time, it is that fast form again.
+JAX's derivatives work. In a backward pass JAX transposes that rule. If a gradient has a fast form of its own, the rule
+is its transpose (`jax.linear_transpose`): transposed a second time, it is that fast form again.
 """
 
 import functools
@@ -22,7 +22,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+Padding = tuple[tuple[int, int], ...]
 
 
 # Convolutions
@@ -94,7 +94,7 @@ def _convolve_depthwise_jvp(
 
 
 @functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
-def max_pool(x: jax.Array, window: tuple[int, int], stride: int, padding: Padding) -> jax.Array:
+def max_pool(x: jax.Array, window: tuple[int, ...], stride: int, padding: Padding) -> jax.Array:
     """operations.max_pool as the maximum of shifted maps."""
     windows = _windows(_pad(x, padding, -jnp.inf), window, stride)
     return functools.reduce(jnp.maximum, (shifted for _, shifted in windows))
@@ -102,7 +102,7 @@ def max_pool(x: jax.Array, window: tuple[int, int], stride: int, padding: Paddin
 
 @max_pool.defjvp
 def _max_pool_jvp(
-    window: tuple[int, int], stride: int, padding: Padding, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+    window: tuple[int, ...], stride: int, padding: Padding, primals: tuple[jax.Array], tangents: tuple[jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     (x,), (x_dot,) = primals, tangents
     y = max_pool(x, window, stride, padding)
@@ -151,9 +151,7 @@ def _pad(x: jax.Array, padding: Padding, value: float = 0) -> jax.Array:
     return jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=value)
 
 
-def _windows(
-    padded: jax.Array, window: tuple[int, int], stride: int
-) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+def _windows(padded: jax.Array, window: tuple[int, ...], stride: int) -> Iterator[tuple[tuple[int, int], jax.Array]]:
     """Yields each offset (row, column) in a window, by rows, and the map of what all windows have there."""
     rows, columns = ((size - side) // stride * stride + 1 for size, side in zip(padded.shape[1:3], window, strict=True))
     for row in range(window[0]):
@@ -165,7 +163,7 @@ def _sum_over_windows(
     term: Callable[..., jax.Array],
     *parts: tuple[jax.Array, float],
     shape: tuple[int, ...],
-    window: tuple[int, int],
+    window: tuple[int, ...],
     stride: int,
     padding: Padding,
 ) -> jax.Array:

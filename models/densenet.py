@@ -35,7 +35,7 @@ class DenseLayer(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H, W, I + growth)."""
         y = self.conv1(nnx.relu(self.norm1(x)))
-        if self.conv2:
+        if self.conv2 and self.norm2:
             y = self.conv2(nnx.relu(self.norm2(y)))
         return jnp.concatenate((x, self.dropout(y)), axis=-1)
 
@@ -83,7 +83,7 @@ class DenseNet(Network):
         self.norm1 = None if cifar else BatchNorm(features)
         self.depth = len(layers)
         for number, count in enumerate(layers, start=1):
-            block = nnx.List()
+            block: nnx.List[nnx.Module] = nnx.List()
             for _ in range(count):
                 block.append(DenseLayer(features, growth, bottleneck, dropout_rate))
                 features += growth

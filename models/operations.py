@@ -3,8 +3,8 @@
 An accelerator compiles what stands here. A CPU gets other forms of some of it, which give the same numbers to rounding
 and run many times faster there: models/cpu_operations.py. `_choose` is the only place that decides between the two.
 
-Everything here can be differentiated forward, backward, and both in turn. `jax.jit(..., inline=True)` leaves no trace in
-a program: layers of the same shapes are traced once, which halves the time that it takes to trace a network.
+Everything here can be differentiated forward, backward, and both in turn. `jax.jit(..., inline=True)` does not show
+in a program: layers of the same shapes are traced once, which halves the time that it takes to trace a network.
 """
 
 import functools
@@ -17,7 +17,7 @@ from jax import lax
 
 from models import cpu_operations
 
-Padding = tuple[tuple[int, int], tuple[int, int]]
+Padding = tuple[tuple[int, int], ...]
 
 
 @functools.partial(jax.jit, static_argnames=("stride", "padding", "groups"), inline=True)
@@ -112,7 +112,7 @@ def _normalize(
 @_normalize.defjvp
 def _normalize_jvp(
     epsilon: float, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
     """The derivative of the formula, in the order that makes its transpose the paper's gradient (section 3).
 
     The factors of the last two terms are put together before they are spread over the maps. Transposed, each spreading
@@ -133,7 +133,7 @@ def _normalize_jvp(
 
 
 def mean_and_variance(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns each feature's mean and biased variance over groups of maps: (groups, N, H, W, C) to (groups, 1, 1, 1, C).
+    """Returns each feature's mean and biased variance in groups of maps: (groups, N, H, W, C) to (groups, 1, 1, 1, C).
 
     The variance takes a second pass over the maps: E[x^2] - E[x]^2 loses all digits where the mean is large.
     """

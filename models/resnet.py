@@ -5,6 +5,7 @@ He, Zhang, Ren, Sun 2016, Identity mappings in deep residual networks ("v2", pre
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -165,7 +166,7 @@ class ResNet(Network):
 
     def __init__(
         self,
-        block: type[Module],
+        block: Any,
         repeats: tuple[int, ...],
         num_classes: int,
         channels: int,
@@ -176,7 +177,7 @@ class ResNet(Network):
         """Builds the layers.
 
         Args:
-          block: one of this file's.
+          block: the class of its blocks, one of this file's.
           repeats: the number of blocks of each stage.
           num_classes: how many classes.
           channels: of the images.
@@ -189,9 +190,9 @@ class ResNet(Network):
         self.norm1 = BatchNorm(features)
         self.cifar, self.depth = cifar, len(repeats)
         pre_activation = block in (PreActivationBlock, PreActivationBottleneck)
-        options = {"activated": True} if pre_activation else {}
+        options: dict[str, Any] = {"activated": True} if pre_activation else {}
         for number, count in enumerate(repeats, start=1):
-            stage = nnx.List()
+            stage: nnx.List[nnx.Module] = nnx.List()
             for position in range(count):
                 stage.append(block(features, width, 2 if number > 1 and not position else 1, shortcut, **options))
                 features, options = width * block.expansion, {}

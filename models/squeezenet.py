@@ -1,6 +1,7 @@
 """SqueezeNet: Iandola et al. 2016, SqueezeNet: AlexNet-level accuracy with 50x fewer parameters, Table 1."""
 
 from collections.abc import Iterator
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +31,8 @@ SQUEEZE_WIDTHS = {
     "fire9": 64,
 }
 POOLED = {"1.0": ("fire4", "fire8"), "1.1": ("fire3", "fire5")}
-OPTIONS = {"kernel_initializer": lecun_uniform, "bias_initializer": Constant(0)}  # the authors': Caffe's xavier
+# The authors' initialisation, Caffe's xavier.
+OPTIONS: dict[str, Any] = {"kernel_initializer": lecun_uniform, "bias_initializer": Constant(0)}
 
 
 class Fire(Module):

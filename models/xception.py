@@ -45,7 +45,7 @@ class Block(Module):
         y = x
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             y = norm(conv(y if self.first and not index else nnx.relu(y)))
-        if not self.shortcut:
+        if not (self.shortcut and self.shortcut_norm):
             return x + y
         return self.shortcut_norm(self.shortcut(x)) + max_pool(y, 3, 2, padding=1)
 

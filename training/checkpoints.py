@@ -164,6 +164,6 @@ def _accuracy(metrics: dict[str, float]) -> float:
 def _checksums(state: Any) -> dict[str, int]:
     """Returns the CRC-32 of each array's bytes by its path in the state."""
     return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf))
+        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).data)
         for path, leaf in jax.tree.leaves_with_path(state)
     }

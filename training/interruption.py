@@ -48,5 +48,5 @@ class Interruption:
         self._noted = number
         if not jax.distributed.is_initialized():
             self.signal = number
-        signal.signal(number, self._previous[number])
+        signal.signal(number, self._previous[signal.Signals(number)])
         Console(stderr=True).print(f"{signal.Signals(number).name}: saving and stopping")

@@ -168,8 +168,9 @@ class RunLog:
         row = {"step": step, "epoch": epoch, "split": split} | values | {"seconds": self.seconds}
         self.rows.append(row)
         self._file.write(json.dumps(row) + "\n")
-        for name, value in values.items() if self._tensorboard else ():
-            self._tensorboard.add_scalar(f"{split}/{name}", value, step)
+        if self._tensorboard:
+            for name, value in values.items():
+                self._tensorboard.add_scalar(f"{split}/{name}", value, step)
 
     def _describe(self, step: int, row: dict[str, float]) -> tuple[str, str]:
         epoch, last = (count * self._batch_size / self._num_images for count in (step, self._num_steps))

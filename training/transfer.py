@@ -19,7 +19,7 @@ from training.workdir import read_config, write_config
 
 def load_weights(
     workdir: pathlib.Path, mesh: Mesh, step: int | str | None = None
-) -> tuple[ConfigDict, dict, dict, int]:
+) -> tuple[ConfigDict, dict[str, Any], dict[str, Any], int]:
     """Returns the config of a workdir and params, batch_stats and step of one of its checkpoints.
 
     The params are the averaged ones where the run kept an average.
@@ -37,11 +37,11 @@ def load_weights(
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints = Checkpoints(workdir, read_only=True)
-    if step == "best":
+    if isinstance(step, str):  # "best"
         evaluations = [row for row in read_rows(workdir) if is_evaluation(row) and row["step"] in checkpoints.steps()]
         if not evaluations:
             raise ValueError(f"no checkpoint in {workdir} has been evaluated, so none is the best; leave --step out")
-        step = max(evaluations, key=lambda row: (row["accuracy_top1"], row["step"]))["step"]
+        step = int(max(evaluations, key=lambda row: (row["accuracy_top1"], row["step"]))["step"])
     model = make_model(config, training=True)
     optimizer = make_optimizer(config, lambda _: config.learning_rate)
     with float64_enabled(config.dtype == "float64"):
@@ -49,7 +49,7 @@ def load_weights(
     if state is None:
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints.close()
-    return config, state.get("ema", state["params"]), state["batch_stats"], int(state["step"])
+    return config, state["ema" if "ema" in state else "params"], state["batch_stats"], int(state["step"])
 
 
 def load_model(workdir: str | pathlib.Path, step: int | str | None = None) -> tuple[models.Network, ConfigDict]:
