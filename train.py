@@ -25,7 +25,7 @@ from training.program import Program, make_program
 from training.state import State, count_parameters, make_mesh
 from training.step import Sums
 from training.transfer import initialize_from
-from training.workdir import check_workdir, default_workdir, write_config
+from training.workdir import check_workdir, default_workdir, read_class_names, write_config
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/ + config + overrides.")
@@ -75,6 +75,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         train_data, eval_data = (input_pipeline.load_dataset(config, split) for split in ("train", "eval"))
         config = configuration.resolve_run(config, train_data.num_classes, len(train_data))
         check_workdir(workdir, config)
+        if (workdir / "config.json").exists():
+            input_pipeline.check_same_classes(train_data.class_names, read_class_names(workdir), workdir)
+        eval_data = input_pipeline.with_classes_of(eval_data, train_data.class_names)
         if (workdir / "summary.json").exists():
             return print(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
 

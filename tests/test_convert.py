@@ -2,11 +2,13 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from golden import make_state_dict
+from PIL import Image
 from test_programs import run
 from torch_pickles import write_checkpoint
 
@@ -118,3 +120,41 @@ def test_a_state_dict_of_a_training_checkpoint_is_chosen_and_the_others_are_name
     for folder, expected in (("run", tensors), ("ema", averaged)):
         returned = read_state_dict(tmp_path / folder / "resnet20.safetensors")
         assert all(np.array_equal(expected[name], returned[name]) for name in returned)
+
+
+def test_accuracy_does_not_depend_on_the_names_of_the_folders(weights, tmp_path):
+    """One set of images in folders of CIFAR-10's classes, of some of them, and with a class that is none of them."""
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    workdir, images = tmp_path / "run", tmp_path / "images"
+    noise = np.random.RandomState(0).randint(0, 256, (10, 2, 32, 32, 3)).astype(np.uint8)
+    for name, pair in zip(names, noise, strict=True):
+        (images / "val" / name).mkdir(parents=True)
+        for number, pixels in enumerate(pair):
+            Image.fromarray(pixels).save(images / "val" / name / f"{number}.png")
+    options = [
+        "--config=configs/cifar10_resnet20.py",
+        f"--config.dataset=image_folder:{images}",
+        "--config.num_classes=10",
+    ]
+    run("convert.py", *options, f"--weights={weights}", f"--workdir={workdir}")
+
+    def evaluate():
+        return json.loads(run("evaluate.py", f"--workdir={workdir}", "--split=val", "--json=-"))
+
+    whole = evaluate()
+    # Without its first class the other labels stay what they were.
+    shutil.rmtree(images / "val" / names[0])
+    subset = evaluate()
+    lost = whole["examples"] * whole["loss"] - subset["examples"] * subset["loss"]
+    assert (whole["examples"], subset["examples"]) == (20, 18)
+    # What the first class's two images contribute, evaluated alone.
+    for name in names[1:]:
+        shutil.rmtree(images / "val" / name)
+    (images / "val" / names[0]).mkdir()
+    for number, pixels in enumerate(noise[0]):
+        Image.fromarray(pixels).save(images / "val" / names[0] / f"{number}.png")
+    assert 2 * evaluate()["loss"] == pytest.approx(lost, rel=1e-3)
+    (images / "val" / names[0]).rename(images / "val" / "owl")
+    assert "'owl'; name them as the network's are" in run(
+        "evaluate.py", f"--workdir={workdir}", "--split=val", "--json=-", exit_code=2
+    )

@@ -111,10 +111,22 @@ def _most_bytes(config: ConfigDict) -> int:
 
 
 def _class_names(config: ConfigDict) -> tuple[str, ...]:
-    """The dataset's class names if it is at hand and has as many classes as the network, else numbers."""
+    """The classes that the weights were trained on, in the order of the logits.
+
+    A dataset that is at hand and has other names than ImageNet's was the user's own. With 1,000 classes the weights are
+    ImageNet's in all other cases: folders by WordNet id, by number, or of some classes only say nothing else. Where
+    nothing is known, classes are called by their numbers.
+    """
     names = input_pipeline.known_class_names(config.dataset)
     try:
         names = names or input_pipeline.load_dataset(config, "eval").class_names
     except (ValueError, OSError):
         names = ()
+    imagenet = input_pipeline.known_class_names("imagenet2012")
+    if config.num_classes == len(imagenet):
+        try:
+            input_pipeline.match_classes(names, imagenet)
+        except ValueError:
+            return names if len(names) == config.num_classes else imagenet
+        return imagenet
     return names if len(names) == config.num_classes else tuple(map(str, range(config.num_classes)))
