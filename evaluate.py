@@ -16,7 +16,7 @@ from training.platform import join_processes, prepare_platform
 from training.state import make_mesh, make_model
 from training.step import make_eval_step
 from training.transfer import load_weights
-from training.workdir import write_atomically
+from training.workdir import read_class_names, write_atomically
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
@@ -42,7 +42,9 @@ def main() -> None:
         config.eval_batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
         config.data_dir = _DATA_DIR.value or config.data_dir
         config.on_bad_image = _ON_BAD_IMAGE.value or config.on_bad_image
+        class_names = read_class_names(pathlib.Path(_WORKDIR.value))
         dataset = input_pipeline.load_dataset(config, _SPLIT.value or "eval")
+        dataset = input_pipeline.with_classes_of(dataset, class_names)
         batches = input_pipeline.eval_batches(dataset, config)
     prepare_platform(config)
     eval_step = make_eval_step(config, make_model(config, training=False), mesh)

@@ -30,8 +30,16 @@ from training.metrics import RunLog, write_summary
 from training.platform import join_processes, prepare_platform
 from training.program import Program, make_program
 from training.state import State, count_parameters, evaluated_variables, make_mesh
+from training.step import Sums
 from training.transfer import initialize_from
-from training.workdir import check_not_in_use, check_workdir, default_workdir, exclusive_run, write_config
+from training.workdir import (
+    check_not_in_use,
+    check_workdir,
+    default_workdir,
+    exclusive_run,
+    read_class_names,
+    write_config,
+)
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
 _WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/ + config + overrides.")
@@ -89,6 +97,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         train_data, eval_data = (input_pipeline.load_dataset(config, split) for split in ("train", "eval"))
         config = configuration.resolve_run(config, train_data.num_classes, len(train_data))
         check_workdir(workdir, config)
+        if (workdir / "config.json").exists():
+            input_pipeline.check_same_classes(train_data.class_names, read_class_names(workdir), workdir)
+        eval_data = input_pipeline.with_classes_of(eval_data, train_data.class_names)
         check_not_in_use(workdir)
         if (workdir / "summary.json").exists():
             return say(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
@@ -152,7 +163,8 @@ def take_steps(
                 return
             log.evaluation(start, feed.eval_split, metrics)
 
-        sums, in_flight = no_sums, collections.deque()
+        in_flight: collections.deque[Sums] = collections.deque()
+        sums = no_sums
         for step, batch in batches:
             state, sums = program.train_step(state, sums, batch)
             # The host runs ahead by no more calls than batches are kept ready: what it then waits for is the input.

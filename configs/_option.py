@@ -101,7 +101,7 @@ class Option:
             raise ValueError(f"{name}={values} is no range; give the smaller number first")
 
     def _contains(self, number: float) -> bool:
-        least, most, with_least, with_most, _ = _parse_interval(self.values)
+        least, most, with_least, with_most, _ = _parse_interval(str(self.values))
         return (least <= number if with_least else least < number) and (number <= most if with_most else number < most)
 
     def unmet_need(self, config: Mapping[str, Any]) -> str | None:
@@ -127,7 +127,7 @@ def _is_met(need: str, config: Mapping[str, Any]) -> bool:
 
 
 def _parse_interval(text: str) -> tuple[float, float, bool, bool, str]:
-    left, least, most, right, unit = _INTERVAL.fullmatch(text).groups()
+    left, least, most, right, unit = _INTERVAL.findall(text)[0]
     return _number(least), _number(most), left == "[", right == "]", unit
 
 

@@ -2,6 +2,7 @@
 
 from input_pipeline.augmentation import MixedLabels, make_augmentation, normalize
 from input_pipeline.batches import count_bad_images, eval_batches, to_device, train_batches
+from input_pipeline.class_mapping import check_same_classes, match_classes, with_classes_of
 from input_pipeline.class_names import known_class_names
 from input_pipeline.dataset import DamagedImageError, Dataset
 from input_pipeline.datasets import load_dataset
@@ -14,13 +15,16 @@ __all__ = [
     "DeviceCache",
     "MixedLabels",
     "cached_eval_batches",
+    "check_same_classes",
     "count_bad_images",
     "eval_batches",
     "known_class_names",
     "load_dataset",
     "make_augmentation",
+    "match_classes",
     "normalize",
     "prepare_image_libraries",
     "to_device",
     "train_batches",
+    "with_classes_of",
 ]

@@ -191,7 +191,7 @@ class GoogLeNet(Network):
         """Maps (N, H, W, 1024) to logits (N, num_classes)."""
         return self.head(self.dropout(global_average_pool(x)))
 
-    def _kinds(self) -> tuple[Callable[..., Module], ...]:
+    def _kinds(self) -> tuple[Callable[..., Module], Callable[..., Module], Callable[..., Module]]:
         """Makers of convolutions, hidden dense layers and classifiers."""
         if self.batch_norm:
             return BATCH_NORM_CONV, BATCH_NORM_HIDDEN, BATCH_NORM_OUTPUT

@@ -91,7 +91,7 @@ def padded_average(in_features: int) -> tuple[Module, int]:
 
 def sequence(in_features: int, layers: list[Layer]) -> tuple[nnx.List, int]:
     """Returns the layers' modules, one after the other, and the number of features of the last."""
-    modules = nnx.List()
+    modules: nnx.List[nnx.Module] = nnx.List()
     for layer in layers:
         module, in_features = layer(in_features)
         modules.append(module)

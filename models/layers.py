@@ -134,7 +134,8 @@ class Module(nnx.Module):
             with jax.named_scope(self.name):
                 return call(self, *inputs, **options)
 
-        cls.__call__ = named_call
+        own: Any = cls
+        own.__call__ = named_call
 
     def __setattr__(self, attribute: str, value: Any) -> None:
         """Sets an attribute. A module, or each module in an nnx.List, gets the attribute's name."""
@@ -180,7 +181,7 @@ class Conv(Module):
           bias_initializer: draws the bias; None is PyTorch's default: uniform, within 1 / sqrt(fan in).
         """
         self.kernel_size = _pair(kernel)
-        self.padding = padding if padding == "SAME" else tuple((size, size) for size in _pair(padding))
+        self.padding = padding if isinstance(padding, str) else tuple((size, size) for size in _pair(padding))
         self.stride, self.groups, self.dtype = stride, groups, jnp.float32
         shape = (*self.kernel_size, in_features // groups, out_features)
         self.kernel = _parameter(shape, kernel_initializer)
@@ -194,7 +195,7 @@ class Conv(Module):
         """
         x, kernel = x.astype(self.dtype), self.kernel.get_value().astype(self.dtype)
         padding = self.padding
-        if padding == "SAME":
+        if isinstance(padding, str):
             padding = tuple(lax.padtype_to_pads(x.shape[1:3], self.kernel_size, (self.stride, self.stride), "SAME"))
         else:
             _check_window(x, self.kernel_size, tuple(size for size, _ in padding))
@@ -297,7 +298,7 @@ class Dropout(Module):
         if not 0 <= rate < 1:
             raise ValueError(f"dropout_rate={rate} is out of range; choose 0 <= rate < 1")
         self.rate = rate
-        self.key = None
+        self.key: Any = None
 
     @property
     def deterministic(self) -> bool:
@@ -466,7 +467,7 @@ def to_logits(x: jax.Array) -> jax.Array:
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def _check_window(x: jax.Array, window: tuple[int, int], padding: tuple[int, int], overhang: int = 0) -> None:
+def _check_window(x: jax.Array, window: tuple[int, ...], padding: tuple[int, ...], overhang: int = 0) -> None:
     height, width = (size + 2 * pad for size, pad in zip(x.shape[1:3], padding, strict=True))
     if height + overhang < window[0] or width + overhang < window[1]:
         raise ValueError(

@@ -50,7 +50,7 @@ class MobileNet(Network):
         self.conv1 = _conv(channels, features, 3, 2, padding)
         self.norm1 = BatchNorm(features, epsilon)
         for number, widths in enumerate(WIDTHS, start=1):
-            stage = nnx.List()
+            stage: nnx.List[nnx.Module] = nnx.List()
             for position, width in enumerate(widths):
                 width = int(width * width_multiplier)
                 stride = 2 if number > 1 and not position else 1

@@ -2,12 +2,15 @@
 
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
 import pytest
 from golden import make_state_dict
+from PIL import Image
 from test_programs import run
+from torch_pickles import write_checkpoint
 
 import models
 from models.torch_files import read_state_dict, write_safetensors
@@ -103,3 +106,55 @@ def test_bad_calls(weights, tmp_path):
     assert "no file of weights" in run("convert.py", *RESNET, "--weights=/none.pth", workdir, exit_code=2)
     assert "no workdir" in run("convert.py", "--to=safetensors", workdir, exit_code=2)
     assert not pathlib.Path(tmp_path / "run").exists()
+
+
+def test_a_state_dict_of_a_training_checkpoint_is_chosen_and_the_others_are_named(weights, tmp_path):
+    tensors = read_state_dict(weights)
+    averaged = {name: array + 1 for name, array in tensors.items()}
+    path = tmp_path / "last.ckpt"
+    write_checkpoint(path, {"state_dict": tensors, "state_dict_ema": averaged})
+    output = run("convert.py", *RESNET, f"--weights={path}", f"--workdir={tmp_path / 'run'}", "--to=safetensors")
+    assert "taken from state_dict; --key chooses another: state_dict_ema" in output
+    arguments = "--key=state_dict_ema", f"--workdir={tmp_path / 'ema'}", "--to=safetensors"
+    assert "taken from state_dict_ema" in run("convert.py", *RESNET, f"--weights={path}", *arguments)
+    for folder, expected in (("run", tensors), ("ema", averaged)):
+        returned = read_state_dict(tmp_path / folder / "resnet20.safetensors")
+        assert all(np.array_equal(expected[name], returned[name]) for name in returned)
+
+
+def test_accuracy_does_not_depend_on_the_names_of_the_folders(weights, tmp_path):
+    """One set of images in folders of CIFAR-10's classes, of some of them, and with a class that is none of them."""
+    names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+    workdir, images = tmp_path / "run", tmp_path / "images"
+    noise = np.random.RandomState(0).randint(0, 256, (10, 2, 32, 32, 3)).astype(np.uint8)
+    for name, pair in zip(names, noise, strict=True):
+        (images / "val" / name).mkdir(parents=True)
+        for number, pixels in enumerate(pair):
+            Image.fromarray(pixels).save(images / "val" / name / f"{number}.png")
+    options = [
+        "--config=configs/cifar10_resnet20.py",
+        f"--config.dataset=image_folder:{images}",
+        "--config.num_classes=10",
+    ]
+    run("convert.py", *options, f"--weights={weights}", f"--workdir={workdir}")
+
+    def evaluate():
+        return json.loads(run("evaluate.py", f"--workdir={workdir}", "--split=val", "--json=-"))
+
+    whole = evaluate()
+    # Without its first class the other labels stay what they were.
+    shutil.rmtree(images / "val" / names[0])
+    subset = evaluate()
+    lost = whole["examples"] * whole["loss"] - subset["examples"] * subset["loss"]
+    assert (whole["examples"], subset["examples"]) == (20, 18)
+    # What the first class's two images contribute, evaluated alone.
+    for name in names[1:]:
+        shutil.rmtree(images / "val" / name)
+    (images / "val" / names[0]).mkdir()
+    for number, pixels in enumerate(noise[0]):
+        Image.fromarray(pixels).save(images / "val" / names[0] / f"{number}.png")
+    assert 2 * evaluate()["loss"] == pytest.approx(lost, rel=1e-3)
+    (images / "val" / names[0]).rename(images / "val" / "owl")
+    assert "'owl'; name them as the network's are" in run(
+        "evaluate.py", f"--workdir={workdir}", "--split=val", "--json=-", exit_code=2
+    )

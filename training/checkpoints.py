@@ -238,6 +238,6 @@ def _steps_with_damaged_metrics(directory: pathlib.Path) -> list[int]:
 def _checksums(state: Any) -> dict[str, int]:
     """Returns the CRC-32 of each array's bytes by its path in the state."""
     return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf))
+        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).data)
         for path, leaf in jax.tree.leaves_with_path(state)
     }

@@ -45,7 +45,8 @@ def run(
 
 def register_parsers() -> None:
     """Lets --config.NAME=None be None, and tuples be typed as 0.3,0.4 or as names with commas."""
-    for kind, parser in {int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser()}.items():
+    parsers: dict[type, Any] = {int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser()}
+    for kind, parser in parsers.items():
         config_flags.register_flag_parser_for_type(kind, _OptionalParser(parser))
     config_flags.register_flag_parser_for_type(tuple, _TupleParser())
 
@@ -134,7 +135,7 @@ class _TupleParser(flags.ArgumentParser):
     def parse(self, argument: Any) -> tuple:
         if not isinstance(argument, str):
             return tuple(argument)
-        inner = re.fullmatch(r"\s*[(\[]?(.*?)[)\]]?\s*", argument, re.DOTALL)[1]
+        (inner,) = re.findall(r"\A\s*[(\[]?(.*?)[)\]]?\s*\Z", argument, re.DOTALL)
         return tuple(_parse_item(item) for part in inner.split(",") if (item := part.strip()))
 
     def flag_type(self) -> str:

@@ -4,16 +4,17 @@ import pathlib
 from collections.abc import Collection
 from typing import NamedTuple
 
+from flax import nnx
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from ml_collections import ConfigDict
 
 import input_pipeline
 import models
-from models.torch_files import read_state_dict, write_safetensors
+from models.torch_files import read_weights, write_safetensors
 from models.torch_names import from_torch, rename_old, to_torch, torch_shapes
 from training import configuration
 from training.checkpoints import has_checkpoints
-from training.state import make_mesh, make_model
+from training.state import count_parameters, make_mesh, make_model
 from training.transfer import load_weights, save_weights
 from training.workdir import check_workdir
 
@@ -25,15 +26,23 @@ class Imported(NamedTuple):
       model: the network.
       used: how many tensors are in the workdir.
       left_out: names of the tensors of auxiliary heads that the network was not built with.
+      key: the name of the state dict in the file; "" for the whole file.
+      other_keys: the names of the other state dicts in the file.
     """
 
     model: str
     used: int
     left_out: list[str]
+    key: str
+    other_keys: list[str]
 
 
 def import_weights(
-    config: ConfigDict, weights: pathlib.Path, workdir: pathlib.Path, typed: Collection[str] = ()
+    config: ConfigDict,
+    weights: pathlib.Path,
+    workdir: pathlib.Path,
+    key: str | None = None,
+    typed: Collection[str] = (),
 ) -> Imported:
     """Makes a workdir whose checkpoint of step 0 holds the weights of PyTorch's file.
 
@@ -41,6 +50,7 @@ def import_weights(
       config: the recipe of the network. Its mean and std become those of the published weights.
       weights: a state dict with torchvision's or timm's names.
       workdir: the folder to make.
+      key: the name of the state dict in the file; default: the usual one, state_dict or model.
       typed: options that keep the config's value, as the user typed it.
 
     Raises:
@@ -56,11 +66,19 @@ def import_weights(
             config[option] = published
     check_workdir(workdir, config)
 
-    state_dict, model = rename_old(entry, read_state_dict(weights)), make_model(config, training=True)
-    values = from_torch(entry, model, state_dict)
+    model = make_model(config, training=True)
+    read = read_weights(weights, key, _most_bytes(config))
+    state_dict = rename_old(entry, read.tensors)
+    try:
+        values = from_torch(entry, model, state_dict)
+    except ValueError as error:
+        if not read.other_keys:
+            raise
+        others = ", ".join(map(repr, read.other_keys))
+        raise ValueError(f"{error}; the file also holds {others}: choose with --key") from error
     left_out = sorted(name for name in set(state_dict) - set(torch_shapes(entry, model)) if "num_batches" not in name)
     save_weights(workdir, config, _class_names(config), values)
-    return Imported(config.model, len(state_dict) - len(left_out), left_out)
+    return Imported(config.model, len(state_dict) - len(left_out), left_out, read.key, read.other_keys)
 
 
 def export_weights(workdir: pathlib.Path, step: int | str | None = None) -> tuple[pathlib.Path, int]:
@@ -84,11 +102,31 @@ def export_weights(workdir: pathlib.Path, step: int | str | None = None) -> tupl
     return path, step
 
 
+def _most_bytes(config: ConfigDict) -> int:
+    """The most bytes of a network's weights in PyTorch's file, with the auxiliary heads of its authors, in float64."""
+    config = config.copy_and_resolve_references()
+    config.aux_heads = models.get_entry(config.model).aux_heads
+    variables = nnx.to_pure_dict(nnx.state(make_model(config, training=True), (nnx.Param, nnx.BatchStat)))
+    return 8 * count_parameters(variables) + 2**20  # the rest for num_batches_tracked and the file's own headers
+
+
 def _class_names(config: ConfigDict) -> tuple[str, ...]:
-    """The dataset's class names if it is at hand and has as many classes as the network, else numbers."""
+    """The classes that the weights were trained on, in the order of the logits.
+
+    A dataset that is at hand and has other names than ImageNet's was the user's own. With 1,000 classes the weights are
+    ImageNet's in all other cases: folders by WordNet id, by number, or of some classes only say nothing else. Where
+    nothing is known, classes are called by their numbers.
+    """
     names = input_pipeline.known_class_names(config.dataset)
     try:
         names = names or input_pipeline.load_dataset(config, "eval").class_names
     except (ValueError, OSError):
         names = ()
+    imagenet = input_pipeline.known_class_names("imagenet2012")
+    if config.num_classes == len(imagenet):
+        try:
+            input_pipeline.match_classes(names, imagenet)
+        except ValueError:
+            return names if len(names) == config.num_classes else imagenet
+        return imagenet
     return names if len(names) == config.num_classes else tuple(map(str, range(config.num_classes)))

@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
@@ -69,9 +70,7 @@ class TrainBatches:
       description: how the batches are made and how much memory that takes, for the user.
     """
 
-    def __init__(
-        self, steps: Iterable[int], batches: Iterator[Batch], description: str, dataset: input_pipeline.Dataset
-    ):
+    def __init__(self, steps: Iterable[int], batches: Any, description: str, dataset: input_pipeline.Dataset):
         self.description = description
         self._steps, self._batches, self._dataset = steps, batches, dataset
 

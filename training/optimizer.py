@@ -27,7 +27,9 @@ def make_schedule(config: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
         schedule = optax.constant_schedule(peak)
     elif config.schedule == "step":
         boundaries = [*(round(epoch * steps_per_epoch) for epoch in config.step_epochs), *config.step_steps]
-        factors = collections.defaultdict(lambda: 1.0)  # several may fall on one step, as those within a warm-up
+        factors: dict[int, float] = collections.defaultdict(
+            lambda: 1.0
+        )  # several may fall on one step, as those within a warm-up
         for boundary in boundaries:
             factors[max(boundary - warmup_steps, 0)] *= config.step_factor
         schedule = optax.piecewise_constant_schedule(peak, factors)

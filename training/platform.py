@@ -10,6 +10,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 import jax
 from ml_collections import ConfigDict
@@ -18,6 +19,8 @@ from input_pipeline import prepare_image_libraries
 
 CompilerOptions = dict[str, bool | str]
 
+_JAX_OPTIONS: Any = jax.config  # its attributes are unknown to type checkers
+
 
 def join_processes() -> None:
     """Joins the processes that do this work together, where the environment says that there are several.
@@ -25,16 +28,18 @@ def join_processes() -> None:
     It does by JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0), by Slurm's or
     Open MPI's more than one task, and on the hosts of a TPU pod. Only the first process prints from then on.
     """
-    ours = {name: int(os.environ.get(f"JAX_{name.upper()}", 0)) for name in ("num_processes", "process_id")}
+    ours: dict[str, Any] = {
+        name: int(os.environ.get(f"JAX_{name.upper()}", 0)) for name in ("num_processes", "process_id")
+    }
     tasks = max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
     # A process that fails waits as long for the others, which wait for its part of a sum; then it ends, and they do.
-    timeout = {"shutdown_timeout_seconds": 30}
+    timeout: dict[str, Any] = {"shutdown_timeout_seconds": 30}
     jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: see training.interruption
     if ours["num_processes"] > 1:
         jax.distributed.initialize(**ours, **timeout)
     elif tasks > 1:
         jax.distributed.initialize(**timeout)
-    elif "tpu" in (jax.config.jax_platforms or ""):  # as JAX sets it on a TPU's host
+    elif "tpu" in (_JAX_OPTIONS.jax_platforms or ""):  # as JAX sets it on a TPU's host
         with contextlib.suppress(ValueError):  # a host that is no part of a pod
             jax.distributed.initialize(**timeout)
     if jax.distributed.is_initialized() and jax.process_index() > 0:
@@ -105,7 +110,7 @@ def prepare_platform(config: ConfigDict) -> None:
 @contextlib.contextmanager
 def float64_enabled(enabled: bool) -> Iterator[None]:
     """A context in which every thread may make float64 arrays, if enabled; jax.enable_x64 is for its own thread."""
-    before = jax.config.jax_enable_x64
+    before = _JAX_OPTIONS.jax_enable_x64
     jax.config.update("jax_enable_x64", before or enabled)
     try:
         yield

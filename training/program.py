@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -42,7 +43,7 @@ class Program:
     optimizer: optax.GradientTransformation
     target: State
     sums: dict[str, np.ndarray]
-    train_step: Callable[[State, Sums, Batch], tuple[State, Sums]]
+    train_step: Any  # jitted: (state, sums, batch) -> (state, sums)
 
     @functools.cached_property
     def eval_step(self) -> Callable[[dict, dict, Batch], Sums]:
@@ -62,7 +63,7 @@ class Program:
         """Returns the sums over no image at all, on the devices."""
         return jax.device_put(self.sums, NamedSharding(self.mesh, PartitionSpec()))
 
-    def abstract_batch(self) -> Batch:
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes, types and shardings of a batch of images (N, H, W, C) and labels (N,)."""
         side, split = self.config.image_size, NamedSharding(self.mesh, PartitionSpec("data"))
         shape = self.config.batch_size, side, side, self.config.channels
@@ -77,7 +78,7 @@ class Program:
         Raises:
           ValueError: if the network cannot be trained on such a batch.
         """
-        train_step = self.train_step
+        train_step: Any = self.train_step
         if self.cache:  # the step on a batch is what the cached program does once it has made one
             train_step = make_train_step(self.config, self.model, self.optimizer, self.mesh)
         return train_step.trace(self.target, self.sums, self.abstract_batch())

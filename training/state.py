@@ -22,7 +22,7 @@ def make_mesh(num_devices: int | None = None) -> Mesh:
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
-def make_model(config: ConfigDict, training: bool) -> nnx.Module:
+def make_model(config: ConfigDict, training: bool) -> models.Network:
     """Returns the abstract network of a resolved config: for training with its auxiliary heads, else without."""
     model = models.create_model(
         config.model,

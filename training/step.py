@@ -100,6 +100,8 @@ def make_train_step(
         return new, jax.tree.map(lambda total, part: total + part.astype(total.dtype), sums, batch_sums)
 
     def cached_train_steps(state, sums, cached):
+        assert cache
+
         def train_on_cached(_, carry):
             state, sums = carry
             batch = jax.lax.with_sharding_constraint(cache.make_batch(cached, state["step"]), split)

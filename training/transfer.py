@@ -28,7 +28,7 @@ from training.workdir import read_config, write_config
 
 def load_weights(
     workdir: pathlib.Path, mesh: Mesh, step: int | str | None = None
-) -> tuple[ConfigDict, dict, dict, int]:
+) -> tuple[ConfigDict, dict[str, Any], dict[str, Any], int]:
     """Returns the config of a workdir and params, batch_stats and step of one of its checkpoints.
 
     Params and statistics are the averaged ones where the run kept an average.
