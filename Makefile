@@ -1,4 +1,4 @@
-# make demo: a network learns handwritten digits.   make test: the tests.   make test-all: the slow ones too.
+# make demo: a network learns handwritten digits.   make test: the tests.   make test-all: also the slow tests.
 PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= requirements.txt
@@ -15,17 +15,17 @@ test: $(VENV)/installed
 test-all: $(VENV)/installed
 	$(RUN) -m pytest -m "slow or not slow"
 
-# What shows that another Python or other versions of the libraries will do.
+# Tests that show whether another Python or other versions of the libraries work.
 smoke: $(VENV)/installed
 	$(RUN) -m pytest -m smoke
 
-# The lower bounds of requirements.txt, each at its bound.
+# The smoke tests with the lowest versions that requirements.txt allows.
 test-lowest:
 	mkdir -p .venv-lowest && sed 's/>=/==/' requirements.txt > .venv-lowest/requirements.txt
 	$(MAKE) smoke VENV=.venv-lowest REQUIREMENTS=.venv-lowest/requirements.txt
 
 lint: $(VENV)/installed
-	$(RUN) -m ruff check . && $(RUN) -m ruff format --check .
+	$(RUN) -m ruff check . && $(RUN) -m ruff format --check . && $(RUN) -m mypy
 
 format: $(VENV)/installed
 	$(RUN) -m ruff check --fix . && $(RUN) -m ruff format .

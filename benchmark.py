@@ -24,7 +24,7 @@ from analysis.benchmark_tasks import DTYPES, MODES
 from analysis.rows import Row
 from analysis.tables import Display
 from training import command_line
-from training.metrics import write_atomically
+from training.workdir import write_atomically
 
 BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"
 

@@ -12,11 +12,11 @@ from absl import flags
 import input_pipeline
 from training import command_line
 from training.evaluation import evaluate
-from training.metrics import write_atomically
 from training.platform import join_processes, prepare_platform
 from training.state import make_mesh, make_model
 from training.step import make_eval_step
 from training.transfer import load_weights
+from training.workdir import write_atomically
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")

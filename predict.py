@@ -15,11 +15,12 @@ from ml_collections import ConfigDict
 from analysis import tables
 from input_pipeline.files import most_bytes, printable, read_file, regular_files
 from input_pipeline.images import evaluation_transform
-from training import command_line, configuration
+from training import command_line
 from training.platform import prepare_platform
 from training.prediction import likeliest_classes, make_predictor, read_inputs
 from training.state import make_mesh
 from training.transfer import load_weights
+from training.workdir import read_class_names
 
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
@@ -57,7 +58,7 @@ def main() -> None:
 
 def predict_files(files: list[pathlib.Path], config: ConfigDict, predict: Predictor, batch_size: int) -> None:
     """Prints a table of the five likeliest classes of each image."""
-    class_names = configuration.read_class_names(pathlib.Path(_WORKDIR.value))
+    class_names = read_class_names(pathlib.Path(_WORKDIR.value))
     transform, rows = evaluation_transform(config), []
     for first in range(0, len(files), batch_size):
         pairs = read_images(files[first : first + batch_size], transform, most_bytes(config.max_image_pixels))

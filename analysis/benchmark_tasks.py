@@ -16,7 +16,7 @@ import models
 from analysis import nvidia_smi, roofline, throughput
 from analysis.rows import Row
 from analysis.tables import Column
-from training.configuration import nearest_name
+from configs._option import nearest_name
 from training.platform import prepare_platform
 from training.state import make_mesh
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import jax
 
-from training.metrics import peak_host_memory
+from training.environment import peak_host_memory
 
 HOST_SHARE = 0.8  # of the free host memory: the most that a program on a CPU may take
 

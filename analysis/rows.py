@@ -8,7 +8,7 @@ import pathlib
 from collections.abc import Iterable
 from typing import Any
 
-from training.metrics import write_atomically
+from training.workdir import write_atomically
 
 Row = dict[str, Any]
 # The keys of every row, even of a failed one.

@@ -3,7 +3,6 @@
 import csv
 import pathlib
 from dataclasses import dataclass
-from typing import Any
 
 import jax
 import numpy as np
@@ -15,10 +14,9 @@ import models
 from analysis.costs import Layer, count_backward_macs, list_layers
 from analysis.receptive_field import image_axes
 from training.configuration import resolve_network
-from training.loss import zero_sums
-from training.optimizer import make_optimizer, make_schedule
-from training.state import abstract_state, count_parameters, make_mesh, make_model
-from training.step import make_apply, make_train_step
+from training.program import make_program
+from training.state import count_parameters, make_mesh, make_model
+from training.step import make_apply
 
 
 @dataclass(frozen=True)
@@ -66,8 +64,11 @@ def summarize(config: ConfigDict, backward: bool = False) -> Summary:
       ValueError: if an option does not fit the network.
     """
     config = resolve_network(config)
-    if config.batch_size < 1:
-        raise ValueError(f"batch_size={config.batch_size} is too small; give at least 1")
+    with jax.enable_x64(config.dtype == "float64"):
+        return _summarize(config, backward)
+
+
+def _summarize(config: ConfigDict, backward: bool) -> Summary:
     model = make_model(config, training=False)
     size, entry = config.image_size, models.get_entry(config.model)
     variables = tuple(nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat))
@@ -108,14 +109,7 @@ def trace_train_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Traced:
     """
     config = config.copy_and_resolve_references()
     config.num_steps = config.num_steps or 1
-    model, size = make_model(config, training=True), config.image_size
-    optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=1))
-    state = abstract_state(config, model, optimizer, mesh)
-    images = jax.ShapeDtypeStruct((config.batch_size, size, size, config.channels), np.uint8)
-    batch = {"image": images, "label": jax.ShapeDtypeStruct((config.batch_size,), np.int32)}
-    step: Any = make_train_step(config, model, optimizer, mesh)
-    gradient_parts = state["params"] if config.log_gradient_norms else ()
-    return step.trace(state, zero_sums(len(config.aux_heads), gradient_parts), batch)
+    return make_program(config, mesh, steps_per_epoch=1).trace()
 
 
 def _count_with_own_heads(config: ConfigDict, entry: models.Entry) -> int | None:

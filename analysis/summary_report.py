@@ -14,7 +14,7 @@ from analysis import tables
 from analysis.costs import Layer
 from analysis.rows import Row
 from analysis.summary import Summary, read_reference, summarize
-from training.configuration import nearest_name
+from configs._option import nearest_name
 
 # The networks whose shapes the picture without a model shows.
 LANDMARKS = ("lenet5", "alexnet", "vgg16", "googlenet", "resnet50", "densenet121")

@@ -29,10 +29,10 @@ from analysis.costs import count_bytes, count_flops
 from analysis.roofline import Ceilings, data_sheet_peak
 from analysis.rows import Row
 from training import configuration
-from training.loss import zero_sums
-from training.optimizer import make_optimizer, make_schedule
+from training.environment import describe_environment
 from training.platform import compiler_options
-from training.state import abstract_state, count_parameters, create_state, make_mesh, make_model, select
+from training.program import make_program
+from training.state import count_parameters, make_mesh, make_model, select
 from training.step import Batch, make_apply, make_train_step
 
 # So small that the weights stay near their initial values: NaNs could change the time of a step.
@@ -214,7 +214,7 @@ def largest_batch_size(attempt: Callable[[int], Row], first: int, smallest: int,
 
 def describe_machine() -> Row:
     """Returns the columns that say where a row was measured: hardware, driver, versions, compiler flags, git commit."""
-    environment = configuration.describe_environment()
+    environment = describe_environment()
     hardware = environment["hardware"]
     row = {
         "platform": hardware["platform"],
@@ -240,18 +240,15 @@ def _processor() -> str:
 def _training(
     config: ConfigDict, mesh: Mesh, batches: Iterator[Batch], cache: input_pipeline.DeviceCache | None
 ) -> Work:
-    """The step that train.py runs; if the dataset is on the devices, its loop of steps."""
-    model = make_model(config, training=True)
-    optimizer = make_optimizer(config, make_schedule(config, steps_per_epoch=config.num_steps / config.num_epochs))
-    one_step = config.copy_and_resolve_references()
-    one_step.steps_per_dispatch = 1
-    program, single = (make_train_step(each, model, optimizer, mesh, cache) for each in (config, one_step))
-    target = abstract_state(config, model, optimizer, mesh)
-    gradient_parts = target["params"] if config.log_gradient_norms else ()
-    (replicated, _), no_sums = _shardings(mesh), zero_sums(len(config.aux_heads), gradient_parts)
+    """The very step that train.py runs, or where the dataset is on the devices, its loop of steps."""
+    program = make_program(config, mesh, steps_per_epoch=config.num_steps / config.num_epochs, cache=cache)
+    single = config.copy_and_resolve_references()
+    single.steps_per_dispatch = 1
+    single_step = make_train_step(single, program.model, program.optimizer, mesh, cache)
+    replicated, _ = _shardings(mesh)
 
     def begin(compiled: jax.stages.Compiled) -> Callable[[], Any]:
-        state, sums = create_state(target, model, config.seed), jax.device_put(no_sums, replicated)
+        state, sums = program.initial_state(), program.zero_sums()
 
         def step() -> Any:
             nonlocal state, sums
@@ -260,9 +257,10 @@ def _training(
 
         return step
 
-    batch = _abstract(next(cache.batches(0, [1])), replicated) if cache else _abstract_batch(config, mesh)
-    arguments, parameters = (target, _abstract(no_sums, replicated), batch), count_parameters(target["params"])
-    return Work(program, arguments, begin, parameters, config.steps_per_dispatch if cache else 1, single)
+    batch = _abstract(next(cache.batches(0, [1])), replicated) if cache else program.abstract_batch()
+    arguments = program.target, _abstract(program.sums, replicated), batch
+    parameters, steps = count_parameters(program.target["params"]), config.steps_per_dispatch if cache else 1
+    return Work(program.train_step, arguments, begin, parameters, steps, single_step)
 
 
 def _inference(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work:

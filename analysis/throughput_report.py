@@ -18,7 +18,7 @@ from analysis import layer_times
 from analysis.rows import Row
 from analysis.summary import read_reference, summarize
 from configs import base
-from training.configuration import read_config
+from training.workdir import read_config
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -1,11 +1,11 @@
-"""Measures our input pipeline beside tf.data's and Pillow's in torch's DataLoader: same JPEGs, same cores, in turns.
+"""Compares our input pipeline with tf.data and with Pillow in torch's DataLoader: same JPEGs, same cores, in turns.
 
 python benchmarks/input_pipelines.py --folder=imagenette2-160/train --image_size=224 --mosaics
     --tensorflow_python=TF/bin/python --torch_python=TORCH/bin/python --json=benchmarks/results/input_pipelines.json
 
-TensorFlow and torch live in environments of their own; a pipeline whose Python is not given is left out. The training
-crop: random-resized to --image_size, flipped; batches in the host's memory. Each turn starts the pipeline afresh and
-leaves its first batches out. A JSON file that is there already keeps its other rows.
+TensorFlow and torch have their own environments; a pipeline whose Python is not given is left out. Each pipeline makes
+random-resized, flipped crops of --image_size in batches in the host's memory. Each turn starts the pipeline anew and
+leaves its first batches out. An existing JSON file keeps its other rows.
 """
 
 import io
@@ -20,30 +20,29 @@ import tempfile
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
-from PIL import Image  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import numpy as np
+from absl import app, flags
+from PIL import Image
 
-from training import configuration  # noqa: E402
-from training.metrics import write_atomically  # noqa: E402
+from analysis import tables
+from training.environment import describe_environment
+from training.workdir import write_atomically
 
 _FOLDER = flags.DEFINE_string("folder", None, "A folder of JPEGs, in folders or not.", required=True)
-_MOSAICS = flags.DEFINE_bool("mosaics", False, "Measure on 500x375 mosaics of four of the images: ImageNet's size.")
+_MOSAICS = flags.DEFINE_bool("mosaics", False, "Measure on 500x375 mosaics of four images each: ImageNet's size.")
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", 224, "Pixels a side.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images a batch.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 128, "Images of a batch.")
 _TENSORFLOW = flags.DEFINE_string("tensorflow_python", None, "A Python with TensorFlow.")
 _TORCH = flags.DEFINE_string("torch_python", None, "A Python with torch and torchvision.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each pipeline has its turn.")
-_SECONDS = flags.DEFINE_float("seconds", 4.0, "Length of a turn.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each pipeline.")
+_SECONDS = flags.DEFINE_float("seconds", 4.0, "Seconds of a turn.")
 _JSON = flags.DEFINE_string("json", None, "A file for the figures.")
 
 VERSIONS = "import {0}, json; print(json.dumps({{'{0}': {0}.__version__}}))"
 
 
 def make_mosaics(source: pathlib.Path, folder: pathlib.Path, count: int = 600, quality: int = 95) -> None:
-    """Writes images of 500x375 pixels (every fourth 375x500), each of four real ones, enlarged to fill a quarter."""
+    """Writes images of 500x375 pixels (every fourth 375x500) from four real ones each, enlarged to fill a quarter."""
     files = sorted(path for path in source.rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     order = np.random.RandomState(0).permutation(len(files))
     for number in range(count):
@@ -94,7 +93,7 @@ def main(_) -> None:
     pythons = {"ours": sys.executable}
     pythons |= dict.fromkeys(("tf.data", "tf.data, uint8"), _TENSORFLOW.value) if _TENSORFLOW.value else {}
     pythons |= {"Pillow, DataLoader": _TORCH.value} if _TORCH.value else {}
-    environment = configuration.describe_environment()
+    environment = describe_environment()
     for python, modules in ((sys.executable, ("cv2", "simplejpeg")), (_TENSORFLOW.value, ("tensorflow",)),
                             (_TORCH.value, ("torch", "torchvision", "PIL"))):  # fmt: skip
         for module in modules if python else ():
@@ -111,19 +110,18 @@ def main(_) -> None:
         rates = measure(folder, pythons)
 
     title = "{images} ({files} of {mean_width:.0f}x{mean_height:.0f}, {mean_kilobytes:.0f} kB) to {image_size} pixels"
-    table = Table("pipeline", "images/s", "range", "ours, relative", "range", title=title.format(**setting))
-    rows = []
+    rows, lines = [], []
     for name, own in rates.items():
         ratios = sorted(ours / other for ours, other in zip(rates["ours"], own, strict=True))
         median, ratio = statistics.median(own), statistics.median(ratios)
         figures = f"{median:,.0f}", f"{min(own):,.0f} to {max(own):,.0f}", f"{ratio:.2f}"
-        table.add_row(name, *figures, f"{ratios[0]:.2f} to {ratios[-1]:.2f}")
+        lines.append([name, *figures, f"{ratios[0]:.2f} to {ratios[-1]:.2f}"])
         rows.append(
             setting
             | {"pipeline": name, "images_per_second": median, "turns": own, "ours_relative": ratio}
             | {"ours_relative_range": [ratios[0], ratios[-1]]}
         )
-    Console().print(table)
+    tables.print_boxed(["pipeline", "images/s", "range", "ours, relative", "range"], lines, title.format(**setting))
     if _JSON.value:
         path = pathlib.Path(_JSON.value)
         path.parent.mkdir(parents=True, exist_ok=True)

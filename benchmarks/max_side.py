@@ -1,8 +1,8 @@
-"""Measures what smaller images gain and cost: python benchmarks/max_side.py --folder=DIR [--json=FILE].
+"""Measures the speed and the loss of smaller images: python benchmarks/max_side.py --folder=DIR [--json=FILE].
 
-The folder, of images in class folders, is prepared as it is and with several values of --max_side, and our loader cuts
-random-resized crops from each. It is timed by the processors' own time, so that other programs disturb it little; the
-datasets take turns. What smaller images cost is told by the crops: how many are enlarged, and by how much.
+The folder, with images in class folders, is prepared without and with several values of --max_side. Our loader cuts
+random-resized crops from each dataset, in turns. Its CPU time is measured, which other programs hardly change. The loss
+is shown by the share of crops that are enlarged, and by how much.
 """
 
 import json
@@ -17,28 +17,27 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import cv2  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import app, flags, logging  # noqa: E402
-from ml_collections import ConfigDict  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import cv2
+import numpy as np
+from absl import app, flags, logging
+from ml_collections import ConfigDict
 
-import input_pipeline  # noqa: E402
-from configs import base  # noqa: E402
-from input_pipeline import crops, images  # noqa: E402
-from input_pipeline.preparation import prepare  # noqa: E402
+import input_pipeline
+from analysis import tables
+from configs import base
+from input_pipeline import crops, images
+from input_pipeline.preparation import prepare
 
 _FOLDER = flags.DEFINE_string("folder", None, "Images in class folders.", required=True)
-_SIDES = flags.DEFINE_list("sides", ["0", "400", "344", "256", "192"], "Values of --max_side, pixels; 0: as they are.")
+_SIDES = flags.DEFINE_list("sides", ["0", "400", "344", "256", "192"], "Values of --max_side, pixels; 0: unchanged.")
 _IMAGE_SIZES = flags.DEFINE_list("image_sizes", ["224", "128"], "Sides of the crops after resizing, pixels.")
-_ROUNDS = flags.DEFINE_integer("rounds", 5, "How often each dataset has its turn.")
-_BATCHES = flags.DEFINE_integer("batches", 15, "Batches of 64 images a turn.")
+_ROUNDS = flags.DEFINE_integer("rounds", 5, "Turns of each dataset.")
+_BATCHES = flags.DEFINE_integer("batches", 15, "Batches of 64 images in a turn.")
 _JSON = flags.DEFINE_string("json", None, "A file for the figures.")
 
 
 def make_config(data_dir: str, side: int, image_size: int) -> ConfigDict:
-    """Returns ImageNet's options for random-resized crops from one of the datasets."""
+    """Returns ImageNet's options, with random-resized crops from one of the datasets."""
     config = base.get_imagenet_config()
     name = pathlib.Path(_FOLDER.value).resolve().name.lower()
     config.update({"dataset": f"{name}_max_side_{side}" if side else name, "data_dir": data_dir})
@@ -47,7 +46,7 @@ def make_config(data_dir: str, side: int, image_size: int) -> ConfigDict:
 
 
 def turn(config: ConfigDict) -> float:
-    """Returns the images that one processor's second yields."""
+    """Returns the images per second of CPU time."""
     dataset = input_pipeline.load_dataset(config, "train")
     with input_pipeline.train_batches(dataset, config) as batches:
         for _ in range(config.prefetch_batches + 1):
@@ -77,7 +76,7 @@ def describe(config: ConfigDict) -> dict[str, float]:
 
 def main(_: list[str]) -> None:
     """Runs the benchmark."""
-    logging.set_verbosity(logging.ERROR)  # TFDS tells what it opens
+    logging.set_verbosity(logging.ERROR)  # TFDS logs each dataset that it opens
     with tempfile.TemporaryDirectory() as data_dir:
         for side in map(int, _SIDES.value):
             prepare(_FOLDER.value, data_dir=data_dir, max_side=side)
@@ -93,10 +92,8 @@ def main(_: list[str]) -> None:
             | describe(configs[key])
             for key in keys
         ]
-    table = Table(*(column for column in rows[0] if column != "runs"))
-    for row in rows:
-        table.add_row(*(str(value) for column, value in row.items() if column != "runs"))
-    Console().print(table)
+    columns = [column for column in rows[0] if column != "runs"]
+    tables.print_boxed(columns, [[str(row[column]) for column in columns] for row in rows])
     if _JSON.value:
         hardware = {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "opencv": cv2.__version__}
         content = {"command": " ".join(["python", *sys.argv]), "hardware": hardware, "rows": rows}

@@ -1,12 +1,12 @@
-"""Reads from compiled training steps what the devices send each other, and what efficiency that lets expect.
+"""Reads the collectives of compiled training steps, and estimates the efficiency that they allow.
 
-python benchmarks/scaling.py [--target=cpu] [--json=FILE] compiles the product's own step for 8, 64 and 1,024 devices,
-none of which need exist, lists its collectives and sets the time that links take for them beside a device's own time.
+python benchmarks/scaling.py [--target=cpu] [--json=FILE] compiles the step of train.py for 8, 64 and 1,024 devices,
+which need not exist, lists its collectives, and compares the time that links take for them with the time of a device.
 
---target=cpu: virtual devices of this machine, which shows what the program asks for; a CPU has no bfloat16 to send.
---target=tpu: slices of TPU v5p, by their own compiler; needs `pip install "jax[tpu]"`, and no TPU.
---target=benchmarks/h200.txtpb: GPUs as XLA's description of one says (its sources have some, under
-xla/backends/gpu/target_config/specs), by their own compiler; needs `pip install "jax[cuda13]"`, and no GPU.
+--target=cpu: virtual devices of this machine. A CPU does not send bfloat16.
+--target=tpu: slices of TPU v5p, with the compiler for TPUs; needs `pip install "jax[tpu]"`, and no TPU.
+--target=benchmarks/h200.txtpb: GPUs from XLA's description of one (its sources have more, in
+xla/backends/gpu/target_config/specs), with the compiler for GPUs; needs `pip install "jax[cuda13]"`, and no GPU.
 """
 
 import itertools
@@ -19,45 +19,49 @@ import time
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-# Before JAX starts: the virtual devices, whose kernels nobody runs, and no search for a TPU that is not there.
+# Set before JAX starts: many virtual devices, little optimisation of kernels that never run, no search for a TPU.
 os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=1024 --xla_backend_optimization_level=0"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import flags  # noqa: E402
-from flax import nnx  # noqa: E402
-from jax.experimental import topologies  # noqa: E402
-from jax.sharding import AxisType, Mesh  # noqa: E402
-from ml_collections import ConfigDict  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import jax
+import numpy as np
+from absl import flags
+from flax import nnx
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
+from ml_collections import ConfigDict
 
-import models  # noqa: E402
-from analysis import rows as row_files  # noqa: E402
-from analysis.collectives import FABRICS, communication_seconds, efficiency, find_collectives  # noqa: E402
-from analysis.summary import trace_train_step  # noqa: E402
-from configs import base  # noqa: E402
-from training import command_line, configuration  # noqa: E402
-from training.metrics import write_atomically  # noqa: E402
-from training.state import make_mesh  # noqa: E402
+import models
+from analysis import rows as row_files
+from analysis import tables
+from analysis.collectives import FABRICS, communication_seconds, efficiency, find_collectives
+from analysis.summary import trace_train_step
+from configs import base
+from training import command_line, configuration
+from training.environment import describe_environment
+from training.state import make_mesh
+from training.workdir import write_atomically
 
 NETWORKS = ["alexnet", "vgg16", "googlenet", "inception_v3", "resnet50", "densenet121", "mobilenet_v1"]
 TPU_SLICES = {8: "v5p:2x2x2", 64: "v5p:4x4x4", 1024: "v5p:8x8x16"}
 
 _MODELS = flags.DEFINE_list("models", NETWORKS, "Names of models.REGISTRY.")
-_DEVICES = flags.DEFINE_list("devices", ["8", "64", "1024"], "How many; at most 1,024.")
+_DEVICES = flags.DEFINE_list("devices", ["8", "64", "1024"], "Numbers of devices, at most 1,024 each.")
 _TARGET = flags.DEFINE_string("target", "cpu", "cpu, tpu, or a file with XLA's description of a GPU.")
-_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "Of the computation.")
-_IMAGES = flags.DEFINE_integer("images_per_device", 256, "Images a step and device; a multiple of 32.", lower_bound=32)
-_IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels a side; default: the network's. Changes no collective.")
-_STEP_MS = flags.DEFINE_list("step_ms", ["25", "100"], "A device's own time for a step, milliseconds, to compare with.")
+_DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "The data type of the computation.")
+_IMAGES = flags.DEFINE_integer(
+    "images_per_device", 256, "Images of a step per device, a multiple of 32.", lower_bound=32
+)
+_IMAGE_SIZE = flags.DEFINE_integer(
+    "image_size", None, "Pixels a side; default: the network's. It changes no collective."
+)
+_STEP_MS = flags.DEFINE_list("step_ms", ["25", "100"], "Milliseconds of a step on a device alone, to compare with.")
 _JSON = flags.DEFINE_string("json", None, "A file for the figures.")
 
 
 def target_mesh(devices: int) -> Mesh:
-    """Returns the target's mesh of that many devices; raises ValueError if there is none, OSError for its file."""
+    """Returns a mesh of that many of the target's devices; raises ValueError or OSError if the target has none."""
     if _TARGET.value == "cpu":
         if devices > jax.device_count():
             raise ValueError(f"--devices={devices} is more than the {jax.device_count():,} of --target=cpu; give less")
@@ -80,7 +84,7 @@ def target_mesh(devices: int) -> Mesh:
 
 
 def list_cases() -> list[tuple[ConfigDict, Mesh]]:
-    """Returns the options and the devices of each row; raises ValueError or OSError if one cannot be."""
+    """Returns the options and the devices of each row; raises ValueError or OSError if a flag is invalid."""
     if _JSON.value:
         row_files.check_file("json", _JSON.value)
     if _IMAGES.value % 32:
@@ -104,7 +108,7 @@ def read_collectives(config: ConfigDict, mesh: Mesh) -> dict:
     """Returns a row: the collectives of a network's training step."""
     start = time.perf_counter()
     step = trace_train_step(config, mesh).lower()
-    # Without a GPU its kernels cannot be timed against each other; that changes no collective.
+    # Autotuning would need a GPU; it changes no collective.
     on_gpu = _TARGET.value not in ("cpu", "tpu")
     compiled = step.compile({"xla_gpu_autotune_level": 0} if on_gpu else None)
     collectives = find_collectives(compiled.as_text())
@@ -129,32 +133,29 @@ def main() -> None:
         rows.append(read_collectives(config, mesh))
         jax.clear_caches()
 
-    console, names = Console(width=200), {0: "whole batch", 32: "32 images"}
-    table = Table("network", "batch statistics", "devices", "collectives", "MB", "seconds to compile")
+    names, lines = {0: "whole batch", 32: "32 images"}, []
     for row in rows:
         counts = ", ".join(f"{count} {kind}" for kind, count in row["count"].items())
         megabytes = ", ".join(f"{row['bytes'][kind] / 1e6:,.2f}" for kind in row["count"])
         label = row["model"], names[row["bn_virtual_batch_size"]], f"{row['devices']:,}"
-        table.add_row(*label, counts, megabytes, f"{row['compile_seconds']:.0f}")
-    console.print(table)
+        lines.append([*label, counts, megabytes, f"{row['compile_seconds']:.0f}"])
+    tables.print_boxed(["network", "batch statistics", "devices", "collectives", "MB", "seconds to compile"], lines)
     for milliseconds in map(float, _STEP_MS.value):
-        title = (
-            f"Efficiency, %, communication after all else and behind it, where a device alone takes {milliseconds:g} ms"
-        )
-        table = Table("network", "batch statistics", "devices", *FABRICS, title=title)
+        title = f"Efficiency, %, without and with overlap of communication, if a step alone takes {milliseconds:g} ms"
+        lines = []
         for row in rows:
             bounds = [efficiency(milliseconds / 1e3, row["seconds"][name]) for name in FABRICS]
             cells = [f"{100 * after:.1f} to {100 * behind:.1f}" for after, behind in bounds]
-            table.add_row(row["model"], names[row["bn_virtual_batch_size"]], f"{row['devices']:,}", *cells)
-        console.print(table)
+            lines.append([row["model"], names[row["bn_virtual_batch_size"]], f"{row['devices']:,}", *cells])
+        tables.print_boxed(["network", "batch statistics", "devices", *FABRICS], lines, title)
     if _JSON.value:
         setting = {
             "target": pathlib.Path(_TARGET.value).stem,
             "dtype": _DTYPE.value,
             "images_per_device": _IMAGES.value,
         }
-        content = {"command": " ".join(["python", *sys.argv]), **configuration.describe_environment(), **setting}
-        del content["hardware"]  # the target's is what counts
+        content = {"command": " ".join(["python", *sys.argv]), **describe_environment(), **setting}
+        del content["hardware"]  # this machine does not matter, the target does
         write_atomically(pathlib.Path(_JSON.value), json.dumps(content | {"rows": rows}, indent=2) + "\n")
 
 

@@ -1,6 +1,6 @@
-"""Lists the operations that a step's time goes to: python benchmarks/slowest_operations.py PROFILE/*/layers.json.gz.
+"""Lists the slowest operations of a step: python benchmarks/slowest_operations.py PROFILE/*/layers.json.gz.
 
-The files are those that `benchmark.py --profile=PROFILE` writes, a folder for each of its rows.
+`benchmark.py --profile=PROFILE` writes these files, in one folder for each of its rows.
 """
 
 import collections
@@ -11,13 +11,13 @@ import sys
 
 sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
 
-from training import command_line  # noqa: E402
+from training import command_line
 
 SHOWN = 40  # operations of each profile
 
 
 def list_operations(path: pathlib.Path) -> list[str]:
-    """Returns a line for each of the slowest operations: its share of all, its milliseconds and runs, what it is."""
+    """Returns a line for each of the slowest operations: its share of the time, milliseconds, runs, name and origin."""
     events = json.loads(gzip.decompress(path.read_bytes()))["traceEvents"]
     events = [event for event in events if "kind" in event.get("args", {})]
     milliseconds, runs, origins = collections.Counter(), collections.Counter(), {}

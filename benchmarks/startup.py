@@ -1,7 +1,7 @@
-"""Measures what happens around the steps: python benchmarks/startup.py [--json=benchmarks/results/startup.json].
+"""Measures the time before and around the steps: python benchmarks/startup.py [--json=benchmarks/results/startup.json].
 
 From `python train.py` to the first step (ResNet-50, batch 8, 64 px; cold and with a warm compilation cache), the
-initialisation of each network, the Python time that a step costs, and the memory that training the digits holds.
+initialisation of each network, the Python time of a step, and the peak memory of training on the digits.
 """
 
 import json
@@ -15,25 +15,25 @@ import time
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import jax  # noqa: E402
-import numpy as np  # noqa: E402
-from absl import app, flags  # noqa: E402
-from rich.console import Console  # noqa: E402
-from rich.table import Table  # noqa: E402
+import jax
+import numpy as np
+from absl import app, flags
 
-import models  # noqa: E402
-from configs import resnet50  # noqa: E402
-from training import configuration  # noqa: E402
-from training.loss import zero_sums  # noqa: E402
-from training.optimizer import make_optimizer  # noqa: E402
-from training.state import abstract_state, create_state, make_mesh, make_model  # noqa: E402
+import models
+from analysis import tables
+from configs import resnet50
+from training import configuration
+from training.environment import describe_environment
+from training.loss import zero_sums
+from training.optimizer import make_optimizer
+from training.state import abstract_state, create_state, make_mesh, make_model
 
 _JSON = flags.DEFINE_string("json", None, "A file for the figures.")
-_REPEATS = flags.DEFINE_integer("repeats", 3, "How often each whole process is started; the median counts.")
+_REPEATS = flags.DEFINE_integer("repeats", 3, "Starts of each process, of which the median counts.")
 
 
 def seconds_to_first_step(cache: str) -> float:
-    """Returns the seconds from starting train.py to the line that tells of the first step."""
+    """Returns the seconds from the start of train.py to its line about the first step."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "train.py", "--config=configs/resnet50.py", "--config.dataset=synthetic"]
         command += [
@@ -54,7 +54,7 @@ def seconds_to_first_step(cache: str) -> float:
 
 
 def initialisation_seconds(name: str) -> float:
-    """Returns the seconds from a network's name to its values on the device."""
+    """Returns the seconds to build a network and put its initial values on the device."""
     start = time.perf_counter()
     model = models.create_model(name, abstract=True)
     jax.block_until_ready(jax.device_put(models.initial_values(model, seed=0)))
@@ -62,14 +62,14 @@ def initialisation_seconds(name: str) -> float:
 
 
 def step_overhead_ms(steps: int = 300) -> float:
-    """Returns the milliseconds that Python and JAX spend on a step with ResNet-50's state that computes nothing."""
+    """Returns the milliseconds of Python and JAX for a step that has ResNet-50's state and computes nothing."""
     config = configuration.resolve_network(resnet50.get_config())
     mesh, model = make_mesh(), make_model(config, training=True)
     state = create_state(
         abstract_state(config, model, make_optimizer(config, lambda _: config.learning_rate), mesh), model, seed=0
     )
     sums = jax.device_put(zero_sums())
-    # Every leaf goes in and comes out, donated, as in the real step; XLA forwards the buffers.
+    # As in the real step every array is donated and returned; XLA forwards the buffers.
     step = jax.jit(lambda state, sums: (state | {"step": state["step"] + 1}, sums), donate_argnums=0)
     times = []
     for _ in range(steps):
@@ -106,13 +106,11 @@ def main(_) -> None:
         "Python time of a step, ResNet-50's state (ms)": (step_overhead_ms(), 1),
         "peak memory, training the digits (GB)": (digits_memory_gb(), 1.5),
     }
-    table = Table("figure", "measured", "goal: under")
-    for name, (value, goal) in figures.items():
-        table.add_row(name, f"{value:.2f}", f"{goal:g}")
-    Console().print(table)
+    lines = [[name, f"{value:.2f}", f"{goal:g}"] for name, (value, goal) in figures.items()]
+    tables.print_boxed(["figure", "measured", "goal: under"], lines)
     if _JSON.value:
         pathlib.Path(_JSON.value).parent.mkdir(parents=True, exist_ok=True)
-        content = {"command": "python benchmarks/startup.py", **configuration.describe_environment()}
+        content = {"command": "python benchmarks/startup.py", **describe_environment()}
         content["figures"] = {name: float(value) for name, (value, _) in figures.items()}
         pathlib.Path(_JSON.value).write_text(json.dumps(content, indent=2) + "\n")
 

@@ -154,7 +154,9 @@ def make_turn(variant: Variant, batch_size: int, image_size: int) -> Callable[[]
                     return function(*arguments)
 
             stack.enter_context(mock.patch.object(operations, name, replacement))
+        jax.clear_caches()  # JAX keeps what it traced of models.operations
         step, _ = throughput.make_step(config, "train")
+    jax.clear_caches()
 
     def run(steps: int) -> float:
         start = time.perf_counter()

@@ -2,117 +2,275 @@
 
 Run it: python train.py --config=configs/base.py
 Change anything: --config.model=resnet18 --config.dataset=image_folder:/data/flowers --config.image_size=128
+List all options on the terminal: python train.py --options
 
-The other files of this folder are recipes: each starts from these values and overrides what its paper does differently.
-An option that is None takes the natural value of the network or the dataset named beside it.
+Each entry is a default, the values that are valid, and the meaning; configs/_option.py describes the rest. An option
+whose default is None takes the natural value of the network or the dataset. The other files of this folder are recipes:
+each starts from these values and overrides what its paper does differently.
 """
 
+import functools
+
 from ml_collections import ConfigDict, config_dict
+
+from configs._option import Option
+
+Range = functools.partial(Option, length=2, ascending=True)
+
+SECTIONS = {
+    "Network": {
+        "model": Option("lenet5", "", "name of a network in models.REGISTRY"),
+        "num_classes": Option(None, "[1, 1e6] classes", "size of the last layer; None: the dataset's", kind=int),
+        "image_size": Option(None, "[1, 65536] pixels", "side of the images; None: the network's own", kind=int),
+        "channels": Option(None, (1, 3), "1: grey, 3: colour; images are converted; None: the network's own", kind=int),
+        "dropout_rate": Option(None, "[0, 1) of the activations", "share dropped; None: the paper's", kind=float),
+        "aux_weight": Option(
+            (0.0,), "[0, 1000]", "weight of the auxiliary classifiers' losses: one for all, or one for each; 0: no head"
+        ),
+        "aux_heads": Option(
+            (), "", "stages followed by an auxiliary classifier; (): the network's own", kind=str, needs="aux_weight"
+        ),
+        "bn_virtual_batch_size": Option(
+            0, "[0, 2^20] images", "images that share batch-normalisation statistics; 0: the whole batch"
+        ),
+        "dtype": Option(
+            "float32", ("float32", "bfloat16", "float64"), "type of the computation; parameters are at least float32"
+        ),
+        "init_from": Option("", "", "workdir whose newest weights the run starts from, except a head of another size"),
+    },
+    "Dataset": {
+        "dataset": Option("digits", "", "digits, synthetic, image_folder:/path, or a dataset of TFDS: docs/data.md"),
+        "data_dir": Option(
+            None, "", "folder of TFDS datasets; None: ~/tensorflow_datasets", kind=str, affects_result=False
+        ),
+        "train_split": Option(None, "", "split for training; None: train", kind=str),
+        "eval_split": Option(
+            None, "", "split for evaluation; None: validation, or test where there is no validation split", kind=str
+        ),
+        "validation_share": Option(
+            0.2,
+            "(0, 1) of the images",
+            "share held out where the dataset has no validation split (digits, some folders)",
+        ),
+        "split_seed": Option(
+            0, "[0, 2^32)", "seed for the choice of the held-out images; `seed` does not change that choice"
+        ),
+        "synthetic_examples": Option(
+            1024, "[1, 1e9] images", "size of each split of the synthetic dataset", needs="dataset=synthetic"
+        ),
+    },
+    "Images": {
+        "train_crop": Option(
+            "pad", ("random_resized", "scale_jitter", "pad", "none"), "how a training image is cut to image_size"
+        ),
+        "crop_area": Range(
+            (0.08, 1.0), "(0, 1] of the image's area", "range of the crop's area", needs="train_crop=random_resized"
+        ),
+        "crop_aspect": Range(
+            (3 / 4, 4 / 3),
+            "(0, 100]",
+            "range of the crop's width divided by its height",
+            needs="train_crop=random_resized",
+        ),
+        "train_resize": Range(
+            (256, 480),
+            "[1, 65536] pixels",
+            "range of the image's shorter side before the crop",
+            needs="train_crop=scale_jitter",
+        ),
+        "crop_padding": Option(
+            4, "[0, 65536] pixels", "black border added to each side before the random crop", needs="train_crop=pad"
+        ),
+        "random_flip": Option(False, "", "mirror each training image with probability 1/2"),
+        "auto_augment": Option("", ("", "trivial", "rand"), "trivial: TrivialAugment, rand: RandAugment, '': neither"),
+        "rand_augment_layers": Option(
+            2, "[1, 100] operations", "operations applied to each image in turn", needs="auto_augment=rand"
+        ),
+        "rand_augment_magnitude": Option(9, "[0, 30]", "strength of the operations", needs="auto_augment=rand"),
+        "color_jitter": Option(
+            (0.0, 0.0, 0.0, 0.0),
+            "[0, 100]",
+            "brightness, contrast, saturation: the factor is drawn from 1 - value to 1 + value; hue: at most 0.5",
+            length=4,
+        ),
+        "random_erasing": Option(
+            0.0, "[0, 1] of the images", "share of the training images with a rectangle set to the mean"
+        ),
+        "erasing_area": Range(
+            (0.02, 0.4), "(0, 1] of the image's area", "range of the rectangle's area", needs="random_erasing"
+        ),
+        "erasing_aspect": Range(
+            (0.3, 1 / 0.3), "(0, 100]", "range of the rectangle's width divided by its height", needs="random_erasing"
+        ),
+        "mixup_alpha": Option(0.0, "[0, 1000]", "blend pairs of images by shares from Beta(alpha, alpha); 0: no mixup"),
+        "cutmix_alpha": Option(
+            0.0,
+            "[0, 1000]",
+            "paste a rectangle of another image, its area from Beta(alpha, alpha); 0: no cutmix; if mixup is on too, "
+            "each image gets one of the two at random",
+        ),
+        "eval_resize": Option(
+            0, "[0, 65536] pixels", "shorter side before the centre crop; 0: resize both sides to image_size, no crop"
+        ),
+        "mean": Option((0.5,), "[0, 1]", "subtracted from pixels in [0, 1]: one for all channels, or one each"),
+        "std": Option((0.5,), "(0, 1]", "divisor after the subtraction: one for all channels, or one each"),
+        "exif_orientation": Option(
+            False, "", "turn images as their EXIF tag says, as cameras write it; TFDS and torchvision do not"
+        ),
+        "max_image_pixels": Option(
+            178_956_970,
+            "[1, 2^40] pixels",
+            "largest height times width of an image file; a larger image counts as damaged",
+            affects_result=False,
+        ),
+    },
+    "Loading": {
+        "cache": Option("", ("", "device"), "device: keep the decoded dataset on every device; '': load batches"),
+        "steps_per_dispatch": Option(
+            0,
+            "[0, 10000] steps",
+            "most steps in one call of the compiled program; 0: 20, or 1 on a CPU",
+            needs="cache=device",
+            affects_result=False,
+        ),
+        "decode_threads": Option(
+            0, "[0, 1024] threads", "threads that decode images; 0: cores + 1, at most 32", affects_result=False
+        ),
+        "prefetch_batches": Option(
+            2,
+            "[1, 1000] batches",
+            "batches kept ready on the devices, besides those being loaded",
+            affects_result=False,
+        ),
+        "on_bad_image": Option(
+            "raise",
+            ("raise", "skip"),
+            "raise: an image that cannot be decoded ends the run; skip: another training image takes its place",
+            affects_result=False,
+        ),
+    },
+    "Length": {
+        "batch_size": Option(64, "[1, 2^20] images", "images in a step, over all devices"),
+        "eval_batch_size": Option(
+            0, "[0, 2^20] images", "images in an evaluation step, over all devices; 0: batch_size", affects_result=False
+        ),
+        "num_epochs": Option(
+            30.0,
+            "[0, 1e6] epochs",
+            "passes over the training images; may be a fraction",
+            needs="num_steps=None",
+            replaces="num_steps",
+        ),
+        "num_steps": Option(None, "[1, 2^31) steps", "optimizer steps; None: num_epochs decides", kind=int),
+        "seed": Option(
+            0, "[0, 2^32)", "seed for the initial weights, the order of the images, augmentation and dropout"
+        ),
+    },
+    "Loss": {
+        "label_smoothing": Option(0.0, "[0, 1) of the target", "share spread evenly over all classes"),
+    },
+    "Optimizer": {
+        "optimizer": Option(
+            "sgd", ("sgd", "rmsprop"), "sgd with momentum; rmsprop: steps of g / sqrt(mean square of g + epsilon)"
+        ),
+        "learning_rate": Option(0.05, "(0, 1e6]", "peak learning rate, for the whole batch, not for one image"),
+        "momentum": Option(0.9, "[0, 1)", "share of the last update that is added to the next"),
+        "nesterov": Option(False, "", "use Nesterov's momentum", needs="momentum"),
+        "rmsprop_decay": Option(
+            0.9, "[0, 1) per step", "decay of the moving mean of squared gradients", needs="optimizer=rmsprop"
+        ),
+        "rmsprop_epsilon": Option(1.0, "(0, 1e6]", "added under the root", needs="optimizer=rmsprop"),
+        "weight_decay": Option(1e-4, "[0, 1000]", "L2 penalty, added to the gradient before the momentum"),
+        "decay_norm_and_bias": Option(
+            True, "", "apply weight decay to biases and batch-norm parameters too", needs="weight_decay"
+        ),
+        "gradient_clip_norm": Option(0.0, "[0, 1e6]", "largest global 2-norm of the gradient; 0: no clipping"),
+        "accumulation_steps": Option(1, "[1, 2^20]", "micro-batches that each batch is cut into to save memory"),
+        "ema_decay": Option(
+            0.0, "[0, 1) per step", "decay of the moving average of the weights, which is evaluated; 0: no average"
+        ),
+    },
+    "Schedule of the learning rate": {
+        "schedule": Option(
+            "cosine", ("constant", "step", "exponential", "cosine", "polynomial"), "shape after the warm-up"
+        ),
+        "warmup_epochs": Option(
+            0.0, "[0, 1e6] epochs", "length of the rise to learning_rate, which is part of num_epochs; 0: no warm-up"
+        ),
+        "warmup_learning_rate": Option(
+            0.0, "[0, 1e6]", "learning rate at the start of the warm-up", needs="warmup_epochs"
+        ),
+        "warmup_shape": Option(
+            "linear",
+            ("linear", "constant"),
+            "constant: the warm-up stays at warmup_learning_rate",
+            needs="warmup_epochs",
+        ),
+        "step_epochs": Option(
+            (),
+            "[0, 1e6] epochs",
+            "when the rate is multiplied by step_factor",
+            kind=float,
+            needs="schedule=step",
+            replaces="step_steps",
+        ),
+        "step_steps": Option(
+            (),
+            "[0, 2^31) steps",
+            "the same in optimizer steps; give one of the two",
+            kind=int,
+            needs="schedule=step",
+            replaces="step_epochs",
+        ),
+        "step_factor": Option(0.1, "(0, 1000]", "factor at each of these steps", needs="schedule=step"),
+        "exponential_epochs": Option(
+            2.0, "(0, 1e6] epochs", "time between two multiplications of the rate", needs="schedule=exponential"
+        ),
+        "exponential_factor": Option(0.94, "(0, 1000]", "factor of each multiplication", needs="schedule=exponential"),
+        "polynomial_power": Option(
+            1.0, "(0, 1000]", "learning_rate * (1 - progress) ** power", needs="schedule=polynomial"
+        ),
+        "final_learning_rate": Option(
+            0.0, "[0, 1e6]", "learning rate at the end of the run", needs="schedule=cosine|polynomial"
+        ),
+    },
+    "Run": {
+        "log_every_steps": Option(50, "[1, 2^31) steps", "steps between rows of metrics", affects_result=False),
+        "log_gradient_norms": Option(
+            False, "", "add the gradient's 2-norm to these rows, in total and for each part", affects_result=False
+        ),
+        "evaluate_every_epochs": Option(
+            1.0, "[0, 1e6] epochs", "time between evaluations; the last step always has one", affects_result=False
+        ),
+        "checkpoint_every_steps": Option(
+            0, "[0, 2^31) steps", "steps between checkpoints; 0: only the last step's", affects_result=False
+        ),
+        "keep_checkpoints": Option(3, "[1, 1e6] checkpoints", "newest checkpoints kept", affects_result=False),
+        "keep_best": Option(
+            True, "", "save a checkpoint after each evaluation, and keep the best one", affects_result=False
+        ),
+        "deterministic": Option(False, "", "use a GPU's reproducible kernels (slower); a CPU's always are"),
+        "tf32": Option(True, "", "let a GPU round float32 factors to 10 bits of mantissa (faster)"),
+        "compilation_cache_dir": Option(
+            "~/.cache/convnets/xla",
+            "",
+            "folder of compiled programs, shared by all runs; '': none",
+            affects_result=False,
+        ),
+    },
+}
+
+OPTIONS: dict[str, Option] = {name: option for section in SECTIONS.values() for name, option in section.items()}
 
 
 def get_config() -> ConfigDict:
     """Returns the configuration with every option at its default."""
-    config = ConfigDict()
-
-    # Network
-    config.model = "lenet5"  # a name of models.REGISTRY
-    config.num_classes = config_dict.placeholder(int)  # None: the dataset's
-    config.image_size = config_dict.placeholder(int)  # pixels a side; None: the network's own
-    config.channels = config_dict.placeholder(int)  # 1 grey, 3 colour; None: the network's own; images are converted
-    config.dropout_rate = config_dict.placeholder(float)  # share of activations dropped; None: the paper's
-    config.aux_weight = (0.0,)  # weight of the auxiliary classifiers' losses: one for all, or one a head; 0: no head
-    config.aux_heads = ()  # stages after which auxiliary classifiers sit; (): the network's own
-    config.bn_virtual_batch_size = 0  # images whose statistics batch normalisation shares; 0: the whole batch
-    config.dtype = "float32"  # of the computation: float32, bfloat16 or float64; parameters stay float32 (or float64)
-    config.init_from = ""  # a workdir whose newest weights the run starts from, all but a head of another size
-
-    # Dataset
-    config.dataset = "digits"  # digits, synthetic, image_folder:/path, or a dataset of TFDS: docs/data.md
-    config.data_dir = config_dict.placeholder(str)  # where TFDS datasets lie; None: ~/tensorflow_datasets
-    config.train_split = config_dict.placeholder(str)  # None: train
-    config.eval_split = config_dict.placeholder(str)  # None: validation, or test where there is none
-    config.validation_share = 0.2  # of the images, held out where a dataset comes in one piece (digits, some folders)
-    config.split_seed = 0  # of the shuffle that chooses the held-out images; `seed` does not touch it
-    config.synthetic_examples = 1024  # images that the synthetic dataset pretends to have, a split
-
-    # Images
-    config.train_crop = "pad"  # random_resized, scale_jitter, pad or none
-    config.crop_area = (0.08, 1.0)  # random_resized: range of the crop's area, a share of the image's
-    config.crop_aspect = (3 / 4, 4 / 3)  # random_resized: range of the crop's width over height
-    config.train_resize = (256, 480)  # scale_jitter: range of the shorter side before the crop, pixels
-    config.crop_padding = 4  # pad: black pixels added to each side before the random crop
-    config.random_flip = False  # mirror every other training image
-    config.auto_augment = ""  # trivial (TrivialAugment), rand (RandAugment) or '': none
-    config.rand_augment_layers = 2  # rand: operations an image, one after the other
-    config.rand_augment_magnitude = 9  # rand: their strength, 0 to 30
-    config.color_jitter = (0.0, 0.0, 0.0, 0.0)  # brightness, contrast, saturation (factor 1 +- this), hue (0 to 0.5)
-    config.random_erasing = 0.0  # share of the training images that lose a rectangle, which becomes the mean
-    config.erasing_area = (0.02, 0.4)  # random_erasing: range of the rectangle's area, a share of the image's
-    config.erasing_aspect = (0.3, 1 / 0.3)  # random_erasing: range of its width over its height
-    config.mixup_alpha = 0.0  # pairs of images are blended, their shares drawn from Beta(alpha, alpha); 0: no mixup
-    config.cutmix_alpha = 0.0  # the same with a rectangle of the other image; with both on, half each; 0: no cutmix
-    config.eval_resize = 0  # shorter side before the centre crop, pixels; 0: squeeze to image_size
-    config.mean = (0.5,)  # subtracted from each channel of pixels in [0, 1]; one value serves all channels
-    config.std = (0.5,)  # each channel is then divided by this
-
-    config.exif_orientation = False  # turn images as their EXIF tag says, as cameras write it; TFDS, torchvision do not
-    config.max_image_pixels = 178_956_970  # pixels of an image file, height times width; larger ones count as damaged
-
-    # Loading
-    config.cache = ""  # device: decode the dataset once, keep it on every device, crop and flip there; '': load batches
-    config.steps_per_dispatch = 0  # cache=device: steps at most without the host between them; 0: 20; on a CPU always 1
-    config.decode_threads = 0  # threads that decode images; 0: as many as the cores suggest
-    config.prefetch_batches = 2  # batches kept ready on the devices, besides those that are being loaded
-    config.on_bad_image = "raise"  # an image that cannot be decoded: raise, or skip: the next good one takes its place
-
-    # Length
-    config.batch_size = 64  # images a step, on all devices together
-    config.eval_batch_size = 0  # images an evaluation step, on all devices together; 0: batch_size
-    config.num_epochs = 30.0  # passes over the training images; may be a fraction
-    config.num_steps = config_dict.placeholder(int)  # optimizer steps; None: num_epochs decides
-    config.seed = 0  # of the initial weights, the order of the images, their crops and changes, and the dropout
-
-    # Loss
-    config.label_smoothing = 0.0  # share of the target spread evenly over all classes, [0, 1)
-
-    # Optimizer
-    config.optimizer = "sgd"  # sgd, with momentum, or rmsprop, whose steps are g / sqrt(mean square of g + epsilon)
-    config.learning_rate = 0.05  # at the schedule's height; absolute, not per image
-    config.momentum = 0.9
-    config.nesterov = False
-    config.rmsprop_decay = 0.9  # rmsprop: of the moving average of the gradient's square, a step
-    config.rmsprop_epsilon = 1.0  # rmsprop: added under the root
-    config.weight_decay = 1e-4  # L2, added to the gradient before the momentum, as the papers have it
-    config.decay_norm_and_bias = True  # False: weight decay spares biases and batch-norm parameters
-    config.gradient_clip_norm = 0.0  # largest global 2-norm of the gradient; 0: no clipping
-    config.accumulation_steps = 1  # micro-batches that a batch is cut into to save memory
-    config.ema_decay = 0.0  # of an exponential moving average of the weights, a step; it is evaluated; 0: none
-
-    # Schedule of the learning rate
-    config.schedule = "cosine"  # constant, step, exponential, cosine or polynomial
-    config.warmup_epochs = 0.0  # from warmup_learning_rate to learning_rate; part of num_epochs
-    config.warmup_learning_rate = 0.0  # where the warm-up starts
-    config.warmup_shape = "linear"  # or constant: all of it at warmup_learning_rate
-    config.step_epochs = ()  # step: epochs at which the rate is multiplied by step_factor
-    config.step_steps = ()  # step: the same in optimizer steps; give one of the two
-    config.step_factor = 0.1
-    config.exponential_epochs = 2.0  # exponential: after each so many epochs the rate is multiplied by ...
-    config.exponential_factor = 0.94  # exponential: ... this
-    config.polynomial_power = 1.0  # polynomial: learning_rate * (1 - progress) ** power
-    config.final_learning_rate = 0.0  # cosine, polynomial: where they end
-
-    # Run
-    config.log_every_steps = 50  # optimizer steps between rows of metrics
-    config.log_gradient_norms = False  # 2-norm of the loss's gradient, whole and by part of the network, in these rows
-    config.evaluate_every_epochs = 1.0  # the last step always has an evaluation
-    config.checkpoint_every_steps = 0  # checkpoints; the last step always has one; 0: no others
-    config.keep_checkpoints = 3  # newest checkpoints kept
-    config.keep_best = True  # a checkpoint after every evaluation besides, of which the best is kept
-    config.deterministic = False  # ask a GPU for reproducible kernels (slower); a CPU's always are
-    config.tf32 = True  # let a GPU round the factors of float32 products to 10 bits of mantissa (faster)
-    config.compilation_cache_dir = "~/.cache/convnets/xla"  # compiled programs, shared by all runs; '': no cache
-
-    return config
+    return ConfigDict(
+        {
+            name: config_dict.placeholder(option.type) if option.default is None else option.default
+            for name, option in OPTIONS.items()
+        }
+    )
 
 
 def get_imagenet_config() -> ConfigDict:

@@ -6,7 +6,7 @@ from input_pipeline.class_names import known_class_names
 from input_pipeline.dataset import DamagedImageError, Dataset
 from input_pipeline.datasets import load_dataset
 from input_pipeline.device_cache import DeviceCache, cached_eval_batches
-from input_pipeline.process import prepare_process
+from input_pipeline.image_libraries import prepare_image_libraries
 
 __all__ = [
     "DamagedImageError",
@@ -20,7 +20,7 @@ __all__ = [
     "load_dataset",
     "make_augmentation",
     "normalize",
-    "prepare_process",
+    "prepare_image_libraries",
     "to_device",
     "train_batches",
 ]

@@ -33,6 +33,7 @@ __all__ = [
     "REGISTRY",
     "DropoutKey",
     "Entry",
+    "Network",
     "create_model",
     "dropout_keys",
     "get_entry",

@@ -165,8 +165,17 @@ def test_evaluating_the_training_images(tmp_path):
 
 def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
     workdir = tmp_path / "run"
-    errors = run("train.py", *SHORT, "--config.learning_rate=1e30", f"--workdir={workdir}", exit_code=3)
-    assert len(errors.splitlines()) == 1 and "between steps 1 and 5" in errors and "no checkpoint was due yet" in errors
+    errors = run(
+        "train.py",
+        *SHORT,
+        "--config.learning_rate=1e6",
+        "--config.weight_decay=1e3",
+        f"--workdir={workdir}",
+        exit_code=3,
+    )
+    assert (
+        len(errors.splitlines()) == 1 and "between steps 6 and 10" in errors and "no checkpoint was due yet" in errors
+    )
     assert not (workdir / "summary.json").exists() and not list((workdir / "checkpoints").glob("[0-9]*"))
 
 
@@ -222,6 +231,14 @@ def test_predict_arrays(finished, tmp_path):
             "--config.modle does not exist; did you mean model?",
         ),
         ("train.py", ["--config=configs/base.py", "--config.seed=one"], "--config.seed=one"),
+        ("train.py", ["--config=configs/base.py", "--config.learning-rate=1"], "did you mean learning_rate?"),
+        ("train.py", ["--config=configs/base.py", "--config.model.name=x"], "--config.model.name does not exist"),
+        ("train.py", ["--config=configs/base.py", "--config.mean[0]=1"], "--config.mean[0] does not exist"),
+        ("train.py", ["--config=configs/base.py", "--config..=3"], "does not exist"),
+        ("train.py", ["--config=configs/base.py", "--config.model=**"], "unknown model '**'"),
+        ("train.py", ["--config=configs/base.py", "--config.step_epochs=30,60"], "it needs schedule=step"),
+        ("train.py", ["--config=README.md"], "config file README.md is no recipe"),
+        ("train.py", ["--config=models/vgg.py"], "config file models/vgg.py is invalid"),
         ("train.py", ["--config=configs/base.py", "--wrkdir=x"], "wrkdir"),
         ("train.py", ["--config=configs/base.py", "extra"], "'extra' is no flag"),
         ("train.py", ["--config=configs/base.py", "--config.dataset=digit"], "did you mean digits?"),
@@ -237,6 +254,11 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, program, arguments, 
     errors = run(program, *arguments, *extra, exit_code=2)
     assert len(errors.splitlines()) == 1 and message in errors
     assert not list(tmp_path.iterdir())
+
+
+def test_the_options_are_listed():
+    output = run("train.py", "--options")
+    assert "Optimizer" in output and "learning_rate=0.05" in output
 
 
 def test_a_checkpoint_that_does_not_exist(finished):

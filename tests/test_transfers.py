@@ -8,6 +8,7 @@ import pytest
 
 import train
 from configs import base
+from training import program
 from training.interruption import Interruption
 
 
@@ -55,7 +56,7 @@ class Watched:
 
 
 def test_metrics_are_read_when_they_are_logged_and_never_else(config, tmp_path, monkeypatch):
-    reads, make_train_step = [], train.make_train_step
+    reads, make_train_step = [], program.make_train_step
 
     def make_watched_step(*arguments):
         step = make_train_step(*arguments)
@@ -67,9 +68,10 @@ def test_metrics_are_read_when_they_are_logged_and_never_else(config, tmp_path, 
             return state, {name: Watched(value, number, reads) for name, value in sums.items()}
 
         numbers = iter(range(1, 100))
+        watched.trace = step.trace
         return watched
 
-    monkeypatch.setattr(train, "make_train_step", make_watched_step)
+    monkeypatch.setattr(program, "make_train_step", make_watched_step)
     train.train(config, tmp_path / "run", Interruption())
     rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert sorted(set(reads)) == [row["step"] for row in rows if row["split"] == "train"] == [4, 6, 8, 12]

@@ -1,7 +1,6 @@
 """Checkpoints: asynchronous, atomic, with a checksum of every array stored beside it."""
 
 import json
-import logging
 import pathlib
 import shutil
 import sys
@@ -96,7 +95,6 @@ class Checkpoints:
             try:
                 state = self._restore_checked(candidate, target)
             except Exception as error:  # whatever a broken file makes Orbax raise
-                _silence_abandoned_reads()
                 _report(self.directory, candidate, str(error).strip().split("\n")[0][:200] or type(error).__name__)
                 continue
             for newer in candidates[: candidates.index(candidate)] if not self._read_only else []:
@@ -146,12 +144,6 @@ def has_checkpoints(workdir: pathlib.Path) -> bool:
 
 def _report(directory: pathlib.Path, step: int, reason: str) -> None:
     print(f"checkpoint {step} in {directory} is damaged: {reason}", file=sys.stderr)
-
-
-def _silence_abandoned_reads() -> None:
-    """Hides the tracebacks of the reads that Orbax leaves under way when the first of them meets a broken file."""
-    sys.unraisablehook = lambda _: None
-    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
 
 
 def _steps_with_damaged_metrics(directory: pathlib.Path) -> list[int]:

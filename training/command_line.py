@@ -1,5 +1,6 @@
 """What the programs share on the command line: flags, one-line errors, exit codes."""
 
+import ast
 import contextlib
 import functools
 import os
@@ -7,13 +8,16 @@ import pathlib
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import jax
 from absl import app, flags, logging
+from ml_collections import ConfigDict, config_flags
 
 from configs import base
-from training.configuration import nearest_name
+from configs._option import nearest_name
+from training import configuration
+from training.platform import prepare_process
 
 
 def run(
@@ -26,7 +30,9 @@ def run(
       default_config: the recipe where no --config names one.
       argument: what the program's one argument besides the flags is called, if it takes one; main is called with it.
     """
+    prepare_process()
     logging.set_verbosity(logging.ERROR)  # Orbax and JAX tell every step they take
+    register_parsers()
     try:
         parse = functools.partial(_parse, default_config=default_config, argument=argument)
         app.run(lambda argv: sys.exit(main(*argv[1:])), flags_parser=parse)
@@ -34,8 +40,15 @@ def run(
         sys.exit(130)  # a second SIGINT, or one before there was anything to save
 
 
+def register_parsers() -> None:
+    """Lets --config.NAME=None be None, and tuples be typed as 0.3,0.4 or as names with commas."""
+    for kind, parser in {int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser()}.items():
+        config_flags.register_flag_parser_for_type(kind, _OptionalParser(parser))
+    config_flags.register_flag_parser_for_type(tuple, _TupleParser())
+
+
 def say(text: str) -> None:
-    """Prints a text at once; where it goes into a pipe that is closed, nothing ends and the rest goes nowhere."""
+    """Prints a text at once; if it goes into a pipe that is closed, the program goes on and prints nothing more."""
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -52,7 +65,7 @@ def refusing_bad_input() -> Iterator[None]:
 
 
 def refuse(message: str) -> NoReturn:
-    """Ends the program with one line and exit code 2: the user's flags, config or data will not do."""
+    """Ends the program with one line and exit code 2: the user's flags, config or data are invalid."""
     _end(message, 2)
 
 
@@ -74,35 +87,81 @@ def step(value: str | None) -> int | str | None:
     return int(value)
 
 
+def one_line(text: str) -> str:
+    """Returns the text on one line, with control characters escaped."""
+    return "".join(
+        char if char.isprintable() else char.encode("unicode_escape").decode() for char in " ".join(text.split())
+    )
+
+
 def _end(message: str, exit_code: int) -> NoReturn:
-    print(f"{pathlib.Path(sys.argv[0]).name}: error: {' '.join(message.split())}", file=sys.stderr)
+    with contextlib.suppress(OSError):  # standard error may be a closed pipe or a full disk
+        print(f"{pathlib.Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        sys.stderr.flush()
         os._exit(exit_code)  # an orderly end would wait for the other processes, which may wait for this one
     sys.exit(exit_code)
 
 
+class _OptionalParser(flags.ArgumentParser):
+    """Parses None besides what another parser parses; the options' table says which options take it."""
+
+    def __init__(self, parser: flags.ArgumentParser):
+        self._parser = parser
+        self.syntactic_help = parser.syntactic_help
+
+    def parse(self, argument: Any) -> Any:
+        return None if argument == "None" else self._parser.parse(argument)
+
+    def flag_type(self) -> str:
+        return self._parser.flag_type()
+
+
+class _TupleParser(flags.ArgumentParser):
+    """Parses 0.3, 0.3,0.4, (0.3,0.4), () and names with commas between them."""
+
+    def parse(self, argument: Any) -> tuple:
+        if not isinstance(argument, str):
+            return tuple(argument)
+        inner = re.fullmatch(r"\s*[(\[]?(.*?)[)\]]?\s*", argument, re.DOTALL)[1]
+        return tuple(_parse_item(item) for part in inner.split(",") if (item := part.strip()))
+
+    def flag_type(self) -> str:
+        return "tuple"
+
+
+def _parse_item(text: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return text
+
+
 def _parse(argv: list[str], default_config: pathlib.Path | None, argument: str | None) -> list[str]:
     """Parses the flags as absl does, but says what is wrong in one line, with the nearest name."""
+    if "--options" in argv and "options" in flags.FLAGS:
+        say(configuration.list_options())
+        sys.exit(0)
     if default_config and not any(re.match("--?config(=|$)", word) for word in argv):
         argv = [argv[0], f"--config={default_config}", *argv[1:]]
     words = [word.lstrip("-") for word in _joined(argv) if word.startswith("-")]
-    for word in words:
-        if word.startswith("config=") and not pathlib.Path(word.removeprefix("config=")).is_file():
-            _refuse_config_file(pathlib.Path(word.removeprefix("config=")))
+    path = next((word.removeprefix("config=") for word in words if word.startswith("config=")), None)
+    if "config" in flags.FLAGS:
+        _check_typed_names(words)
+        if path is not None:
+            _check_config_file(pathlib.Path(path))
     try:
         rest = flags.FLAGS(argv)
     except flags.Error as error:
-        if not any(word.startswith("config=") for word in words) and "config" in str(error):
+        if path is None and "config" in str(error):
             refuse("--config is missing; give a recipe before its options, as in --config=configs/lenet5_digits.py")
         refuse(str(error))
-    except (AttributeError, KeyError):
-        known = list(base.get_config())
-        typed = [word.split("=")[0].removeprefix("config.") for word in words if word.startswith("config.")]
-        unknown = next((name for name in typed if name not in known), None)
-        if unknown is None:
+    except Exception as error:  # whatever the code of a config file raises
+        if path is None:
             raise
-        refuse(f"option --config.{unknown} does not exist{nearest_name(unknown, known) or '; see configs/base.py'}")
+        refuse(f"config file {path} is invalid: {type(error).__name__}: {error}")
+    if path is not None and "config" in flags.FLAGS:
+        with refusing_bad_input():
+            _check_config(path)
     taken = 2 if argument else 1
     if len(rest) > taken:
         refuse(f"{rest[taken]!r} is no flag; every option begins with --")
@@ -117,8 +176,39 @@ def _joined(argv: list[str]) -> list[str]:
     return [f"{word}={following}" if word in ("-config", "--config") else word for word, following in pairs]
 
 
-def _refuse_config_file(path: pathlib.Path) -> None:
+def _check_typed_names(words: list[str]) -> None:
+    for word in words:
+        if typed := re.match(r"(no)?config\.([^=]*)", word, re.DOTALL):
+            name = typed[2]
+            if name not in base.OPTIONS:
+                hint = nearest_name(name.replace("-", "_"), base.OPTIONS)
+                refuse(f"option --config.{name} does not exist{hint or '; train.py --options lists all'}")
+            if typed[1] and base.OPTIONS[name].type is not bool:
+                refuse(f"--noconfig.{name} is invalid, as {name} is not a switch; give --config.{name}=VALUE")
+
+
+def _check_config_file(path: pathlib.Path) -> None:
+    if path.is_file() and path.suffix == ".py":
+        return
     root = pathlib.Path(__file__).parent.parent
+    if path.exists():
+        refuse(f"config file {path} is no recipe; give a Python file with get_config(), as configs/resnet50.py")
     here = "" if root == pathlib.Path.cwd() else f"{root}/"
-    recipes = [f"{here}configs/{recipe.name}" for recipe in (root / "configs").glob("*.py")]
-    refuse(f"config file {path} does not exist{nearest_name(f'{here}configs/{path.stem}.py', recipes)}")
+    recipes = [f"{here}configs/{recipe.name}" for recipe in (root / "configs").glob("[!_]*.py")]
+    hint = nearest_name(f"{here}configs/{path.stem}.py", recipes)
+    refuse(f"config file {path} does not exist{hint or '; the recipes are in configs/'}")
+
+
+def _check_config(path: str) -> None:
+    """Checks that the recipe has every option, and lets what was typed win over it."""
+    flag = flags.FLAGS["config"]
+    if not isinstance(flag.value, ConfigDict):
+        raise ValueError(f"config file {path} is invalid: its get_config() returns no ConfigDict")
+    surplus, missing = sorted(set(flag.value) - set(base.OPTIONS)), sorted(set(base.OPTIONS) - set(flag.value))
+    if surplus:
+        raise ValueError(
+            f"config file {path} has an unknown option {surplus[0]}{nearest_name(surplus[0], base.OPTIONS)}"
+        )
+    if missing:
+        raise ValueError(f"config file {path} lacks {', '.join(missing)}; let it start from base.get_config()")
+    configuration.apply_typed(flag.value, config_flags.get_override_values(flag))

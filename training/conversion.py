@@ -15,6 +15,7 @@ from training import configuration
 from training.checkpoints import has_checkpoints
 from training.state import make_mesh, make_model
 from training.transfer import load_weights, save_weights
+from training.workdir import check_workdir
 
 
 class Imported(NamedTuple):
@@ -53,7 +54,7 @@ def import_weights(
     for option, published in (("mean", entry.torch_mean), ("std", entry.torch_std)):
         if option not in typed:
             config[option] = published
-    configuration.check_workdir(workdir, config)
+    check_workdir(workdir, config)
 
     state_dict, model = rename_old(entry, read_state_dict(weights)), make_model(config, training=True)
     values = from_torch(entry, model, state_dict)

@@ -4,8 +4,6 @@ import json
 import math
 import os
 import pathlib
-import re
-import resource
 import sys
 import time
 from typing import Any
@@ -16,7 +14,9 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from training.environment import peak_host_memory
 from training.loss import means
+from training.workdir import write_atomically
 
 Row = dict[str, Any]
 
@@ -272,27 +272,6 @@ def write_summary(
     }
     write_atomically(workdir / "summary.json", json.dumps(summary, indent=2) + "\n")
     return summary
-
-
-def peak_host_memory() -> int:
-    """Returns the most memory that this process has held so far, bytes."""
-    status = pathlib.Path("/proc/self/status")
-    # On Linux ru_maxrss would count the memory of the process that started this one; gVisor's has no such line.
-    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+)", status.read_text())):
-        return 1024 * int(peak[1])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that a reader, or a kill, meets the old one or the new one whole.
-
-    Of several processes only the first writes.
-    """
-    if jax.process_index() > 0:
-        return
-    temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.rename(path)
 
 
 def format_seconds(seconds: float) -> str:

@@ -1,16 +1,20 @@
-"""What a program tells JAX about the machine before the first array is made, and XLA when it compiles."""
+"""How a program sets up its process, JAX before the first array is made, and XLA when it compiles."""
 
 import contextlib
 import ctypes
 import functools
+import logging
 import os
 import pathlib
 import sys
+import threading
+from collections.abc import Iterator
+from types import TracebackType
 
 import jax
 from ml_collections import ConfigDict
 
-from input_pipeline import prepare_process
+from input_pipeline import prepare_image_libraries
 
 CompilerOptions = dict[str, bool | str]
 
@@ -37,12 +41,57 @@ def join_processes() -> None:
         sys.stdout = open(os.devnull, "w")
 
 
-def prepare_platform(config: ConfigDict) -> None:
-    """Sets the precision of a GPU's float32 products and the cache of compiled programs, as the config says.
+def prepare_process() -> None:
+    """Sets up the process for training; programs call it first, before JAX starts its threads."""
+    _keep_freed_memory()
+    _silence_abandoned_reads()
 
-    The image libraries are prepared, too.
+
+def _keep_freed_memory() -> None:
+    """Makes glibc keep freed memory, where that pays.
+
+    glibc is told not to return memory to the system, from which it would be fetched again, page by page, in each step.
+    On a CPU that took a fifth of MobileNet's and a tenth of ResNet-50's training step (docs/benchmarks.md). Beside an
+    NVIDIA GPU, where it was not measured, nothing is changed.
     """
-    prepare_process(config.max_image_pixels)
+    if sys.platform != "linux" or os.path.exists("/dev/nvidiactl"):
+        return
+    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
+        trim_threshold, mmap_max, arena_max = -1, -4, -8  # their numbers in malloc.h
+        mallopt(trim_threshold, -1)  # never
+        mallopt(mmap_max, 0)
+        mallopt(arena_max, 1)  # threads share the first arena: the others cannot grow beyond a block
+
+
+def _silence_abandoned_reads() -> None:
+    """Hides the tracebacks of reads that Orbax abandons, in threads of its own, when one of them meets a broken file.
+
+    The error of the broken file itself is raised where the checkpoint is restored.
+    """
+
+    def hides(error: BaseException | None) -> bool:
+        in_thread = threading.current_thread() is not threading.main_thread()
+        return in_thread and isinstance(error, RuntimeError) and str(error) == "Event loop is closed"
+
+    def show_exception(kind: type[BaseException], error: BaseException, trace: TracebackType | None) -> None:
+        if not hides(error):
+            sys.__excepthook__(kind, error, trace)
+
+    def show_unraisable(unraisable: "sys.UnraisableHookArgs") -> None:
+        if not hides(unraisable.exc_value):
+            sys.__unraisablehook__(unraisable)
+
+    sys.excepthook, sys.unraisablehook = show_exception, show_unraisable
+    logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+
+
+def prepare_platform(config: ConfigDict) -> None:
+    """Sets what the config says about the whole process: float64, the precision of float32, and the compilation cache.
+
+    The image libraries are prepared too. Programs call this before they make the first array.
+    """
+    jax.config.update("jax_enable_x64", config.dtype == "float64")
+    prepare_image_libraries(config.max_image_pixels)
     if jax.default_backend() == "gpu":
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.tf32 else "highest")
     if config.compilation_cache_dir:
@@ -51,6 +100,25 @@ def prepare_platform(config: ConfigDict) -> None:
         # By default programs that compile in under a second, evaluation's or a small network's, are not kept.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@contextlib.contextmanager
+def float64_enabled(enabled: bool) -> Iterator[None]:
+    """A context in which every thread may make float64 arrays, if enabled; jax.enable_x64 is for its own thread."""
+    before = jax.config.jax_enable_x64
+    jax.config.update("jax_enable_x64", before or enabled)
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_x64", before)
+
+
+def loops_are_fast() -> bool:
+    """Whether a training step is as fast inside a compiled loop as outside: everywhere but on a CPU.
+
+    The weight gradients of convolutions that XLA compiles for a CPU are 30 times slower inside a loop.
+    """
+    return jax.default_backend() != "cpu"
 
 
 def compiler_options(config: ConfigDict) -> CompilerOptions:
@@ -79,21 +147,3 @@ def _compiles_with(options: tuple[tuple[str, bool | str], ...]) -> bool:
     except jax.errors.JaxRuntimeError:
         return False
     return True
-
-
-def _keep_freed_memory() -> None:
-    """Tells glibc not to give memory back to the system, where it would be fetched again page by page each step.
-
-    On a CPU that took a fifth of MobileNet's and a tenth of ResNet-50's training step (docs/benchmarks.md). Beside an
-    NVIDIA GPU, where it was not measured, nothing is changed.
-    """
-    if sys.platform != "linux" or os.path.exists("/dev/nvidiactl"):
-        return
-    if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        trim_threshold, mmap_max, arena_max = -1, -4, -8  # their numbers in malloc.h
-        mallopt(trim_threshold, -1)  # never
-        mallopt(mmap_max, 0)
-        mallopt(arena_max, 1)  # others than the first cannot grow
-
-
-_keep_freed_memory()  # when this is imported: threads that JAX has started by then keep arenas of their own

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 import models
 from input_pipeline import DeviceCache, make_augmentation, normalize
 from training.loss import classification_sums, cross_entropy, gradient_norm_sums, weighted_loss
-from training.platform import compiler_options
+from training.platform import compiler_options, loops_are_fast
 from training.state import State, select
 
 Batch = dict[str, jax.Array]
@@ -71,9 +71,7 @@ def make_train_step(
 
         micro_batches = (jnp.arange(count), cut(images), jax.tree.map(cut, labels))
         start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
-        # Unrolled for a CPU: inside a loop XLA makes weight gradients for it that are 30 times slower.
-        unroll = jax.default_backend() == "cpu"
-        (total, batch_stats), sums = jax.lax.scan(add_micro_batch, start, micro_batches, unroll=unroll)
+        (total, batch_stats), sums = jax.lax.scan(add_micro_batch, start, micro_batches, unroll=not loops_are_fast())
         total, sums = jax.tree.map(lambda leaf: leaf / count, total), jax.tree.map(lambda leaf: leaf.sum(0), sums)
         return total, (batch_stats, sums)
 

@@ -8,11 +8,13 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+import models
 from training.checkpoints import Checkpoints
-from training.configuration import read_config, write_config
 from training.metrics import is_evaluation, read_rows
 from training.optimizer import make_optimizer
+from training.platform import float64_enabled
 from training.state import State, abstract_state, create_state, make_mesh, make_model, select
+from training.workdir import read_config, write_config
 
 
 def load_weights(
@@ -32,8 +34,6 @@ def load_weights(
       FileNotFoundError: if the folder is no workdir or has no checkpoint.
     """
     config = read_config(workdir)
-    if config.dtype == "float64":
-        jax.config.update("jax_enable_x64", True)
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints = Checkpoints(workdir, read_only=True)
@@ -44,11 +44,30 @@ def load_weights(
         step = max(evaluations, key=lambda row: (row["accuracy_top1"], row["step"]))["step"]
     model = make_model(config, training=True)
     optimizer = make_optimizer(config, lambda _: config.learning_rate)
-    state = checkpoints.restore(abstract_state(config, model, optimizer, mesh), step)
+    with float64_enabled(config.dtype == "float64"):
+        state = checkpoints.restore(abstract_state(config, model, optimizer, mesh), step)
     if state is None:
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints.close()
     return config, state.get("ema", state["params"]), state["batch_stats"], int(state["step"])
+
+
+def load_model(workdir: str | pathlib.Path, step: int | str | None = None) -> tuple[models.Network, ConfigDict]:
+    """Returns the network of a workdir in evaluation mode, with the weights of a checkpoint, and the config.
+
+    Args:
+      workdir: what train.py made.
+      step: a checkpoint's step, "best" for that of the best accuracy_top1, or None for the newest sound one.
+
+    Raises:
+      ValueError: if the step has no sound checkpoint.
+      FileNotFoundError: if the folder is no workdir or has no checkpoint.
+    """
+    config, *variables, _ = load_weights(pathlib.Path(workdir), make_mesh(1), step)
+    model = make_model(config, training=False)
+    for values, own in zip(variables, nnx.state(model, nnx.Param, nnx.BatchStat), strict=True):
+        nnx.update(model, select(values, nnx.to_pure_dict(own)))  # without those of auxiliary heads
+    return model, config
 
 
 def save_weights(
@@ -85,9 +104,7 @@ def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[St
       ValueError: if most of them do not fit: the other run trained another network.
       FileNotFoundError: if the folder is no workdir or has no checkpoint.
     """
-    x64 = jax.config.jax_enable_x64
     _, params, batch_stats, _ = load_weights(workdir, mesh)
-    jax.config.update("jax_enable_x64", x64)  # our own type decides, not that of the other run
     new = []
 
     def choose(ours: dict, theirs: dict) -> dict:

@@ -17,7 +17,8 @@ import sys
 import study
 from absl import flags
 
-from training import command_line, configuration
+from training import command_line
+from training.environment import describe_environment
 
 # Test error in %, Table 6; of ResNet-110 the mean of five runs. The plain networks are only in Fig. 6.
 PUBLISHED = {"resnet20": 8.75, "resnet32": 7.51, "resnet44": 7.17, "resnet56": 6.97, "resnet110": 6.61}
@@ -131,7 +132,7 @@ def run_pytorch() -> int:
         return result.returncode
     row = {"name": "PyTorch", "seed": None} | json.loads(result.stdout.splitlines()[-1])
     row |= {"command": shlex.join(["python", *sys.argv])}
-    study.record(files, row | {"git_commit": configuration.describe_environment()["git_commit"]})
+    study.record(files, row | {"git_commit": describe_environment()["git_commit"]})
     study.show(files, make_pytorch_table)
     return 0
 

@@ -2,17 +2,13 @@
 
 import dataclasses
 
-import jax
 import numpy as np
 import pytest
-from jax.sharding import NamedSharding, PartitionSpec
 
 from configs import base
 from training.configuration import resolve_network
-from training.loss import zero_sums
-from training.optimizer import make_optimizer, make_schedule
-from training.state import abstract_state, create_state, make_mesh, make_model
-from training.step import make_train_step
+from training.program import make_program
+from training.state import make_mesh
 
 
 @dataclasses.dataclass
@@ -42,13 +38,9 @@ def make_trainer():
         config = base.get_config()
         config.update({"num_steps": 10, "num_classes": 10, "schedule": "constant"} | options)
         config = resolve_network(config)
-        mesh, model = make_mesh(num_devices), make_model(config, training=True)
-        optimizer = make_optimizer(config, make_schedule(config, 10))
-        step = make_train_step(config, model, optimizer, mesh)
-        state = create_state(abstract_state(config, model, optimizer, mesh), model, config.seed)
-        sums = zero_sums(len(config.aux_heads), state["params"] if config.log_gradient_norms else ())
-        sums = jax.device_put(sums, NamedSharding(mesh, PartitionSpec()))
-        return Trainer(config, mesh, step, state, sums)
+        mesh = make_mesh(num_devices)
+        program = make_program(config, mesh, steps_per_epoch=10)
+        return Trainer(config, mesh, program.train_step, program.initial_state(), program.zero_sums())
 
     return make
 

@@ -21,7 +21,7 @@ def test_a_network_without_heads_of_its_own_gets_them_by_name():
 
 
 def test_weights_follow_their_heads_into_the_order_of_depth():
-    config = resolve(model="inception_v3", aux_heads=("mixed_7a,mixed_5d", "mixed_6e"), aux_weight=(0.1, 0.2, 0.0))
+    config = resolve(model="inception_v3", aux_heads=("mixed_7a", "mixed_5d", "mixed_6e"), aux_weight=(0.1, 0.2, 0.0))
     assert (config.aux_heads, config.aux_weight) == (("mixed_5d", "mixed_7a"), (0.2, 0.1))
 
 

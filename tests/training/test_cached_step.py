@@ -11,9 +11,9 @@ import train
 from analysis.collectives import find_collectives
 from configs import base
 from input_pipeline import Dataset, DeviceCache
-from training.optimizer import make_optimizer, make_schedule
-from training.state import make_mesh, make_model
-from training.step import make_train_step
+from training import feed
+from training.program import make_program
+from training.state import make_mesh
 
 EVERYTHING = {"auto_augment": "trivial", "color_jitter": (0.4, 0.4, 0.4, 0.1), "random_erasing": 0.5}
 EVERYTHING |= {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "train_crop": "random_resized"}
@@ -31,9 +31,8 @@ def make_cached_run(make_trainer):
         pixels = random.randint(0, 256, (40, side, side, config.channels)).astype(np.uint8)
         labels = random.randint(0, 10, 40)
         dataset = Dataset("pixels", "train", tuple("0123456789"), 40, lambda i: (pixels[i], int(labels[i])), str)
-        model, cache = make_model(config, training=True), DeviceCache(dataset, config, trainer.mesh)
-        optimizer = make_optimizer(config, make_schedule(config, 10))
-        step = make_train_step(config, model, optimizer, trainer.mesh, cache)
+        cache = DeviceCache(dataset, config, trainer.mesh)
+        step = make_program(config, trainer.mesh, 10, cache).train_step
 
         def run(ends):
             state, sums = trainer.state, trainer.sums
@@ -98,7 +97,7 @@ def test_no_image_crosses_the_network(make_cached_run, make_batches):
 def test_calls_end_where_the_host_has_something_to_do():
     config = base.get_config()
     config.update({"num_steps": 100, "steps_per_dispatch": 7})
-    ends = list(train.last_steps(config, 3, lambda step: train.is_due(step, 22.5) or train.is_due(step, 10)))
+    ends = list(feed.last_steps(config, 3, lambda step: train.is_due(step, 22.5) or train.is_due(step, 10)))
     assert ends[0] == 4 and ends[-1] == 100  # the first step is alone: what follows it is measured
     assert {10, 20, 23, 30, 40, 45, 50, 60, 68, 70, 80, 90} <= set(ends)
     assert all(1 <= end - begin <= 7 for begin, end in zip(ends, ends[1:], strict=False))

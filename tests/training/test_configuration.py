@@ -1,12 +1,9 @@
-"""What is refused, in which words; natural values; workdirs and whom they belong to."""
-
-import json
+"""What is refused, in which words; natural values."""
 
 import pytest
 
-from configs import base, googlenet, resnet50
-from training import configuration
-from training.configuration import check_workdir, default_workdir, resolve_network, resolve_run, write_config
+from configs import base, googlenet
+from training.configuration import resolve_network, resolve_run
 
 
 def resolve(config=None, dataset_classes=10, num_images=1000, **options):
@@ -40,14 +37,14 @@ def test_steps_override_epochs_and_epochs_may_be_fractions():
         ({"model": "vgg16", "image_size": 16}, "image_size=16 does not fit vgg16 .* use at least 32$"),
         ({"model": "alexnet", "image_size": 40}, "image_size=40 does not fit alexnet .* use at least 67$"),
         ({"image_size": -3}, "image_size=-3"),
-        ({"channels": 2}, "channels=2 is not supported"),
-        ({"dtype": "float16"}, "dtype='float16' is unknown; choose float32, bfloat16 or float64"),
+        ({"channels": 2}, "channels=2 is unknown; choose 1, 3"),
+        ({"dtype": "float16"}, "dtype='float16' is unknown; did you mean bfloat16"),
         ({"mean": (0.5, 0.5)}, "mean=.* has 2 values; give 1"),
         ({"std": (0.0,)}, "std=.* out of range"),
         ({"aux_weight": (0.3,)}, "lenet5 has no auxiliary heads"),
         ({"model": "googlenet", "aux_weight": (1.0, 2.0, 3.0)}, "3 weights for 2 heads"),
-        ({"model": "googlenet", "aux_weight": ("x",)}, "aux_weight=.* is no weight"),
-        ({"model": "googlenet", "aux_weight": (-0.3,)}, "is no weight"),
+        ({"model": "googlenet", "aux_weight": ("x",)}, "aux_weight=.* is not made of numbers"),
+        ({"model": "googlenet", "aux_weight": (-0.3,)}, "aux_weight=.* is out of range"),
         ({"warmup_epochs": 40.0}, "warmup_epochs=40 is longer than the run of 30"),
         ({"batch_size": 12}, "batch_size=12 cannot be shared by 8 devices; give a multiple of 8"),
         ({"eval_batch_size": 12}, "eval_batch_size=12 cannot be shared by 8 devices"),
@@ -59,15 +56,15 @@ def test_steps_override_epochs_and_epochs_may_be_fractions():
         ({"auto_augment": "random"}, "auto_augment='random' is unknown; did you mean rand?"),
         ({"auto_augment": "x"}, "auto_augment='x' is unknown; choose trivial, rand$"),
         ({"cache": "devise"}, "did you mean device?"),
-        ({"color_jitter": (0.4,)}, "color_jitter=.* give brightness, contrast, saturation and hue"),
-        ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "the hue at most 0.5"),
-        ({"random_erasing": 1.5}, "random_erasing=1.5 is out of range; give 0 to 1"),
-        ({"rand_augment_magnitude": 31}, "give 0 to 30"),
+        ({"color_jitter": (0.4,)}, "color_jitter=.* has 1 values; give 4"),
+        ({"color_jitter": (0.4, 0.4, 0.4, 0.6)}, "a hue of at most 0.5"),
+        ({"random_erasing": 1.5}, "random_erasing=1.5 is out of range; give at least 0 and at most 1"),
+        ({"rand_augment_magnitude": 31}, "give at least 0 and at most 30"),
         ({"erasing_area": (0.4, 0.02)}, "erasing_area=.* is no range"),
         ({"mixup_alpha": 0.2, "batch_size": 24}, "each of 8 devices 3 images, .* cannot pair; give a multiple of 16"),
         ({"mean": ("a",)}, "mean=.* is not made of numbers"),
         ({"step_epochs": ("a", "b")}, "step_epochs=.* is not made of numbers"),
-        ({"crop_area": (0.5,)}, "crop_area=.* is no range"),
+        ({"crop_area": (0.5,)}, "crop_area=.* has 1 values; give 2"),
         ({"num_epochs": float("inf")}, "num_epochs=inf is out of range"),
         ({"seed": -1}, "seed=-1"),
         ({"nesterov": True, "momentum": 0.0}, "nesterov needs momentum"),
@@ -77,7 +74,7 @@ def test_steps_override_epochs_and_epochs_may_be_fractions():
         ({"label_smoothing": 1.0}, "label_smoothing=1.0 is out of range"),
         ({"momentum": -0.1}, "momentum=-0.1 is out of range"),
         ({"learning_rate": 0.0}, "learning_rate=0.0 is out of range"),
-        ({"num_steps": 0}, "num_steps=0 is too small"),
+        ({"num_steps": 0}, "num_steps=0 is out of range"),
         ({"num_epochs": 0.0}, "num_epochs=0 trains nothing"),
         ({"batch_size": 0}, "batch_size=0 is out of range"),
         ({"keep_checkpoints": 0}, "keep_checkpoints=0 is out of range; give at least 1"),
@@ -91,41 +88,3 @@ def test_what_cannot_work_is_refused_in_one_line(options, message):
 
 def test_the_smallest_image_that_is_named_fits():
     assert resolve(model="alexnet", image_size=67).image_size == 67
-
-
-def test_the_workdir_names_what_changes_the_result():
-    overrides = {"model": "googlenet", "aux_weight": (0.3,), "data_dir": "/data", "log_every_steps": 5}
-    assert str(default_workdir("configs/resnet50.py", overrides)) == "runs/resnet50,model=googlenet,aux_weight=0.3"
-    assert str(default_workdir("configs/resnet50.py", {})) == "runs/resnet50"
-    folder = default_workdir("configs/resnet50.py", {"dataset": "image_folder:/data/birds"})
-    assert len(folder.parts) == 2
-
-
-def test_a_workdir_belongs_to_one_config(tmp_path):
-    write_config(tmp_path, resolve(), ("a", "b"))
-    check_workdir(tmp_path, resolve())
-    check_workdir(tmp_path, resolve(log_every_steps=7, prefetch_batches=5, steps_per_dispatch=3))
-    with pytest.raises(ValueError, match=r"belongs to a run with learning_rate=0.05, not 0.1"):
-        check_workdir(tmp_path, resolve(learning_rate=0.1))
-    with pytest.raises(ValueError, match=r"belongs to a run with cache="):
-        check_workdir(tmp_path, resolve(cache="device"))
-
-
-def test_the_config_comes_back_whole(tmp_path):
-    config = resolve(resnet50.get_config(), dataset_classes=1000, bn_virtual_batch_size=32)
-    write_config(tmp_path, config, ("a",) * 1000)
-    assert configuration.read_config(tmp_path).to_dict() == config.to_dict()
-    content = json.loads((tmp_path / "config.json").read_text())
-    assert content["versions"]["jax"] and content["hardware"]["platform"] == "cpu"
-
-
-def test_a_workdir_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OSError, match="cannot be written"):
-        check_workdir(tmp_path / "file" / "run", resolve())
-
-
-def test_the_recipe_of_ones_own():
-    assert configuration.own_recipe("googlenet", "configs/resnet50.py") == "configs/googlenet.py"
-    assert configuration.own_recipe("resnet50", "configs/resnet50.py") is None
-    assert configuration.own_recipe("lenet5", "configs/base.py") is None

@@ -5,7 +5,7 @@ import sys
 import warnings
 
 
-def prepare_process(max_image_pixels: int) -> None:
+def prepare_image_libraries(max_image_pixels: int) -> None:
     """Keeps OpenCV from starting threads and printing, and lets Pillow open images of up to max_image_pixels.
 
     OpenCV takes what it is told from the environment when it is imported, later from its functions. Images are decoded

@@ -1,0 +1,140 @@
+"""What an option is: its default, the values that it takes, its meaning, and what it needs to have an effect."""
+
+import dataclasses
+import difflib
+import fnmatch
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+_INTERVAL = re.compile(r"([\[(])([^,]+), ([^\])]+)([\])]) ?(.*)")
+
+
+@dataclasses.dataclass(frozen=True)
+class Option:
+    """One option of configs/base.py.
+
+    Attributes:
+      default: its value where nobody gives another; None: the natural value of the network or the dataset.
+      values: the range of its numbers with their unit, as in "[0, 1) of the images"; or a tuple of choices; or "" for
+        any text. A square bracket includes the bound, a round one excludes it.
+      meaning: what it does.
+      kind: type of the value, or of the numbers in a tuple; needed where the default does not show it.
+      length: how many numbers the tuple holds, or None for any.
+      ascending: whether the numbers of the tuple are a range, the smaller first.
+      needs: what else must be set for the option to have an effect: "name", if that option must be on;
+        "name=value" or "name=value|value" with wildcards; several conditions are joined by " and ".
+      replaces: an option that goes back to its default when this one is typed: the two exclude each other.
+      affects_result: whether the option changes the result of a run, and so belongs to the identity of its workdir.
+    """
+
+    default: Any
+    values: str | tuple
+    meaning: str
+    kind: type | None = None
+    length: int | None = None
+    ascending: bool = False
+    needs: str = ""
+    replaces: str = ""
+    affects_result: bool = True
+
+    @property
+    def type(self) -> type:
+        """The type of one value: bool, int, float or str."""
+        example = self.default[0] if isinstance(self.default, tuple) and self.default else self.default
+        return self.kind or type(example)
+
+    @property
+    def range(self) -> str:
+        """The values in words, as help and error messages show them: 'at least 0 and less than 1'."""
+        if isinstance(self.values, tuple):
+            return ", ".join(str(value) for value in self.values if value != "")
+        if self.type is bool:
+            return "True or False"
+        if not self.values:
+            return "text"
+        least, most, with_least, with_most, unit = _parse_interval(self.values)
+        lower, upper = "at least" if with_least else "more than", "at most" if with_most else "less than"
+        return f"{lower} {_format(least)} and {upper} {_format(most)} {unit}".strip()
+
+    def check(self, name: str, value: Any) -> None:
+        """Checks a value by the option's type and range, without regard to other options.
+
+        Raises:
+          ValueError: if it is invalid; the message is one line.
+        """
+        if value is None:
+            if self.default is not None:
+                raise ValueError(f"{name}=None is invalid; give {self.range}")
+            return
+        if isinstance(self.default, tuple):
+            self._check_tuple(name, value)
+            return
+        wrong_type = not isinstance(value, (int, float) if self.type is float else self.type)
+        if wrong_type or (isinstance(value, bool) and self.type is not bool):
+            raise ValueError(f"{name}={value!r} is not {_ARTICLES[self.type]}; give {self.range}")
+        if isinstance(self.values, tuple):
+            if value not in self.values:
+                hint = nearest_name(str(value), list(map(str, filter(None, self.values))))
+                raise ValueError(f"{name}={value!r} is unknown{hint or f'; choose {self.range}'}")
+        elif self.type in (int, float) and not self._contains(value):
+            raise ValueError(f"{name}={value} is out of range; give {self.range}")
+        elif self.type is str and not value.isprintable():
+            raise ValueError(f"{name}={value!r} has characters that cannot be printed; leave them out")
+
+    def _check_tuple(self, name: str, values: Any) -> None:
+        example = "give them with commas: 0.1,0.9" if self.type is not int else "give them with commas: 1,2"
+        if not isinstance(values, (tuple, list)):
+            raise ValueError(f"{name}={values!r} is not a tuple; give values with commas between them")
+        numbers = (int,) if self.type is int else (int, float)
+        for value in values if self.type is not str else ():
+            if not isinstance(value, numbers) or isinstance(value, bool):
+                kind = "whole numbers" if self.type is int else "numbers"
+                raise ValueError(f"{name}={values} is not made of {kind}; {example}")
+            if not self._contains(value):
+                raise ValueError(f"{name}={values} is out of range; give numbers of {self.range}")
+        if self.type is str and not all(isinstance(value, str) and value.isprintable() for value in values):
+            raise ValueError(f"{name}={values} is not made of names; give them with commas between them")
+        if self.length is not None and len(values) != self.length:
+            raise ValueError(f"{name}={values} has {len(values)} values; give {self.length}")
+        if self.ascending and list(values) != sorted(values):
+            raise ValueError(f"{name}={values} is no range; give the smaller number first")
+
+    def _contains(self, number: float) -> bool:
+        least, most, with_least, with_most, _ = _parse_interval(self.values)
+        return (least <= number if with_least else least < number) and (number <= most if with_most else number < most)
+
+    def unmet_need(self, config: Mapping[str, Any]) -> str | None:
+        """Returns the first condition of `needs` that the config does not meet, or None."""
+        return next((need for need in filter(None, self.needs.split(" and ")) if not _is_met(need, config)), None)
+
+
+_ARTICLES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
+
+
+def nearest_name(name: str, names: Iterable[str]) -> str:
+    """Returns '; did you mean X?' for the name nearest to a misspelt one, or ''."""
+    matches = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def _is_met(need: str, config: Mapping[str, Any]) -> bool:
+    name, _, patterns = need.partition("=")
+    value = config[name]
+    if patterns:
+        return any(fnmatch.fnmatchcase(str(value), pattern) for pattern in patterns.split("|"))
+    return any(value) if isinstance(value, (tuple, list)) else bool(value)
+
+
+def _parse_interval(text: str) -> tuple[float, float, bool, bool, str]:
+    left, least, most, right, unit = _INTERVAL.fullmatch(text).groups()
+    return _number(least), _number(most), left == "[", right == "]", unit
+
+
+def _number(text: str) -> float:
+    base, _, exponent = text.partition("^")
+    return float(base) ** float(exponent or 1)
+
+
+def _format(number: float) -> str:
+    return f"{number:,.0f}" if number == round(number) and abs(number) >= 1000 else f"{number:g}"

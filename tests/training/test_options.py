@@ -1,0 +1,170 @@
+"""The table of options: what is typed wins, has an effect or is refused, and no odd value is a traceback."""
+
+import pathlib
+
+import pytest
+from absl import flags
+from ml_collections import config_flags
+
+from configs import base
+from training import command_line, configuration
+from training.configuration import apply_typed, list_options, resolve_network, resolve_run
+
+CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
+
+ODD = ("", "0", "-1", "1", "2", "1e400", "-1e400", "nan", "inf", "None", "True", "x", "lenet5", "resnet18", "*", "**")
+ODD += ("/data/x.pth", "image_folder:/nowhere", "1.5", "0.5", "-0.5", "1" + 23 * "0", "0,0", "0.1,0.9", "0.9,0.1", "()")
+ODD += (
+    "(0.5,",
+    "a,b",
+    "[1,2]",
+    "1,2,3,4,5",
+    "{}",
+    "\x1b[31m",
+    "a\nb",
+    "é",
+    "9" * 400,
+    "'",
+    "1,,2",
+    "((1,2),3)",
+    "None,1",
+)
+
+pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_collections
+
+
+def parse(recipe, *words):
+    """The config and the typed options of a command line, by the parsers of the programs."""
+    command_line.register_parsers()
+    values, argv = flags.FlagValues(), ["train.py", f"--config={CONFIGS / recipe}.py", *words]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
+    values(argv)
+    typed = config_flags.get_override_values(values["config"])
+    apply_typed(values["config"].value, typed)
+    return values["config"].value, typed
+
+
+def resolve(recipe, *words):
+    config, typed = parse(recipe, *words)
+    return resolve_run(resolve_network(config, typed), num_classes=10, num_images=50_000)
+
+
+@pytest.mark.parametrize("name", base.OPTIONS)
+def test_each_odd_value_resolves_or_is_refused_in_one_line(name, monkeypatch):
+    monkeypatch.setattr(configuration, "_check_image_size", lambda config: None)  # tested elsewhere, and slow
+    resolved = 0
+    for value in ODD:
+        try:
+            resolve("base", f"--config.{name}={value}")
+            resolved += 1
+        except (ValueError, flags.Error) as error:  # flags.Error becomes one line in command_line.refuse
+            message = command_line.one_line(str(error))
+            assert message and len(message) < 1000 + len(value) and message.isprintable()
+            assert isinstance(error, flags.Error) or "\n" not in str(error)
+    assert resolved < len(ODD)
+
+
+def test_each_default_is_valid_and_the_table_is_complete():
+    config = base.get_config()
+    for name, option in base.OPTIONS.items():
+        option.check(name, config[name])
+        assert option.meaning and option.range
+        for need in filter(None, option.needs.split(" and ")):
+            assert need.partition("=")[0] in base.OPTIONS
+        assert option.replaces in {"", *base.OPTIONS}
+
+
+def test_every_number_has_an_upper_bound():
+    for name, option in base.OPTIONS.items():
+        if option.type in (int, float) and not isinstance(option.values, tuple):
+            value = (1e30,) if isinstance(option.default, tuple) else 10**30
+            with pytest.raises(ValueError, match=f"{name}=.*"):
+                option.check(name, value)
+
+
+NO_EFFECT = {
+    "crop_area": ("0.5,1", "train_crop=random_resized"),
+    "crop_aspect": ("0.5,1", "train_crop=random_resized"),
+    "train_resize": ("40,50", "train_crop=scale_jitter"),
+    "synthetic_examples": ("8", "dataset=synthetic"),
+    "rand_augment_layers": ("3", "auto_augment=rand"),
+    "rand_augment_magnitude": ("3", "auto_augment=rand"),
+    "erasing_area": ("0.1,0.2", "random_erasing"),
+    "erasing_aspect": ("0.5,2", "random_erasing"),
+    "steps_per_dispatch": ("3", "cache=device"),
+    "aux_heads": ("conv1", "aux_weight"),
+    "rmsprop_decay": ("0.5", "optimizer=rmsprop"),
+    "rmsprop_epsilon": ("0.5", "optimizer=rmsprop"),
+    "warmup_learning_rate": ("0.01", "warmup_epochs"),
+    "warmup_shape": ("constant", "warmup_epochs"),
+    "step_epochs": ("30,60", "schedule=step"),
+    "step_steps": ("30,60", "schedule=step"),
+    "step_factor": ("0.5", "schedule=step"),
+    "exponential_epochs": ("3", "schedule=exponential"),
+    "exponential_factor": ("0.5", "schedule=exponential"),
+    "polynomial_power": ("2", "schedule=polynomial"),
+}
+
+
+@pytest.mark.parametrize("name", NO_EFFECT)
+def test_a_typed_option_without_effect_is_refused(name):
+    value, need = NO_EFFECT[name]
+    with pytest.raises(ValueError, match=f"^{name}=.* has no effect: it needs {need}, but .*leave {name} out$"):
+        parse("base", f"--config.{name}={value}")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("crop_padding=2", "train_crop=none"),
+        ("final_learning_rate=0.001", "schedule=constant"),
+        ("nesterov=True", "momentum=0"),
+        ("decay_norm_and_bias=False", "weight_decay=0"),
+        ("num_epochs=3", "num_steps=5"),
+        ("step_epochs=1", "step_steps=1", "schedule=step"),
+        ("dropout_rate=0.5",),
+        ("bn_virtual_batch_size=8",),
+    ],
+)
+def test_combinations_without_effect_are_refused(words):
+    with pytest.raises(ValueError, match="has no effect|give one of the two"):
+        resolve("base", *(f"--config.{word}" for word in words))
+
+
+def test_a_recipe_may_carry_what_an_override_switches_off():
+    config = resolve("cifar10_resnet20", "--config.schedule=cosine", "--config.train_crop=none")
+    assert config.step_steps == (32_000, 48_000) and config.crop_padding == 4
+
+
+@pytest.mark.parametrize("recipe", ["cifar10_resnet20", "cifar10_nin", "nin", "squeezenet1_0"])
+def test_typed_epochs_win_over_the_steps_of_a_recipe(recipe):
+    config = resolve(recipe, "--config.num_epochs=1")
+    assert config.num_steps == -(-50_000 // config.batch_size)
+
+
+def test_typed_boundaries_win_over_those_of_a_recipe():
+    config = resolve("cifar10_resnet20", "--config.step_epochs=1,2")
+    assert config.step_epochs == (1, 2) and config.step_steps == ()
+
+
+def test_none_can_be_typed_where_it_is_a_value():
+    assert resolve("cifar10_resnet20", "--config.num_steps=None").num_epochs == 30
+    for name, option in base.OPTIONS.items():
+        if option.default is None:
+            assert parse("base", f"--config.{name}=None")[0][name] is None
+        elif option.type is not bool and not isinstance(option.default, tuple):
+            with pytest.raises(ValueError, match=f"{name}=None"):
+                parse("base", f"--config.{name}=None")
+
+
+def test_tuples_are_typed_with_commas():
+    for text, value in {"0.3": (0.3,), "0.3,0.4": (0.3, 0.4), "(0.3,0.4)": (0.3, 0.4), "()": ()}.items():
+        assert parse("googlenet", f"--config.aux_weight={text}")[0].aux_weight == value
+    config, _ = parse("googlenet", "--config.aux_heads=inception4a,inception4b")
+    assert config.aux_heads == ("inception4a", "inception4b")
+
+
+def test_the_list_names_every_option_with_its_default():
+    text = list_options()
+    assert all(f"  {name}=" in text for name in base.OPTIONS)
+    assert "step_epochs=()  (at least 0 and at most 1,000,000 epochs; needs schedule=step)" in text

@@ -1,0 +1,57 @@
+"""What a result depends on besides its options: versions, hardware, git commit; and the memory that it took."""
+
+import importlib.metadata
+import os
+import pathlib
+import platform
+import re
+import resource
+import subprocess
+import sys
+from typing import Any
+
+import jax
+
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
+
+
+def describe_environment() -> dict[str, Any]:
+    """Returns versions, hardware and git commit, as results and workdirs record them."""
+    root = pathlib.Path(__file__).parent.parent
+    return {
+        "versions": {"python": platform.python_version()}
+        | {name: version for name in PACKAGES if (version := _installed_version(name))},
+        "hardware": {
+            "platform": jax.default_backend(),
+            "devices": [device.device_kind for device in jax.devices()],
+            "cpu_cores": os.cpu_count(),
+            "machine": platform.machine(),
+        },
+        "git_commit": _git_commit(root),
+    }
+
+
+def peak_host_memory() -> int:
+    """Returns the most memory that this process has held so far, bytes."""
+    status = pathlib.Path("/proc/self/status")
+    # On Linux ru_maxrss would count the memory of the process that started this one; gVisor's has no such line.
+    if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+)", status.read_text())):
+        return 1024 * int(peak[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def _installed_version(name: str) -> str | None:
+    try:
+        return importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit(root: pathlib.Path) -> str | None:
+    try:
+        git = subprocess.run(
+            ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True
+        )
+    except OSError:  # git is not installed
+        return None
+    return git.stdout.strip() or None

@@ -1,0 +1,101 @@
+"""The program of a config: its network, optimizer, state and compiled steps, assembled in one place."""
+
+import dataclasses
+import functools
+from collections.abc import Callable
+
+import jax
+import numpy as np
+import optax
+from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from ml_collections import ConfigDict
+
+from input_pipeline import DeviceCache
+from training.loss import zero_sums
+from training.optimizer import make_optimizer, make_schedule
+from training.state import State, abstract_state, create_state, make_model
+from training.step import Batch, Sums, make_eval_step, make_train_step
+
+
+@dataclasses.dataclass(frozen=True)
+class Program:
+    """What a config trains and how; nothing is allocated, compiled or run before a method or a step is called.
+
+    Attributes:
+      config: resolved options.
+      mesh: the devices.
+      cache: the training images on the devices, or None.
+      model: the abstract network in training mode.
+      schedule: from the optimizer step, 0 for the first, to the learning rate.
+      optimizer: from gradients to updates.
+      target: shapes, types and shardings of the state, to restore into.
+      sums: the sums over no image at all, on the host.
+      train_step: the jitted step of training.step.make_train_step.
+    """
+
+    config: ConfigDict
+    mesh: Mesh
+    cache: DeviceCache | None
+    model: nnx.Module
+    schedule: optax.Schedule
+    optimizer: optax.GradientTransformation
+    target: State
+    sums: dict[str, np.ndarray]
+    train_step: Callable[[State, Sums, Batch], tuple[State, Sums]]
+
+    @functools.cached_property
+    def eval_step(self) -> Callable[[dict, dict, Batch], Sums]:
+        """The jitted evaluation of training.step.make_eval_step, of the network without auxiliary heads."""
+        return make_eval_step(self.config, make_model(self.config, training=False), self.mesh)
+
+    @functools.cached_property
+    def learning_rate(self) -> Callable[[jax.Array], jax.Array]:
+        """From the number of steps done to the learning rate of the last one, jitted."""
+        return jax.jit(lambda steps_done: self.schedule(steps_done - 1))
+
+    def initial_state(self) -> State:
+        """Returns the state before the first step, on the devices."""
+        return create_state(self.target, self.model, self.config.seed)
+
+    def zero_sums(self) -> Sums:
+        """Returns the sums over no image at all, on the devices."""
+        return jax.device_put(self.sums, NamedSharding(self.mesh, PartitionSpec()))
+
+    def abstract_batch(self) -> Batch:
+        """Returns shapes, types and shardings of a batch of images (N, H, W, C) and labels (N,)."""
+        side, split = self.config.image_size, NamedSharding(self.mesh, PartitionSpec("data"))
+        shape = self.config.batch_size, side, side, self.config.channels
+        return {
+            "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=split),
+            "label": jax.ShapeDtypeStruct(shape[:1], np.int32, sharding=split),
+        }
+
+    def trace(self) -> jax.stages.Traced:
+        """Traces the training step of a batch without compiling it; nothing is allocated.
+
+        Raises:
+          ValueError: if the network cannot be trained on such a batch.
+        """
+        train_step = self.train_step
+        if self.cache:  # the step on a batch is what the cached program does once it has made one
+            train_step = make_train_step(self.config, self.model, self.optimizer, self.mesh)
+        return train_step.trace(self.target, self.sums, self.abstract_batch())
+
+
+def make_program(config: ConfigDict, mesh: Mesh, steps_per_epoch: float, cache: DeviceCache | None = None) -> Program:
+    """Assembles the program of a config.
+
+    Args:
+      config: with the network's options resolved, num_classes and num_steps given.
+      mesh: the devices.
+      steps_per_epoch: optimizer steps in an epoch, which need not be whole.
+      cache: the training images, if they are on the devices already; the step then makes its own batches.
+    """
+    model, schedule = make_model(config, training=True), make_schedule(config, steps_per_epoch)
+    optimizer = make_optimizer(config, schedule)
+    target = abstract_state(config, model, optimizer, mesh)
+    gradient_parts = target["params"] if config.log_gradient_norms else ()
+    sums = zero_sums(len(config.aux_heads), gradient_parts)
+    train_step = make_train_step(config, model, optimizer, mesh, cache)
+    return Program(config, mesh, cache, model, schedule, optimizer, target, sums, train_step)
