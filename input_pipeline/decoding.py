@@ -90,7 +90,8 @@ def decode_box(
 
     Rows of a JPEG below the box are not decoded. A box that is to shrink much is decoded at 1/2, 1/4 or 1/8, by
     libjpeg's scaled inverse DCT, as long as both sides stay at least twice as long as needed: after `images.resize` the
-    result is as near to the whole image's as that of another antialiasing filter.
+    result is as near to the whole image's as that of another antialiasing filter. Of other formats only a large box is
+    made smaller, by averaging, to save memory.
 
     Args:
       image: a file's bytes, or uint8 (H, W, 1 or 3).
@@ -101,7 +102,7 @@ def decode_box(
       exif_orientation: as for `decode`.
 
     Returns:
-      uint8 (h, w, channels): the box, or its half, quarter or eighth.
+      uint8 (h, w, channels): the box, or the same made smaller by a whole factor.
 
     Raises:
       ValueError: as `decode` does.
@@ -184,22 +185,16 @@ def _decode_stored_box(
     elif header := _plain_png(encoded):
         height, width, components = header
         _check_size(encoded, height, width, max_pixels)
-        if cv2:
-            with _one_at_a_time(height * width):
-                flags = cv2.IMREAD_GRAYSCALE if components == 1 else cv2.IMREAD_COLOR_RGB
-                pixels = None
-                with contextlib.suppress(cv2.error):
-                    pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
-                if pixels is not None:
-                    return _with_channels(cut(pixels.reshape(height, width, -1), *choose_box(height, width)), channels)
+        if cv2 and height * width <= _LARGE_IMAGE:  # OpenCV holds an image twice
+            flags = cv2.IMREAD_GRAYSCALE if components == 1 else cv2.IMREAD_COLOR_RGB
+            pixels = None
+            with contextlib.suppress(cv2.error):
+                pixels = cv2.imdecode(np.frombuffer(encoded, np.uint8), flags | cv2.IMREAD_IGNORE_ORIENTATION)
+            if pixels is not None:
+                return _with_channels(cut(pixels.reshape(height, width, -1), *choose_box(height, width)), channels)
     with open_image(encoded, max_pixels) as image, _one_at_a_time(math.prod(image.size)):
         image.load()  # which may turn a TIFF around
-        top, left, height, width = choose_box(image.height, image.width)
-        box = image.crop((left, top, left + width, top + height))
-        # Pillow would make 255 of all levels of 16 bits that are larger.
-        if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
-            return _with_channels((np.asarray(box) >> 8).astype(np.uint8)[..., None], channels)
-        return _pillow_pixels(box, channels)
+        return _pillow_box(image, choose_box(image.height, image.width), channels, size)
 
 
 def _decode_jpeg_box(
@@ -281,11 +276,29 @@ def _orientation(encoded: bytes, max_pixels: int) -> tuple[bool, bool, bool]:
     return _ORIENTATIONS.get(tag, (False, False, False))
 
 
-def _pillow_pixels(image: Image.Image, channels: int) -> np.ndarray:
-    """Returns the pixels of Pillow's image of any mode, uint8 (H, W, channels)."""
-    if image.mode not in ("1", "L", "LA", "La", "I", "F"):
-        return _with_channels(np.asarray(image.convert("RGB")), channels)
-    return _with_channels(np.asarray(image.convert("L"))[..., None], channels)
+def _pillow_box(image: Image.Image, box: Box, channels: int, size: float) -> np.ndarray:
+    """Returns a box of Pillow's image, strip by strip: a copy of a large image would take another gigabyte.
+
+    A large box is made smaller by a whole factor, both sides at least twice as long as needed, as a JPEG's is.
+    """
+    top, left, height, width = box
+    factor = max(1, int(min(height, width) / (2 * size))) if height * width > _LARGE_IMAGE else 1
+    rows = factor * max(1, _LARGE_IMAGE // 16 // (factor * width))
+    pixels = np.empty((-(-height // factor), -(-width // factor), channels), np.uint8)
+    # Pillow would make 255 of all levels of 16 bits that are larger.
+    has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
+    for first in range(0, height, rows):
+        last = min(first + rows, height)
+        strip = image.crop((left, top + first, left + width, top + last))
+        if has_16_bits:
+            strip = Image.fromarray((np.asarray(strip) >> 8).astype(np.uint8))
+        elif strip.mode not in ("L", "RGB"):
+            strip = strip.convert("L" if strip.mode in ("1", "LA", "La", "I", "F") else "RGB")
+        if factor > 1:
+            strip = strip.reduce(factor)
+        levels = np.asarray(strip if channels == 3 else strip.convert("L"))
+        pixels[first // factor : -(-last // factor)] = levels.reshape(*levels.shape[:2], -1)
+    return pixels
 
 
 def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:

@@ -285,6 +285,35 @@ print("grown by", grown) if grown > 100 else None
     assert (result.returncode, result.stdout) == (0, ""), result.stderr
 
 
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_a_large_image_that_is_no_bomb_takes_its_own_memory_and_little_more(mode):
+    """36 million pixels of one colour, read as for training: Pillow holds 4 bytes of each."""
+    code = f"""
+import numpy as np
+from input_pipeline import decoding
+from tests.input_pipeline.test_decoding import Image, encode, peak_memory
+Image.MAX_IMAGE_PIXELS = None
+encoded = encode(Image.new("{mode}", (6000, 6000)), "PNG", compress_level=1)
+open("/proc/self/clear_refs", "w").write("5")  # the peak begins anew
+before = peak_memory()
+pixels = decoding.decode_box(encoded, 3, lambda height, width: (0, 0, height, width), 224)
+assert not pixels.any() and min(pixels.shape[:2]) >= 448
+print(peak_memory() - before)
+"""
+    result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
+    assert int(result.stdout) < 190, result.stderr
+
+
+def test_large_boxes_are_averaged(monkeypatch, installed):
+    monkeypatch.setattr(decoding, "_LARGE_IMAGE", 1000)
+    image = colours(400, 600)
+    for form in ("WEBP", "TIFF"):
+        encoded = encode(image, form, **({"lossless": True} if form == "WEBP" else {}))
+        pixels = decoding.decode_box(encoded, 3, lambda height, width: (10, 20, 360, 540), 30)
+        expected = image.crop((20, 10, 560, 370)).reduce(6)
+        assert pixels.shape == (60, 90, 3) and np.abs(pixels.astype(int) - np.asarray(expected)).max() <= 1
+
+
 def test_max_pixels():
     for form in ("PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP"):
         encoded = encode(colours(21, 30), form)
