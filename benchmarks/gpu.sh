@@ -1,17 +1,69 @@
 #!/bin/sh
-# Everything that wants a GPU, the most telling first: sh benchmarks/gpu.sh [FOLDER]
-# A time limit that cuts it off loses nothing, as rows are written when they come. The rest in further calls:
-#   MODELS=vgg16,alexnet,resnet18,mobilenetv1_100 sh benchmarks/gpu.sh
-#   MODELS=googlenet,inception_v3,densenet121,resnet152 sh benchmarks/gpu.sh
-#   python3 benchmarks/step_options.py --variants=NAME,NAME --json=benchmarks/results/step_options.json
-# TORCH_PYTHON is a Python that has torch, torchvision and timm.
-folder=${1:-benchmarks/results}
-profile=$(mktemp -d)
-set -x
-${PYTHON:=python3} benchmarks/against_pytorch.py --torch_python="${TORCH_PYTHON:-$PYTHON}" \
-    --models="${MODELS:-resnet50}" --json="$folder/against_pytorch_gpu.json"
-[ "$MODELS" ] && exit
-$PYTHON benchmark.py --models=resnet50,vgg16 --mode=train,infer --dtype=bfloat16 --batch_sizes=256 \
-    --profile="$profile" --json="$folder/throughput_gpu.json"
-$PYTHON benchmarks/slowest_operations.py "$profile"/*/layers.json.gz | tee "$folder/slowest_operations_gpu.txt"
-$PYTHON benchmarks/step_options.py --json="$folder/step_options.json"
+# What only a GPU can show, the most telling parts first: sh benchmarks/gpu.sh FOLDER [PART ...]
+# Each part ends within nine minutes and writes its rows into FOLDER as they come: a part that was cut off can run again,
+# and keeps the rows of the others. `sh benchmarks/gpu.sh --list` shows the parts. Without a PART, all run in order.
+# PYTHON runs ours and TORCH_PYTHON runs PyTorch (torch, torchvision, timm); both are python3 if not given.
+# SMALL=1 runs every part at reduced size, on a CPU too: it shows only that the parts work.
+parts="pytorch variants profile vgg16 others inference more"
+if [ "$1" = --list ]; then
+    echo "pytorch    ResNet-50 training beside PyTorch's, eager and compiled"
+    echo "variants   ResNet-50 training without each of our own forms, and with command buffers around convolutions"
+    echo "profile    ResNet-50 training: rate, share of the roofline, a profile and its slowest operations"
+    echo "vgg16      VGG-16 training beside PyTorch's, and with XLA's gradient of max pooling"
+    echo "others     MobileNet, AlexNet and GoogLeNet training beside PyTorch's"
+    echo "inference  ResNet-50, VGG-16 and MobileNet inference beside PyTorch's"
+    echo "more       Inception-v3, DenseNet-121, ResNet-18 and ResNet-152 beside PyTorch's"
+    exit
+fi
+folder=${1:?"give a folder for the results, or --list"}
+shift
+mkdir -p "$folder"
+python=${PYTHON:-python3}
+if [ "$SMALL" ]; then
+    small="--batch_size=8 --image_size=64 --rounds=1 --seconds=0.01"
+    rows="--batch_sizes=8 --image_sizes=64 --seconds=0.1"
+else
+    small="--rounds=3"
+    rows="--batch_sizes=256"
+fi
+
+# Kernels that were timed against each other in one process are not timed again in the next.
+export XLA_FLAGS="$XLA_FLAGS --xla_gpu_per_fusion_autotune_cache_dir=$folder"
+[ "$SMALL" ] && unset XLA_FLAGS
+
+against_pytorch() {
+    $python benchmarks/against_pytorch.py --torch_python="${TORCH_PYTHON:-$python}" --styles=compiled,eager \
+        --json="$folder/against_pytorch.json" $small "$@"
+}
+
+variants() {
+    $python benchmarks/step_options.py --json="$folder/step_options.json" $small "$@"
+}
+
+for part in ${*:-$parts}; do
+    echo "== $part"
+    case $part in
+    pytorch) against_pytorch --models=resnet50 --mode=train ;;
+    variants)
+        variants --variants="command buffers hold convolutions,max pooling by select-and-scatter,stem with its stride"
+        variants --variants="batch norm and ReLU apart,batch statistics in two passes,all four"
+        ;;
+    profile)
+        $python benchmark.py --models=resnet50 --mode=train --dtype=bfloat16 $rows --profile="$folder/profile" \
+            --json="$folder/throughput.json"
+        $python benchmarks/slowest_operations.py "$folder"/profile/*/layers.json.gz >"$folder/slowest_operations.txt"
+        head -n 25 "$folder/slowest_operations.txt"
+        ;;
+    vgg16)
+        against_pytorch --models=vgg16 --mode=train
+        variants --model=vgg16 --variants="max pooling by select-and-scatter"
+        ;;
+    others) against_pytorch --models=mobilenetv1_100,alexnet,googlenet --mode=train ;;
+    inference) against_pytorch --models=resnet50,vgg16,mobilenetv1_100 --mode=infer ;;
+    more) against_pytorch --models=inception_v3,densenet121,resnet18,resnet152 ;;
+    *)
+        echo "gpu.sh: error: there is no part $part; see sh benchmarks/gpu.sh --list" >&2
+        exit 2
+        ;;
+    esac
+done

@@ -18,43 +18,22 @@ from unittest import mock
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 
-import jax  # noqa: E402
-import jax.numpy as jnp  # noqa: E402
-from absl import flags  # noqa: E402
-from jax import lax  # noqa: E402
+import jax
+import jax.numpy as jnp
+from absl import flags
+from jax import lax
 
-import training.step  # noqa: E402
-from analysis import rows, tables, throughput  # noqa: E402
-from analysis.rows import Row  # noqa: E402
-from analysis.tables import Column  # noqa: E402
-from configs import resnet50  # noqa: E402
-from models import operations  # noqa: E402
-from training import command_line  # noqa: E402
-from training.platform import compiler_options, prepare_platform  # noqa: E402
+import training.step
+from analysis import rows, tables, throughput
+from analysis.rows import Row
+from analysis.tables import Column
+from configs import resnet50
+from models import gpu_operations, operations
+from training import command_line
+from training.platform import compiler_options, prepare_platform
 
-
-def space_to_depth(x: jax.Array, kernel: jax.Array, stride: int, padding: operations.Padding, groups: int) -> jax.Array:
-    """A strided convolution of few features as one without stride: blocks of pixels become features; the same sums."""
-    if stride == 1 or x.shape[-1] > 4 or groups > 1:
-        return operations.convolve(x, kernel, stride, padding, groups)
-    images, height, width, features = x.shape
-    sides = [-(-side // stride) for side in kernel.shape[:2]]
-    blocks = [
-        (size + before + after - side) // stride + count
-        for size, (before, after), side, count in zip((height, width), padding, kernel.shape, sides, strict=False)
-    ]
-    edges = [
-        (before, count * stride - size - before, 0)
-        for size, (before, _), count in zip((height, width), padding, blocks, strict=True)
-    ]
-    x = lax.pad(x, jnp.zeros((), x.dtype), ((0, 0, 0), *edges, (0, 0, 0)))
-    x = x.reshape(images, blocks[0], stride, blocks[1], stride, features).transpose(0, 1, 3, 2, 4, 5)
-    missing = [(0, count * stride - side) for count, side in zip(sides, kernel.shape, strict=False)]
-    kernel = jnp.pad(kernel, (*missing, (0, 0), (0, 0)))
-    kernel = kernel.reshape(sides[0], stride, sides[1], stride, features, -1).transpose(0, 2, 1, 3, 4, 5)
-    deep = stride * stride * features
-    x, kernel = x.reshape(images, *blocks, deep), kernel.reshape(*sides, deep, -1)
-    return operations.convolve(x, kernel, 1, ((0, 0), (0, 0)), 1)
+MODULES = {"operations": operations, "gpu_operations": gpu_operations}
+CONVOLVE, NORMALIZE = operations.convolve, operations.normalize
 
 
 def convolve_by_products(
@@ -62,46 +41,93 @@ def convolve_by_products(
 ) -> jax.Array:
     """1x1 convolutions as products on every platform, not on a CPU alone."""
     if kernel.shape[:2] != (1, 1) or groups > 1:
-        return operations.convolve(x, kernel, stride, padding, groups)
+        return CONVOLVE(x, kernel, stride, padding, groups)
     x = x[:, ::stride, ::stride]
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0]).reshape(*x.shape[:-1], -1)
 
 
+def normalize_then_activate(
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    epsilon: float,
+    activation: str | None = None,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """Batch normalisation and the activation behind it as two operations, each with its own gradient."""
+    y, mean, var = NORMALIZE(x, scale, bias, shift, epsilon)
+    return operations.activate(y, activation), mean, var
+
+
 def normalize_without_own_gradient(
-    x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+    x: jax.Array,
+    scale: jax.Array,
+    bias: jax.Array,
+    shift: jax.Array,
+    epsilon: float,
+    activation: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """Batch normalisation differentiated by JAX."""
-    wide = x.astype(scale.dtype)
-    mean, var = operations.mean_and_variance(wide)
-    y = (wide - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
-    return y.astype(x.dtype), lax.stop_gradient(mean), lax.stop_gradient(var)
+    mean, var = operations.mean_and_variance(x, shift)
+    y = (x.astype(scale.dtype) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+    y = operations.activate(y, activation).astype(x.dtype)
+    return y, lax.stop_gradient(mean), lax.stop_gradient(var)
 
 
-def statistics_in_one_pass(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance from sums of the values less one of them, so that digits last: Chan, Golub, LeVeque 1983."""
-    shift = lax.stop_gradient(x[:, :1, :1, :1])
-    mean, square = ((x - shift) ** power for power in (1, 2))
-    mean, square = (values.mean((1, 2, 3), keepdims=True) for values in (mean, square))
-    return mean + shift, square - jnp.square(mean)
+def statistics_in_two_passes(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of bfloat16 maps as of float32 maps: the variance about the mean, in a pass of its own."""
+    wide = x.astype(shift.dtype)
+    mean = wide.mean((1, 2, 3), keepdims=True)
+    return mean, jnp.square(wide - mean).mean((1, 2, 3), keepdims=True)
+
+
+def max_pool_by_xla(x: jax.Array, window: tuple[int, int], stride: int, padding: operations.Padding) -> jax.Array:
+    """Max pooling with XLA's own gradient, select-and-scatter."""
+    edges = ((0, 0), *padding, (0, 0))
+    return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, stride, stride, 1), edges)
+
+
+def strided_as_it_stands(*_: object) -> None:
+    """In the place of gpu_operations.find_convolution: a GPU has no other form of a strided convolution."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What differs from the recipe: its options, XLA's, functions of models.operations; and the base to compare."""
+    """What differs from the recipe: its options, XLA's options, functions that replace ours; and the base to compare.
+
+    A function is named with its module, as in operations.normalize.
+    """
 
     options: dict = dataclasses.field(default_factory=dict)
     compiler_options: dict = dataclasses.field(default_factory=dict)
-    operations: dict[str, Callable] = dataclasses.field(default_factory=dict)
+    functions: dict[str, Callable] = dataclasses.field(default_factory=dict)
     base: str = "bfloat16"
 
 
 BFLOAT16 = {"dtype": "bfloat16"}
+WITH_CONVOLUTIONS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONVOLUTION"
 VARIANTS = {
     "bfloat16": Variant(BFLOAT16),
-    "space-to-depth stem": Variant(BFLOAT16, operations={"convolve": space_to_depth}),
-    "1x1 convolutions as products": Variant(BFLOAT16, operations={"convolve": convolve_by_products}),
-    "batch norm differentiated by JAX": Variant(BFLOAT16, operations={"normalize": normalize_without_own_gradient}),
-    "batch statistics in one pass": Variant(BFLOAT16, operations={"mean_and_variance": statistics_in_one_pass}),
+    "command buffers hold convolutions": Variant(BFLOAT16, {"xla_gpu_enable_command_buffer": WITH_CONVOLUTIONS}),
+    "max pooling by select-and-scatter": Variant(BFLOAT16, functions={"gpu_operations.max_pool": max_pool_by_xla}),
+    "stem with its stride": Variant(BFLOAT16, functions={"gpu_operations.find_convolution": strided_as_it_stands}),
+    "batch norm and ReLU apart": Variant(BFLOAT16, functions={"operations.normalize": normalize_then_activate}),
+    "batch statistics in two passes": Variant(
+        BFLOAT16, functions={"operations.mean_and_variance": statistics_in_two_passes}
+    ),
+    "all four": Variant(
+        BFLOAT16,
+        functions={
+            "gpu_operations.max_pool": max_pool_by_xla,
+            "gpu_operations.find_convolution": strided_as_it_stands,
+            "operations.normalize": normalize_then_activate,
+            "operations.mean_and_variance": statistics_in_two_passes,
+        },
+    ),
+    "batch norm differentiated by JAX": Variant(
+        BFLOAT16, functions={"operations.normalize": normalize_without_own_gradient}
+    ),
+    "1x1 convolutions as products": Variant(BFLOAT16, functions={"operations.convolve": convolve_by_products}),
     "no command buffers": Variant(BFLOAT16, {"xla_gpu_enable_command_buffer": ""}),
     "latency-hiding scheduler": Variant(BFLOAT16, {"xla_gpu_enable_latency_hiding_scheduler": True}),
     "no Triton products": Variant(BFLOAT16, {"xla_gpu_enable_triton_gemm": False}),
@@ -146,14 +172,9 @@ def make_turn(variant: Variant, batch_size: int, image_size: int) -> Callable[[]
     xla = compiler_options(config) | variant.compiler_options
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(training.step, "compiler_options", lambda _: xla))
-        plain = {name: getattr(operations, name) for name in variant.operations}
-        for name, function in variant.operations.items():
-            # Within the replacement, and for what it leaves alone, the name stands for what it replaces.
-            def replacement(*arguments, name=name, function=function):
-                with mock.patch.object(operations, name, plain[name]):
-                    return function(*arguments)
-
-            stack.enter_context(mock.patch.object(operations, name, replacement))
+        for name, function in variant.functions.items():
+            module, attribute = name.split(".")
+            stack.enter_context(mock.patch.object(MODULES[module], attribute, function))
         jax.clear_caches()  # JAX keeps what it traced of models.operations
         step, _ = throughput.make_step(config, "train")
     jax.clear_caches()
