@@ -81,7 +81,10 @@ class Program:
         train_step: Any = self.train_step
         if self.cache:  # the step on a batch is what the cached program does once it has made one
             train_step = make_train_step(self.config, self.model, self.optimizer, self.mesh)
-        return train_step.trace(self.target, self.sums, self.abstract_batch())
+        everywhere = NamedSharding(self.mesh, PartitionSpec())
+        # With the shardings of the real arguments, so that the first step finds this trace and makes no other.
+        sums = {name: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=everywhere) for name, v in self.sums.items()}
+        return train_step.trace(self.target, sums, self.abstract_batch())
 
 
 def make_program(config: ConfigDict, mesh: Mesh, steps_per_epoch: float, cache: DeviceCache | None = None) -> Program:
