@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax import lax
+from jax.test_util import check_grads
 
 from models import gpu_operations
 from models.operations import add_bias, convolve, max_pool, mean_and_variance, normalize, relu
@@ -201,3 +202,37 @@ def test_each_platform_compiles_its_own_forms():
     assert "select_and_scatter" in tpu and "select_and_scatter" not in gpu and "select_and_scatter" not in cpu
     assert "stride = [2, 2]" in tpu and "stride = [2, 2]" not in gpu
     assert cpu.count("stablehlo.convolution") == 6  # those of the two larger kernels
+
+
+@pytest.mark.parametrize(
+    "function, shapes",
+    [
+        (lambda x, kernel: convolve(x, kernel, 1, ((0, 0), (0, 0)), 1), [(2, 7, 8, 6), (1, 1, 6, 4)]),
+        (lambda x, kernel: convolve(x, kernel, 2, ((1, 1), (1, 1)), 6), [(2, 7, 8, 6), (3, 3, 1, 6)]),
+        (lambda x, kernel: convolve(x, kernel, 1, ((0, 0), (0, 0)), 1), [(2, 7, 8, 6), (7, 8, 6, 4)]),
+        (lambda x: max_pool(x, 3, 2, ((1, 1), (1, 1))), [(2, 7, 8, 6)]),
+        (lambda x, scale, bias: normalize(x, scale, bias, np.zeros(6), 1e-3), [(2, 2, 7, 8, 6), (6,), (6,)]),
+        (lambda x, scale, bias: normalize(x, scale, bias, np.zeros(6), 1e-3, "relu"), [(2, 2, 7, 8, 6), (6,), (6,)]),
+        (relu, [(2, 7, 8, 6)]),
+        (lambda x: gpu_operations.max_pool(x, (3, 3), 2, ((1, 1), (1, 1))), [(2, 7, 8, 6)]),
+        (add_bias, [(2, 7, 8, 6), (6,)]),
+    ],
+    ids=[
+        "1x1",
+        "depthwise",
+        "one position",
+        "max pool",
+        "batch norm",
+        "batch norm and ReLU",
+        "ReLU",
+        "max pool on a GPU",
+        "bias",
+    ],
+)
+def test_first_and_second_derivatives_forward_and_backward(function, shapes):
+    arguments = [normal(*shape) for shape in shapes]
+    check_grads(jax.jit(function), arguments, order=2, modes=["fwd", "rev"], atol=1e-5, rtol=1e-5)
+    one_by_one = jax.vmap(jax.grad(lambda *arguments: sum(y.sum() for y in jax.tree.leaves(function(*arguments)))))
+    gradients = one_by_one(*(np.stack([argument] * 2) for argument in arguments))
+    for gradient in gradients if isinstance(gradients, tuple) else (gradients,):
+        np.testing.assert_allclose(gradient[0], gradient[1], rtol=1e-12)
