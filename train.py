@@ -117,7 +117,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
             check_workdir(workdir, config)  # again: another run may have begun and ended since
             write_config(workdir, config, train_data.class_names)
             checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-            state = state or checkpoints.restore(program.target)
+            state = state or checkpoints.restore(program.target) or start_state(config, program)
         take_steps(workdir, interruption, feed, program, checkpoints, state)
 
 

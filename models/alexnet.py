@@ -6,6 +6,7 @@ Krizhevsky 2014, One weird trick for parallelizing convolutional neural networks
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -37,7 +38,8 @@ class AlexNet(Network):
         local_response_norm: bool = True,
     ):
         """Builds the layers, with section 5's initial values; dropout_rate applies to the hidden dense layers."""
-        zero, one = ({"kernel_initializer": Normal(0.01), "bias_initializer": Constant(bias)} for bias in (0.0, 1.0))
+        zero: dict[str, Any] = {"kernel_initializer": Normal(0.01), "bias_initializer": Constant(0)}
+        one: dict[str, Any] = {"kernel_initializer": Normal(0.01), "bias_initializer": Constant(1)}
         self.conv1 = Conv(channels, 96, kernel=11, stride=4, **zero)
         self.norm1 = LocalResponseNorm() if local_response_norm else None
         self.conv2 = Conv(96, 256, kernel=5, padding=2, groups=groups, **one)

@@ -153,11 +153,11 @@ def spread(features: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 # Windows
 
 
-def _pad(x: jax.Array, padding: Padding, value: float = 0) -> jax.Array:
+def _pad(x: jax.Array, padding: tuple[tuple[int, int], ...], value: float = 0) -> jax.Array:
     return jnp.pad(x, ((0, 0), *padding, (0, 0)), constant_values=value)
 
 
-def _windows(padded: jax.Array, window: tuple[int, int], stride: int) -> Iterator[tuple[tuple[int, int], jax.Array]]:
+def _windows(padded: jax.Array, window: tuple[int, ...], stride: int) -> Iterator[tuple[tuple[int, int], jax.Array]]:
     """Yields each offset (row, column) in a window, by rows, and the map of what all windows have there."""
     rows, columns = ((size - side) // stride * stride + 1 for size, side in zip(padded.shape[1:3], window, strict=True))
     for row in range(window[0]):
@@ -169,7 +169,7 @@ def _sum_over_windows(
     term: Callable[..., jax.Array],
     *parts: tuple[jax.Array, float],
     shape: tuple[int, ...],
-    window: tuple[int, int],
+    window: tuple[int, ...],
     stride: int,
     padding: Padding,
 ) -> jax.Array:

@@ -36,7 +36,7 @@ class DenseLayer(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H, W, I + growth)."""
         y = self.conv1(self.norm1(x, activation="relu"))
-        if self.conv2:
+        if self.norm2 and self.conv2:
             y = self.conv2(self.norm2(y, activation="relu"))
         return jnp.concatenate((x, self.dropout(y)), axis=-1)
 
@@ -84,7 +84,7 @@ class DenseNet(Network):
         self.norm1 = None if cifar else BatchNorm(features)
         self.depth = len(layers)
         for number, count in enumerate(layers, start=1):
-            block = nnx.List()
+            block: nnx.List[DenseLayer] = nnx.List()
             for _ in range(count):
                 block.append(DenseLayer(features, growth, bottleneck, dropout_rate))
                 features += growth

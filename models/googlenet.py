@@ -212,7 +212,7 @@ TORCH_NAMES = (  # torchvision's googlenet
     (r"^head", "fc"),
 )
 
-_googlenet = partial(
+_googlenet: Callable[..., Entry] = partial(
     Entry,
     paper="Szegedy 2014",
     dropout_rate=0.4,

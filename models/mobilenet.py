@@ -1,6 +1,6 @@
 """MobileNet: Howard et al. 2017, MobileNets: efficient convolutional neural networks for mobile vision, Table 1."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
@@ -90,7 +90,9 @@ TORCH_NAMES = (  # timm's mobilenetv1
     (r"^head", "classifier"),
 )
 
-_mobilenet = partial(Entry, paper="Howard 2017", dropout_rate=0.001, torch_names=TORCH_NAMES, **TENSORFLOW_PIXELS)
+_mobilenet: Callable[..., Entry] = partial(
+    Entry, paper="Howard 2017", dropout_rate=0.001, torch_names=TORCH_NAMES, **TENSORFLOW_PIXELS
+)
 ENTRIES = (
     _mobilenet("mobilenet_v1", MobileNet),
     _mobilenet("mobilenet_v1_keras", partial(MobileNet, keras=True)),

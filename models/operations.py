@@ -10,6 +10,7 @@ program. It makes JAX trace layers of the same shapes once, which saves a fifth 
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -81,7 +82,8 @@ def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
 
 def activate(x: jax.Array, activation: str | None) -> jax.Array:
     """Applies relu or relu6, or nothing."""
-    return x if activation is None else {"relu": relu, "relu6": jax.nn.relu6}[activation](x)
+    functions: dict[str | None, Callable[[jax.Array], jax.Array]] = {"relu": relu, "relu6": jax.nn.relu6}
+    return functions[activation](x) if activation else x
 
 
 @functools.partial(jax.jit, static_argnames=("window", "stride", "padding"), inline=True)
@@ -137,7 +139,7 @@ def _normalize(
 @_normalize.defjvp
 def _normalize_jvp(
     epsilon: float, activation: str | None, primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
-) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, ...]]:
+) -> tuple[tuple[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array, jax.Array]]:
     """The derivative of the formula, in the order that makes its transpose the paper's gradient (section 3).
 
     The factors of the last two terms are put together before they are spread over the maps. Transposed, each spreading
@@ -205,5 +207,5 @@ def _choose(plain: Callable[..., jax.Array], *arrays: jax.Array, **forms: Callab
     The choice falls when the program is compiled. A traced program holds all forms, the plain one last: analysis/
     counts that one.
     """
-    forms = {platform: form for platform, form in forms.items() if form}
-    return lax.platform_dependent(*arrays, **forms, default=plain) if forms else plain(*arrays)
+    own: dict[str, Any] = {platform: form for platform, form in forms.items() if form}
+    return lax.platform_dependent(*arrays, **own, default=plain) if own else plain(*arrays)

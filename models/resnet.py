@@ -169,7 +169,7 @@ class ResNet(Network):
 
     def __init__(
         self,
-        block: type[Module],
+        block: Any,
         repeats: tuple[int, ...],
         num_classes: int,
         channels: int,
@@ -195,7 +195,7 @@ class ResNet(Network):
         pre_activation = block in (PreActivationBlock, PreActivationBottleneck)
         options = {"activated": True} if pre_activation else {}
         for number, count in enumerate(repeats, start=1):
-            stage = nnx.List()
+            stage: nnx.List[Module] = nnx.List()
             for position in range(count):
                 stage.append(block(features, width, 2 if number > 1 and not position else 1, shortcut, **options))
                 features, options = width * block.expansion, {}

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,10 @@ SQUEEZE_WIDTHS = {
     "fire9": 64,
 }
 POOLED = {"1.0": ("fire4", "fire8"), "1.1": ("fire3", "fire5")}
-OPTIONS = {"kernel_initializer": lecun_uniform, "bias_initializer": Constant(0)}  # the authors': Caffe's xavier
+OPTIONS: dict[str, Any] = {
+    "kernel_initializer": lecun_uniform,
+    "bias_initializer": Constant(0),
+}  # the authors': Caffe's xavier
 
 
 class Fire(Module):

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 from flax import nnx
@@ -37,18 +38,18 @@ class VGG(Network):
 
     def __init__(self, configuration: str, batch_norm: bool, num_classes: int, channels: int, dropout_rate: float):
         """Builds the layers; dropout_rate applies to the two hidden dense layers."""
-        options = {
+        options: dict[str, Any] = {
             "batch_norm": BatchNorm if batch_norm else None,
             "kernel_initializer": kaiming_normal,
             "bias_initializer": Constant(0),
         }
         for number, (width, kernels) in enumerate(zip(WIDTHS, CONFIGURATIONS[configuration], strict=True), start=1):
-            stage = nnx.List()
+            stage: nnx.List[ConvReLU] = nnx.List()
             for kernel in kernels:
                 stage.append(ConvReLU(channels, width, kernel, padding=kernel // 2, **options))
                 channels = width
             setattr(self, f"stage{number}", stage)
-        initializers = {"kernel_initializer": Normal(0.01), "bias_initializer": Constant(0)}
+        initializers: dict[str, Any] = {"kernel_initializer": Normal(0.01), "bias_initializer": Constant(0)}
         self.dense1 = Dense((7, 7, 512), 4096, **initializers)
         self.dropout1 = Dropout(dropout_rate)
         self.dense2 = Dense(4096, 4096, **initializers)

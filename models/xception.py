@@ -46,7 +46,7 @@ class Block(Module):
         y = x
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             y = norm(conv(y if self.first and not index else relu(y)))
-        if not self.shortcut:
+        if not self.shortcut or not self.shortcut_norm:
             return x + y
         return self.shortcut_norm(self.shortcut(x)) + max_pool(y, 3, 2, padding=1)
 

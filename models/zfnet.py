@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import jax
 
@@ -42,7 +43,7 @@ class ZFNet(Network):
           widths: of conv3 to conv5; section 5.1 also tries 512, 1024, 512.
         """
         width3, width4, width5 = widths
-        options = {"kernel_initializer": Normal(0.01), "bias_initializer": Constant(0)}
+        options: dict[str, Any] = {"kernel_initializer": Normal(0.01), "bias_initializer": Constant(0)}
         self.conv1 = Conv(channels, 96, kernel=7, stride=2, padding=1, **options)
         self.norm1 = LocalResponseNorm()
         self.conv2 = Conv(96, 256, kernel=5, stride=2, **options)

@@ -203,7 +203,8 @@ class _NewestAndBest:
     """Orbax's policy of which checkpoints to keep: the newest few, and the one of best_step."""
 
     def __init__(self, keep: int):
-        self._keep, self.best_step = keep, None
+        self._keep = keep
+        self.best_step: int | None = None
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         newest = {info.step for info in checkpoints[-self._keep :]}

@@ -33,7 +33,7 @@ def evaluate(
       DamagedImageError: if the loader left every image out.
     """
     results = evaluate_each(eval_step, [(params, batch_stats)], batches, interruption)
-    return results and results[0]
+    return results[0] if results else None
 
 
 def evaluate_each(

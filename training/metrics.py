@@ -278,8 +278,8 @@ def write_summary(
     """
     evaluations = [row for row in log.rows if is_evaluation(row)]
     speeds = [row["images_per_second"] for row in log.rows if "images_per_second" in row]
-    best, last = best_evaluation(log.rows), evaluations[-1]
-    summary = {
+    best, last = best_evaluation(log.rows) or evaluations[-1], evaluations[-1]
+    summary: dict[str, Any] = {
         "model": config.model,
         "dataset": config.dataset,
         "parameters": parameters,

@@ -83,7 +83,8 @@ def start_average(state: State, target: State) -> State:
 
 def evaluated_variables(state: State) -> tuple[dict, dict]:
     """Returns the params and batch_stats that are evaluated: the averaged ones where the state has them."""
-    return state.get("ema", state["params"]), state.get(AVERAGED_BATCH_STATS, state["batch_stats"])
+    params, batch_stats = ("ema", AVERAGED_BATCH_STATS) if "ema" in state else ("params", "batch_stats")
+    return state[params], state[batch_stats if batch_stats in state else "batch_stats"]
 
 
 def select(values: dict, wanted: dict) -> dict:

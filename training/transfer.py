@@ -46,11 +46,11 @@ def load_weights(
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints = Checkpoints(workdir, read_only=True)
-    if step == "best":
+    if isinstance(step, str):  # "best"
         best = best_evaluation(read_rows(workdir))
         if best is None:
             raise ValueError(f"no checkpoint in {workdir} has been evaluated, so none is the best; leave --step out")
-        step = best["step"]
+        step = int(best["step"])
         if step not in checkpoints.steps():
             raise ValueError(
                 f"the best evaluation of {workdir} is that of step {step}, whose checkpoint is gone; there are "
