@@ -22,15 +22,15 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
 os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # of a GPU's memory; PyTorch shares it
 
-import jax  # noqa: E402
-from absl import flags  # noqa: E402
+import jax
+from absl import flags
 
-from analysis import rows, tables, throughput  # noqa: E402
-from analysis.rows import Row  # noqa: E402
-from analysis.tables import Column  # noqa: E402
-from configs import base  # noqa: E402
-from training import command_line  # noqa: E402
-from training.platform import prepare_platform  # noqa: E402
+from analysis import rows, tables, throughput
+from analysis.rows import Row
+from analysis.tables import Column
+from configs import base
+from training import command_line
+from training.platform import prepare_platform
 
 # PyTorch's name, its library, our name, and the weights of the auxiliary losses in training.
 NETWORKS = {

@@ -7,7 +7,7 @@
 parts="pytorch variants profile vgg16 others inference more"
 if [ "$1" = --list ]; then
     echo "pytorch    ResNet-50 training beside PyTorch's, eager and compiled"
-    echo "variants   ResNet-50 training without each of our own forms, and with command buffers around convolutions"
+    echo "variants   ResNet-50 training without each of our own forms, and with convolutions outside command buffers"
     echo "profile    ResNet-50 training: rate, share of the roofline, a profile and its slowest operations"
     echo "vgg16      VGG-16 training beside PyTorch's, and with XLA's gradient of max pooling"
     echo "others     MobileNet, AlexNet and GoogLeNet training beside PyTorch's"
@@ -45,7 +45,7 @@ for part in ${*:-$parts}; do
     case $part in
     pytorch) against_pytorch --models=resnet50 --mode=train ;;
     variants)
-        variants --variants="command buffers hold convolutions,max pooling by select-and-scatter,stem with its stride"
+        variants --variants="command buffers without convolutions,max pooling by select-and-scatter,stem with its stride"
         variants --variants="batch norm and ReLU apart,batch statistics in two passes,all four"
         ;;
     profile)

@@ -105,10 +105,10 @@ class Variant:
 
 
 BFLOAT16 = {"dtype": "bfloat16"}
-WITH_CONVOLUTIONS = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONVOLUTION"
+BY_DEFAULT = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL"  # what XLA puts into command buffers unless it is told
 VARIANTS = {
     "bfloat16": Variant(BFLOAT16),
-    "command buffers hold convolutions": Variant(BFLOAT16, {"xla_gpu_enable_command_buffer": WITH_CONVOLUTIONS}),
+    "command buffers without convolutions": Variant(BFLOAT16, {"xla_gpu_enable_command_buffer": BY_DEFAULT}),
     "max pooling by select-and-scatter": Variant(BFLOAT16, functions={"gpu_operations.max_pool": max_pool_by_xla}),
     "stem with its stride": Variant(BFLOAT16, functions={"gpu_operations.find_convolution": strided_as_it_stands}),
     "batch norm and ReLU apart": Variant(BFLOAT16, functions={"operations.normalize": normalize_then_activate}),

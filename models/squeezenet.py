@@ -32,10 +32,8 @@ SQUEEZE_WIDTHS = {
     "fire9": 64,
 }
 POOLED = {"1.0": ("fire4", "fire8"), "1.1": ("fire3", "fire5")}
-OPTIONS: dict[str, Any] = {
-    "kernel_initializer": lecun_uniform,
-    "bias_initializer": Constant(0),
-}  # the authors': Caffe's xavier
+# The initial values of the authors: Caffe's xavier.
+OPTIONS: dict[str, Any] = {"kernel_initializer": lecun_uniform, "bias_initializer": Constant(0)}
 
 
 class Fire(Module):

@@ -130,14 +130,19 @@ def compiler_options(config: ConfigDict) -> CompilerOptions:
     """Returns XLA's options for this platform, as jax.jit takes them.
 
     On a CPU float32 convolutions are Eigen's, not YNNPACK's: the gradients of large maps' kernels are up to five times
-    faster. In float64 Eigen's would be over twenty times slower, in bfloat16 twice. On a GPU kernels are reproducible
-    if config.deterministic asks for it; a CPU's and a TPU's always are.
+    faster. In float64 Eigen's would be over twenty times slower, in bfloat16 twice. On a GPU convolutions too are part
+    of the graphs of kernels that are started at once, and kernels are reproducible if config.deterministic asks for it;
+    a CPU's and a TPU's always are.
     """
     if jax.default_backend() == "cpu" and config.dtype == "float32":
         return _known({"xla_cpu_experimental_ynn_fusion_type": ""})
-    if config.deterministic and jax.default_backend() == "gpu":
-        return {"xla_gpu_deterministic_ops": True, "xla_gpu_exclude_nondeterministic_ops": True}
-    return {}
+    if jax.default_backend() != "gpu":
+        return {}
+    # By default each convolution ends a graph: ResNet-50's step on an H100 was 1.4 % slower (docs/benchmarks.md).
+    options = _known({"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONVOLUTION"})
+    if config.deterministic:
+        return options | {"xla_gpu_deterministic_ops": True, "xla_gpu_exclude_nondeterministic_ops": True}
+    return options
 
 
 def _known(options: CompilerOptions) -> CompilerOptions:
