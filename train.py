@@ -1,14 +1,14 @@
 """Trains a network: python train.py --config=configs/resnet50.py [--config.option=value ...] [--workdir=DIR].
 
-The same command goes on where it stopped. python train.py --options lists every option. Exit codes: 0 done; 2 bad
-flags, config or data; 3 training failed; 4 the machine failed, as with a full disk; 130 and 143 after SIGINT and
-SIGTERM, with a checkpoint saved.
+If a run stops, the same command resumes it. python train.py --options lists every option. Exit codes: 0 done; 2 bad
+flags, config or data; 3 training failed; 4 the machine failed, for example because the disk is full; 130 and 143 after
+SIGINT and SIGTERM, with a checkpoint saved.
 """
 
 if __name__ == "__main__":
     import signal
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends the imports without a traceback
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
 
 import collections
 import contextlib
@@ -78,13 +78,13 @@ def main() -> int:
 
 
 def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption, typed: Iterable[str] = ()) -> None:
-    """Trains from the newest checkpoint of the workdir, or from the beginning, to the last step.
+    """Trains to the last step, from the newest checkpoint of the workdir, or from step 0 if there is none.
 
     Args:
-      config: options as typed; natural values are filled in here.
-      workdir: where everything of the run is kept.
-      interruption: once it is true, the run saves and stops.
-      typed: names of the options that stood on the command line.
+      config: options as typed; this function fills in the natural values.
+      workdir: the folder for all files of the run.
+      interruption: once it is true, the run saves a checkpoint and stops.
+      typed: names of the options that were given on the command line.
 
     Raises:
       SystemExit: with code 2, if the config or the dataset is invalid; nothing is written.
@@ -109,12 +109,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
     with command_line.refusing_bad_input():
         feed = Feed(config, mesh, train_data, eval_data)
         program = make_program(config, mesh, feed.steps_per_epoch, feed.cache)
-        program.trace()  # refuses what only training cannot do, before anything is written
+        program.trace()  # raises an error if the network cannot be trained so, before any file is written
         state = None if has_checkpoints(workdir) else start_state(config, program)
     with contextlib.ExitStack() as held:
         with command_line.refusing_bad_input((ValueError,)):
             held.enter_context(exclusive_run(workdir))
-            check_workdir(workdir, config)  # again: another run may have begun and ended since
+            check_workdir(workdir, config)  # again, because another run may have used the workdir since the first check
             write_config(workdir, config, train_data.class_names)
             checkpoints = Checkpoints(workdir, config.keep_checkpoints)
             state = state or checkpoints.restore(program.target) or start_state(config, program)
@@ -129,7 +129,7 @@ def take_steps(
     checkpoints: Checkpoints,
     state: State,
 ) -> None:
-    """Trains to the last step and writes the summary, or saves and stops once the interruption is true."""
+    """Trains to the last step and writes the summary; once the interruption is true, saves a checkpoint and stops."""
     config, steps_per_epoch = program.config, feed.steps_per_epoch
     start, no_sums = int(state["step"]), program.zero_sums()
 
@@ -157,7 +157,8 @@ def take_steps(
     batches = feed.train_batches(start, stop_is_due)
     say(batches.description)
     with RunLog(workdir, config, feed.num_images, start) as log, batches, checkpoints:
-        if start and evaluation_is_due(start) and not log.evaluated(start):  # a signal came during the evaluation
+        # If a signal ended the last run during an evaluation, the checkpoint exists but its evaluation does not.
+        if start and evaluation_is_due(start) and not log.evaluated(start):
             metrics = evaluate_state()
             if metrics is None:
                 return
@@ -167,7 +168,7 @@ def take_steps(
         sums = no_sums
         for step, batch in batches:
             state, sums = program.train_step(state, sums, batch)
-            # The host runs ahead by no more calls than batches are kept ready: what it then waits for is the input.
+            # The host starts at most prefetch_batches calls ahead of the devices, which limits the memory of batches.
             in_flight.append(sums)
             if len(in_flight) > config.prefetch_batches or step == start + 1:
                 jax.block_until_ready(in_flight.popleft())
@@ -193,7 +194,7 @@ def take_steps(
             log.restart_clock(step, batches.wait_seconds)
 
         bad_images = batches.count_bad_images()
-    # The last file: it says that the run is finished, its last checkpoint and its curves included.
+    # The summary is the last file: if it exists, the run is finished, with its last checkpoint and its curves.
     write_summary(workdir, config, log, count_parameters(state["params"]), feed.num_eval_images, bad_images)
     log.farewell()
 
@@ -208,13 +209,13 @@ def start_state(config: ConfigDict, program: Program) -> State:
 
 
 def last_good_checkpoint(workdir: pathlib.Path) -> str:
-    """Says which checkpoint a failed run goes on from."""
+    """Returns a phrase that names the checkpoint from which a failed run can resume."""
     steps = list_steps(workdir)
     return f"the last good checkpoint is {workdir}/checkpoints/{steps[-1]}" if steps else "no checkpoint was due yet"
 
 
 def is_due(step: int, period: float) -> bool:
-    """Whether a multiple of the period, a fraction maybe, lies in (step - 1, step]; a period of 0 is never due."""
+    """Whether a multiple of the period lies in (step - 1, step]; the period may be a fraction; 0 means never."""
     return period > 0 and step // period > (step - 1) // period
 
 

@@ -1,4 +1,4 @@
-"""What an option is: its default, the values that it takes, its meaning, and what it needs to have an effect."""
+"""The class of an option: its default, its valid values, its meaning, and the other options that it needs."""
 
 import dataclasses
 import difflib
@@ -15,17 +15,19 @@ class Option:
     """One option of configs/base.py.
 
     Attributes:
-      default: its value where nobody gives another; None: the natural value of the network or the dataset.
+      default: its value if neither the recipe nor the command line sets it; None: the natural value of the network or
+        the dataset.
       values: the range of its numbers with their unit, as in "[0, 1) of the images"; or a tuple of choices; or "" for
         any text. A square bracket includes the bound, a round one excludes it.
-      meaning: what it does.
-      kind: type of the value, or of the numbers in a tuple; needed where the default does not show it.
-      length: how many numbers the tuple holds, or None for any.
-      ascending: whether the numbers of the tuple are a range, the smaller first.
-      needs: what else must be set for the option to have an effect: "name", if that option must be on;
-        "name=value" or "name=value|value" with wildcards; several conditions are joined by " and ".
-      replaces: an option that goes back to its default when this one is typed: the two exclude each other.
-      affects_result: whether the option changes the result of a run, and so belongs to the identity of its workdir.
+      meaning: a phrase that explains the option to the user.
+      kind: type of the value, or of the values in a tuple; needed if the default does not show it.
+      length: how many values the tuple must have; None: any number.
+      ascending: whether the values of the tuple are a range, with the smaller value first.
+      needs: the condition under which the option has an effect: "name" (that option is on, neither 0 nor empty), or
+        "name=value" or "name=value|value", with wildcards; several conditions are joined by " and ".
+      replaces: the name of an option that this one excludes; typing this option resets the other to its default.
+      affects_result: whether the option changes the result of a run; if so, it is part of the workdir's name and must
+        stay the same when the run resumes.
     """
 
     default: Any
@@ -58,10 +60,10 @@ class Option:
         return f"{lower} {_format(least)} and {upper} {_format(most)} {unit}".strip()
 
     def check(self, name: str, value: Any) -> None:
-        """Checks a value by the option's type and range, without regard to other options.
+        """Checks a value against the option's type and range, but not against other options.
 
         Raises:
-          ValueError: if it is invalid; the message is one line.
+          ValueError: if the value is invalid; the message is one line.
         """
         if value is None:
             if self.default is not None:

@@ -1,12 +1,12 @@
-"""Every option, once, with its unit: LeNet-5 on the handwritten digits that scikit-learn bundles.
+"""Every option with its default and unit; the defaults train LeNet-5 on the handwritten digits of scikit-learn.
 
 Run it: python train.py --config=configs/base.py
-Change anything: --config.model=resnet18 --config.dataset=image_folder:/data/flowers --config.image_size=128
+Change options: --config.model=resnet18 --config.dataset=image_folder:/data/flowers --config.image_size=128
 List all options on the terminal: python train.py --options
 
-Each entry is a default, the values that are valid, and the meaning; configs/_option.py describes the rest. An option
-whose default is None takes the natural value of the network or the dataset. The other files of this folder are recipes:
-each starts from these values and overrides what its paper does differently.
+Each entry has a default, the valid values and the meaning; configs/_option.py describes the other fields. An option
+whose default is None gets the natural value of the network or the dataset. The other files of this folder are recipes:
+each starts from these values and overrides those that its paper sets differently.
 """
 
 import functools
@@ -274,7 +274,7 @@ def get_config() -> ConfigDict:
 
 
 def get_imagenet_config() -> ConfigDict:
-    """Returns what the ImageNet recipes share: the dataset, its pixels' mean and deviation, flips, a stepped rate."""
+    """Returns the options that the ImageNet recipes share: the dataset, mean and std of its pixels, flips, schedule."""
     config = get_config()
     config.dataset = "imagenet2012"
     config.random_flip = True

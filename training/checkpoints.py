@@ -1,4 +1,4 @@
-"""Checkpoints: asynchronous, atomic, with a checksum of every array stored beside it."""
+"""Checkpoints: saved asynchronously and atomically, with a checksum of every array."""
 
 import contextlib
 import errno
@@ -21,9 +21,10 @@ from training.state import AVERAGED_BATCH_STATS, State
 
 
 class Checkpoints:
-    """The checkpoints of one workdir, below `checkpoints/`, each in a folder named by its step.
+    """The checkpoints of one workdir, in its folder `checkpoints/`, each in a folder named by its step.
 
-    The newest few are kept, and besides them the best one, which `save` is told: training.metrics decides it.
+    The newest few checkpoints and the best one are kept. training.metrics decides which one is the best, and the caller
+    passes its step to `save`.
     """
 
     def __init__(self, workdir: pathlib.Path, keep: int = 1, read_only: bool = False):
@@ -31,8 +32,8 @@ class Checkpoints:
 
         Args:
           workdir: the run's folder.
-          keep: how many of the newest to keep.
-          read_only: change nothing there, not even what is damaged.
+          keep: how many of the newest checkpoints to keep.
+          read_only: change no file, and leave damaged checkpoints where they are.
 
         Raises:
           OSError: if the folder cannot be made or read.
@@ -54,7 +55,7 @@ class Checkpoints:
                 cleanup_tmp_directories=not read_only,
                 create=not read_only,
                 read_only=read_only,
-                lightweight_initialize=read_only,  # reads no metrics, which older versions stored here
+                lightweight_initialize=read_only,  # does not read the metrics that older versions stored here
             ),
         )
 
@@ -63,18 +64,18 @@ class Checkpoints:
         return sorted(self._manager.all_steps())
 
     def save(self, state: State, best_step: int | None = None) -> None:
-        """Saves the state under its step; returns as soon as it is copied to the host.
+        """Saves the state under its step; returns as soon as the state is copied to the host.
 
         Args:
-          state: what to save.
-          best_step: the step whose checkpoint is kept as the best, this one or an earlier one; None for none.
+          state: the training state.
+          best_step: the step whose checkpoint is kept as the best, this one or an earlier one; None: no best is kept.
 
         Raises:
           FloatingPointError: if a value is not finite; nothing is saved.
           OSError: if this checkpoint, or the one before, cannot be written.
         """
         self._policy.best_step = best_step
-        # A copy: the next step may write into the memory of this state while the checkpoint is on its way to the disk.
+        # np.array copies: the next step may overwrite the memory of this state while a thread still writes it to disk.
         host = jax.tree.map(np.array, jax.device_get(state))
         for path, leaf in jax.tree.leaves_with_path(host):
             if not np.all(np.isfinite(leaf)):
@@ -89,18 +90,18 @@ class Checkpoints:
             self._manager.save(step, args=items, force=True)
 
     def restore(self, target: State, step: int | None = None) -> State | None:
-        """Returns the newest sound checkpoint, or that of a step; None if there is none at all.
+        """Restores the newest intact checkpoint, or the checkpoint of a step; returns None if there is no checkpoint.
 
-        A damaged checkpoint is reported on standard error and the one before it is taken; once that is restored, and
-        unless read_only, the damaged one is moved to the workdir's folder `damaged/`, so that the run can save a new
-        one under its step.
+        A damaged checkpoint is reported on standard error, and the one before it is restored instead. The damaged one
+        is then moved to the workdir's folder `damaged/`, unless read_only, so that the run can save a new checkpoint of
+        that step.
 
         Args:
           target: shapes, types and shardings, as training.state.abstract_state makes them.
-          step: the step wanted.
+          step: the step of the checkpoint; None for the newest.
 
         Raises:
-          ValueError: if the step has no checkpoint, if it is damaged, or if all are.
+          ValueError: if the step has no checkpoint, if its checkpoint is damaged, or if all checkpoints are damaged.
         """
         steps = self.steps()
         if step is not None and step not in steps:
@@ -109,7 +110,7 @@ class Checkpoints:
         for candidate in steps[::-1] if step is None else [step]:
             try:
                 state = self._restore_checked(candidate, target)
-            except Exception as error:  # whatever a broken file makes Orbax raise
+            except Exception as error:  # Orbax may raise any error when it reads a damaged file
                 reasons[candidate] = str(error).strip().split("\n")[0][:200] or type(error).__name__
                 continue
             for damaged, reason in reasons.items():
@@ -135,7 +136,7 @@ class Checkpoints:
         self.close()
 
     def wait(self) -> None:
-        """Waits until everything is on the disk.
+        """Waits until all checkpoints are on the disk.
 
         Raises:
           OSError: if the last checkpoint cannot be written.
@@ -144,7 +145,7 @@ class Checkpoints:
             self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits until everything is on the disk, and ends the threads.
+        """Waits until all checkpoints are on the disk, and ends the threads.
 
         Raises:
           OSError: if the last checkpoint cannot be written.
@@ -154,7 +155,8 @@ class Checkpoints:
 
     def _restore_checked(self, step: int, target: State) -> State:
         checksums = self._manager.restore(step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore()))["checksums"]
-        # Runs before there was an average of the batch statistics evaluated the running ones, which it starts from.
+        # Older versions did not average the batch statistics and evaluated the running ones, so the average starts
+        # from the running ones.
         adds_average = AVERAGED_BATCH_STATS in target and not any(AVERAGED_BATCH_STATS in path for path in checksums)
         wanted = {name: part for name, part in target.items() if not (adds_average and name == AVERAGED_BATCH_STATS)}
         items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
@@ -176,19 +178,19 @@ class Checkpoints:
         multihost_utils.sync_global_devices(f"set aside {part}")
 
     def _check_writable(self) -> None:
-        """Raises OSError if nothing can be written: Orbax's threads would wait for each other for ever."""
+        """Raises OSError if the folder is not writable; without this check Orbax's threads would deadlock."""
         with tempfile.TemporaryDirectory(dir=self.directory, prefix=".probe"):
             pass
 
     @contextlib.contextmanager
     def _naming_failure(self, what: str) -> Iterator[None]:
-        """Turns whatever a failing disk makes Orbax and TensorStore raise into an OSError with one line."""
+        """Turns the errors that Orbax and TensorStore raise when the disk fails into an OSError with one line."""
         try:
             yield
         except Exception as error:
             if self._read_only:
                 raise
-            # TensorStore wraps the system's words into many of its own.
+            # TensorStore's message contains the system's message among much else.
             known = (
                 os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EIO)
             )
@@ -200,7 +202,7 @@ class Checkpoints:
 
 
 class _NewestAndBest:
-    """Orbax's policy of which checkpoints to keep: the newest few, and the one of best_step."""
+    """A policy for Orbax that says which checkpoints to keep: the newest few, and the one of best_step."""
 
     def __init__(self, keep: int):
         self._keep = keep
@@ -212,12 +214,12 @@ class _NewestAndBest:
 
 
 def has_checkpoints(workdir: pathlib.Path) -> bool:
-    """Whether there is a checkpoint in the workdir, sound or damaged."""
+    """Whether there is a checkpoint in the workdir, intact or damaged."""
     return bool(list_steps(workdir))
 
 
 def list_steps(workdir: pathlib.Path) -> list[int]:
-    """Returns the steps that have a checkpoint, sound or damaged, oldest first; none if the folder cannot be read."""
+    """Returns the steps that have a checkpoint, intact or damaged, oldest first; none if the folder cannot be read."""
     try:
         names = [path.name for path in (pathlib.Path(workdir) / "checkpoints").iterdir()]
     except OSError:
@@ -226,7 +228,7 @@ def list_steps(workdir: pathlib.Path) -> list[int]:
 
 
 def _steps_with_damaged_metrics(directory: pathlib.Path) -> list[int]:
-    """Returns the steps whose metrics, which older versions stored here, Orbax could not read when it opens them."""
+    """Returns the steps whose metrics, stored by older versions, are damaged: Orbax would fail to open them."""
     damaged = []
     for path in directory.glob("*/metrics/metrics"):
         try:
@@ -237,7 +239,7 @@ def _steps_with_damaged_metrics(directory: pathlib.Path) -> list[int]:
 
 
 def _checksums(state: Any) -> dict[str, int]:
-    """Returns the CRC-32 of each array's bytes by its path in the state."""
+    """Returns a dict from each array's path in the state to the CRC-32 of its bytes."""
     return {
         jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).data)
         for path, leaf in jax.tree.leaves_with_path(state)

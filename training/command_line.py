@@ -1,4 +1,4 @@
-"""What the programs share on the command line: flags, one-line errors, exit codes."""
+"""The command line of all programs: flags, one-line errors and exit codes."""
 
 import ast
 import contextlib
@@ -24,27 +24,27 @@ from training.platform import prepare_process
 def run(
     main: Callable[..., int | None], default_config: pathlib.Path | None = None, argument: str | None = None
 ) -> None:
-    """Parses the flags, calls main and exits with what it returns; bad flags are one line and exit code 2.
+    """Parses the flags, calls main and exits with its exit code; for bad flags, prints one line and exits with code 2.
 
     Args:
       main: the program.
-      default_config: the recipe where no --config names one.
-      argument: what the program's one argument besides the flags is called, if it takes one; main is called with it.
+      default_config: the recipe if --config is not given.
+      argument: the name of the program's one positional argument, which main is called with; None if it takes none.
     """
     signal.signal(signal.SIGINT, signal.default_int_handler)  # train.py sets another one for its imports
     prepare_process()
-    # Orbax tells every step that it takes, and logs tracebacks of errors that it raises as well.
+    # Orbax logs every step that it takes, and logs a traceback of each error in addition to raising it.
     logging.set_verbosity(logging.FATAL)
     register_parsers()
     try:
         parse = functools.partial(_parse, default_config=default_config, argument=argument)
         app.run(lambda argv: sys.exit(main(*argv[1:])), flags_parser=parse)
     except KeyboardInterrupt:
-        sys.exit(130)  # a second SIGINT, or one before there was anything to save
+        sys.exit(130)  # either a second SIGINT, or a SIGINT before there was anything to save
 
 
 def register_parsers() -> None:
-    """Lets --config.NAME=None be None, and tuples be typed as 0.3,0.4 or as names with commas."""
+    """Makes absl parse --config.NAME=None as None, and 0.3,0.4 or names with commas as a tuple."""
     parsers: dict[type, Any] = {int: flags.IntegerParser(), float: flags.FloatParser(), str: flags.ArgumentParser()}
     for kind, parser in parsers.items():
         config_flags.register_flag_parser_for_type(kind, _OptionalParser(parser))
@@ -52,7 +52,7 @@ def register_parsers() -> None:
 
 
 def say(text: str) -> None:
-    """Prints a text at once; if that fails, at a closed pipe or a full disk, the program goes on and prints no more."""
+    """Prints and flushes a text. If the pipe is closed or the disk is full, the program continues without printing."""
     try:
         print(text, flush=True)
     except OSError:
@@ -64,7 +64,7 @@ def refusing_bad_input(kinds: tuple[type[Exception], ...] = (ValueError, OSError
     """Turns an error of the user's config or data into one line on standard error and exit code 2.
 
     Args:
-      kinds: which errors; others pass.
+      kinds: the types of these errors; errors of other types are not caught.
     """
     try:
         yield
@@ -83,7 +83,7 @@ def fail(message: str) -> NoReturn:
 
 
 def machine_failed(message: str) -> NoReturn:
-    """Ends the program with one line and exit code 4: the machine failed, a full disk or a folder that is gone."""
+    """Ends the program with one line and exit code 4: the machine failed, as with a full disk or a missing folder."""
     _end(message, 4)
 
 
@@ -111,12 +111,12 @@ def _end(message: str, exit_code: int) -> NoReturn:
     with contextlib.suppress(OSError):  # standard error may be a closed pipe or a full disk
         print(f"{pathlib.Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr, flush=True)
     if jax.distributed.is_initialized():
-        os._exit(exit_code)  # an orderly end would wait for the other processes, which may wait for this one
+        os._exit(exit_code)  # sys.exit would wait for the other processes, which may be waiting for this one
     sys.exit(exit_code)
 
 
 class _OptionalParser(flags.ArgumentParser):
-    """Parses None besides what another parser parses; the options' table says which options take it."""
+    """Parses None, and everything else with another parser; the table of options says which options take None."""
 
     def __init__(self, parser: flags.ArgumentParser):
         self._parser = parser
@@ -130,7 +130,7 @@ class _OptionalParser(flags.ArgumentParser):
 
 
 class _TupleParser(flags.ArgumentParser):
-    """Parses 0.3, 0.3,0.4, (0.3,0.4), () and names with commas between them."""
+    """Parses tuples: 0.3 or 0.3,0.4 or (0.3,0.4) or () or names with commas between them."""
 
     def parse(self, argument: Any) -> tuple:
         if not isinstance(argument, str):
@@ -150,7 +150,7 @@ def _parse_item(text: str) -> Any:
 
 
 def _parse(argv: list[str], default_config: pathlib.Path | None, argument: str | None) -> list[str]:
-    """Parses the flags as absl does, but says what is wrong in one line, with the nearest name."""
+    """Parses the flags as absl does, but reports an error in one line that suggests the nearest valid name."""
     if "--options" in argv and "options" in flags.FLAGS:
         say(configuration.list_options())
         sys.exit(0)
@@ -168,7 +168,7 @@ def _parse(argv: list[str], default_config: pathlib.Path | None, argument: str |
         if path is None and "config" in str(error):
             refuse("--config is missing; give a recipe before its options, as in --config=configs/lenet5_digits.py")
         refuse(str(error))
-    except Exception as error:  # whatever the code of a config file raises
+    except Exception as error:  # the code of a config file may raise any error
         if path is None:
             raise
         refuse(f"config file {path} is invalid: {type(error).__name__}: {error}")
@@ -184,7 +184,7 @@ def _parse(argv: list[str], default_config: pathlib.Path | None, argument: str |
 
 
 def _joined(argv: list[str]) -> list[str]:
-    """Returns the words with `--config FILE` as `--config=FILE`."""
+    """Returns the words with `--config FILE` joined to `--config=FILE`."""
     pairs = zip(argv, [*argv[1:], ""], strict=True)
     return [f"{word}={following}" if word in ("-config", "--config") else word for word, following in pairs]
 
@@ -213,7 +213,7 @@ def _check_config_file(path: pathlib.Path) -> None:
 
 
 def _check_config(path: str) -> None:
-    """Checks that the recipe has every option, and lets what was typed win over it."""
+    """Checks that the recipe has every option, and applies the typed options to it."""
     flag = flags.FLAGS["config"]
     if not isinstance(flag.value, ConfigDict):
         raise ValueError(f"config file {path} is invalid: its get_config() returns no ConfigDict")

@@ -1,4 +1,4 @@
-"""From the options as typed to the options as run: natural values are filled in, and everything is checked."""
+"""Resolves the options: fills in natural values for options that are None, and checks every option."""
 
 import bisect
 import math
@@ -18,14 +18,14 @@ from training.step import make_apply
 
 
 def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
-    """Lets what was typed win over the recipe: an option that excludes another one sets it back to its default.
+    """Checks the typed options, and resets options of the recipe that a typed option replaces to their defaults.
 
     Args:
       config: the recipe with the typed options in it; changed in place.
       typed: the options of the command line and their values.
 
     Raises:
-      ValueError: if a typed value is invalid, or can have no effect as another option that it needs is not set.
+      ValueError: if a typed value is invalid, or has no effect because an option that it needs is not set.
     """
     for name in typed:
         base.OPTIONS[name].check(name, config[name])
@@ -47,12 +47,12 @@ def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
 def resolve_network(config: ConfigDict, typed: Iterable[str] = ()) -> ConfigDict:
     """Returns a copy in which every option has been checked, and the options of the network have their values.
 
-    image_size, channels and dropout_rate become the network's own where they are None; aux_heads becomes the heads
-    whose weight is not zero, and aux_weight their weights.
+    If image_size, channels or dropout_rate is None, it gets the network's own value. aux_heads becomes the heads whose
+    weight is not zero, and aux_weight becomes their weights.
 
     Args:
       config: options as typed.
-      typed: names of the options that stood on the command line; those that this network ignores are refused.
+      typed: names of the options that were given on the command line; options that this network ignores are refused.
 
     Raises:
       ValueError: if an option is out of range, or does not fit the network.
@@ -77,12 +77,12 @@ def resolve_network(config: ConfigDict, typed: Iterable[str] = ()) -> ConfigDict
 
 
 def resolve_run(config: ConfigDict, num_classes: int, num_images: int) -> ConfigDict:
-    """Returns a copy that also has the classes of the dataset and the length of the run.
+    """Returns a copy in which num_classes, num_steps and num_epochs have their values too.
 
     Args:
       config: with the network's options resolved.
-      num_classes: the dataset's.
-      num_images: the training images.
+      num_classes: number of the dataset's classes.
+      num_images: number of training images.
 
     Raises:
       ValueError: if options contradict each other, the dataset or the devices.
@@ -118,7 +118,7 @@ def list_options() -> str:
 
 
 def _text(value: object) -> str:
-    """A value as it is typed: a tuple with commas, without brackets."""
+    """Returns a value as the user types it: a tuple with commas, without brackets."""
     if isinstance(value, (tuple, list)):
         return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value) or "()"
     return str(value)
@@ -143,7 +143,10 @@ def _resolve_aux_heads(config: ConfigDict, entry: models.Entry) -> None:
 
 
 def _check_image_size(config: ConfigDict) -> None:
-    """Runs the network abstractly: no rule of thumb could say which image sizes it takes."""
+    """Checks that the network takes images of this size, by evaluating the shapes of its maps.
+
+    A formula for the smallest size of every network does not exist.
+    """
     model = make_model(config, training=False)
     variables = [nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat)]
     apply = make_apply(config, model)
@@ -166,7 +169,7 @@ def _check_image_size(config: ConfigDict) -> None:
 
 
 def _check_layers(config: ConfigDict, typed: Iterable[str]) -> None:
-    """Refuses typed options of layers that the network does not have."""
+    """Raises ValueError if an option was typed that only concerns layers that the network does not have."""
     needed = {"dropout_rate": (models.DropoutKey, "dropout"), "bn_virtual_batch_size": (nnx.BatchStat, "batch norm")}
     for name in needed.keys() & set(typed):
         variable, layer = needed[name]

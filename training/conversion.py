@@ -1,4 +1,4 @@
-"""Workdirs from PyTorch's weights, and files for PyTorch from workdirs."""
+"""Converts PyTorch's weights to workdirs, and workdirs to files for PyTorch."""
 
 import pathlib
 from collections.abc import Collection
@@ -20,11 +20,11 @@ from training.workdir import check_workdir
 
 
 class Imported(NamedTuple):
-    """What became of the tensors of a file.
+    """What import_weights did with the tensors of a file.
 
     Attributes:
-      model: the network.
-      used: how many tensors are in the workdir.
+      model: the name of the network.
+      used: how many tensors were written to the workdir.
       left_out: names of the tensors of auxiliary heads that the network was not built with.
       key: the name of the state dict in the file; "" for the whole file.
       other_keys: the names of the other state dicts in the file.
@@ -51,11 +51,11 @@ def import_weights(
       weights: a state dict with torchvision's or timm's names.
       workdir: the folder to make.
       key: the name of the state dict in the file; default: the usual one, state_dict or model.
-      typed: options that keep the config's value, as the user typed it.
+      typed: names of the options that the user typed; mean and std keep the config's value if they are among them.
 
     Raises:
-      ValueError: if a tensor is missing, surplus or misshapen, or the workdir is in use; nothing is written.
-      FileNotFoundError: if there is no such file.
+      ValueError: if a tensor is missing, unexpected or misshapen, or the workdir is in use; nothing is written.
+      FileNotFoundError: if the file of the weights does not exist.
     """
     if has_checkpoints(workdir):
         raise ValueError(f"workdir {workdir} has checkpoints already; choose another --workdir")
@@ -85,15 +85,15 @@ def export_weights(workdir: pathlib.Path, step: int | str | None = None) -> tupl
     """Writes a workdir's weights as MODEL.safetensors with PyTorch's names and shapes.
 
     Args:
-      workdir: what train.py made.
+      workdir: a folder that train.py made.
       step: a checkpoint's step, "best", or None for the newest.
 
     Returns:
-      The file, in the workdir, and the step of the checkpoint.
+      The path of the file, which is in the workdir, and the step of the checkpoint.
 
     Raises:
-      ValueError: if PyTorch has no such network, or the step has no sound checkpoint.
-      FileNotFoundError: if the folder is no workdir.
+      ValueError: if PyTorch has no such network, or the step has no intact checkpoint.
+      FileNotFoundError: if the folder is not a workdir.
     """
     config, params, batch_stats, step = load_weights(workdir, make_mesh(), step)
     entry, path = models.get_entry(config.model), workdir / f"{config.model}.safetensors"
@@ -103,19 +103,20 @@ def export_weights(workdir: pathlib.Path, step: int | str | None = None) -> tupl
 
 
 def _most_bytes(config: ConfigDict) -> int:
-    """The most bytes of a network's weights in PyTorch's file, with the auxiliary heads of its authors, in float64."""
+    """Returns the largest valid size of a network's weights in a file: float64, with the authors' auxiliary heads."""
     config = config.copy_and_resolve_references()
     config.aux_heads = models.get_entry(config.model).aux_heads
     variables = nnx.to_pure_dict(nnx.state(make_model(config, training=True), (nnx.Param, nnx.BatchStat)))
-    return 8 * count_parameters(variables) + 2**20  # the rest for num_batches_tracked and the file's own headers
+    return 8 * count_parameters(variables) + 2**20  # 1 MiB for num_batches_tracked and the file's headers
 
 
 def _class_names(config: ConfigDict) -> tuple[str, ...]:
-    """The classes that the weights were trained on, in the order of the logits.
+    """Returns the classes that the weights were trained on, in the order of the logits.
 
-    A dataset that is at hand and has other names than ImageNet's was the user's own. With 1,000 classes the weights are
-    ImageNet's in all other cases: folders by WordNet id, by number, or of some classes only say nothing else. Where
-    nothing is known, classes are called by their numbers.
+    They are the classes of config.dataset if that dataset is at hand and has as many classes as the network. A network
+    with 1,000 classes is an exception: its classes are ImageNet's unless the dataset's names contradict that; folders
+    named by WordNet id or by number, or folders of only some classes, do not. If nothing is known, each class has its
+    number as its name.
     """
     names = input_pipeline.known_class_names(config.dataset)
     try:

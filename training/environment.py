@@ -1,4 +1,4 @@
-"""What a result depends on besides its options: versions, hardware, git commit; and the memory that it took."""
+"""The environment of a run: versions, hardware and git commit, and the peak memory of the process."""
 
 import importlib.metadata
 import os
@@ -16,7 +16,7 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 
 def describe_environment() -> dict[str, Any]:
-    """Returns versions, hardware and git commit, as results and workdirs record them."""
+    """Returns versions, hardware and git commit, in the form in which results and workdirs record them."""
     root = pathlib.Path(__file__).parent.parent
     return {
         "versions": {"python": platform.python_version()}
@@ -32,9 +32,9 @@ def describe_environment() -> dict[str, Any]:
 
 
 def peak_host_memory() -> int:
-    """Returns the most memory that this process has held so far, bytes."""
+    """Returns the peak memory of this process so far, bytes."""
     status = pathlib.Path("/proc/self/status")
-    # On Linux ru_maxrss would count the memory of the process that started this one; gVisor's has no such line.
+    # On Linux ru_maxrss may count the memory of the parent process, so VmHWM is better; gVisor's file has no VmHWM.
     if status.exists() and (peak := re.search(r"VmHWM:\s+(\d+)", status.read_text())):
         return 1024 * int(peak[1])
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)

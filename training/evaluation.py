@@ -1,4 +1,4 @@
-"""Exact evaluation: every image counts once, whatever the batch size and the number of devices."""
+"""Exact evaluation: every image counts once, for any batch size and any number of devices."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -20,14 +20,14 @@ def evaluate(
 ) -> dict[str, float] | None:
     """Returns loss (nats), accuracy_top1, accuracy_top5 (shares) and examples, or None after an interruption.
 
-    examples are the images that counted: all but those that the loader left out.
+    examples is the number of images that were evaluated: all except damaged ones that the loader left out.
 
     Args:
       eval_step: from training.step.
       params: the network's parameters.
       batch_stats: its running statistics.
       batches: padded batches on the devices, with `mask`.
-      interruption: once it is true, there is no result.
+      interruption: once it is true, the evaluation stops and returns None.
 
     Raises:
       DamagedImageError: if the loader left every image out.
@@ -42,21 +42,21 @@ def evaluate_each(
     batches: Iterable[Batch],
     interruption: Interruption | None = None,
 ) -> list[dict[str, float]] | None:
-    """Evaluates several sets of weights of one network on each batch; otherwise as evaluate.
+    """Evaluates several sets of weights of one network on each batch, and otherwise does the same as evaluate.
 
     Args:
       eval_step: from training.step.
-      variables: params and batch_stats of each.
+      variables: a pair of params and batch_stats for each set.
       batches: padded batches on the devices, with `mask`.
-      interruption: once it is true, there is no result.
+      interruption: once it is true, the evaluation stops and returns None.
     """
     sums = []
     for batch in batches:
         if interruption:
             return None
         sums.append([eval_step(params, batch_stats, batch) for params, batch_stats in variables])
-        jax.block_until_ready(sums[-3:-2])  # else batches would pile up on the devices
-    # Added on the host in float64: the totals are exact for any number of images.
+        jax.block_until_ready(sums[-3:-2])  # limits the number of batches that wait on the devices
+    # The host adds the sums in float64, so that counts are exact for any number of images.
     totals = jax.tree.map(lambda *parts: float(np.sum(parts, dtype=np.float64)), *jax.device_get(sums))
     if not totals[0]["examples"]:
         raise DamagedImageError("not one image of the evaluation could be decoded; choose another split or dataset")

@@ -1,4 +1,4 @@
-"""The batches of a run: loaded by the host while the devices compute, or made on devices that hold the dataset."""
+"""The batches of a run: either the host loads them while the devices compute, or the devices hold the dataset."""
 
 import contextlib
 from collections.abc import Callable, Iterable, Iterator
@@ -12,14 +12,14 @@ from training.step import Batch
 
 
 class Feed:
-    """Training and evaluation batches, whatever config.cache says about where they come from.
+    """Training and evaluation batches, with one interface for batches from the host and from a cache on the devices.
 
     Attributes:
       cache: the training images on the devices, for make_program; None if the host loads the batches.
       num_images: training images.
-      num_eval_images: images of the evaluation split, those included that cannot be decoded.
+      num_eval_images: images of the evaluation split, including damaged ones.
       eval_split: the name of that split.
-      steps_per_epoch: optimizer steps in an epoch, which need not be whole.
+      steps_per_epoch: optimizer steps in an epoch, which may be a fraction.
     """
 
     def __init__(
@@ -28,7 +28,7 @@ class Feed:
         """Opens the feed; with cache=device this decodes both datasets and puts them on the devices.
 
         Raises:
-          ValueError: if they do not fit there.
+          ValueError: if the datasets do not fit into the devices' memory.
           input_pipeline.DamagedImageError: if an image cannot be decoded.
         """
         self._config, self._mesh, self._train_data, self._eval_data = config, mesh, train_data, eval_data
@@ -42,8 +42,8 @@ class Feed:
 
         Args:
           start: steps done before.
-          stop_is_due: whether the host has something to do after a step; where a call takes several steps, it ends
-            there.
+          stop_is_due: whether the host has something to do after a step; a call that takes several steps ends at such
+            a step.
         """
         config = self._config
         if self.cache:
@@ -64,10 +64,10 @@ class Feed:
 
 
 class TrainBatches:
-    """An iterator of (last step, batch), and a context that ends the loading; made by Feed.train_batches.
+    """An iterator of (last step, batch), made by Feed.train_batches. Used as a context, it stops the loading at exit.
 
     Attributes:
-      description: how the batches are made and how much memory that takes, for the user.
+      description: a line for the user: how the batches are made and how much memory that takes.
     """
 
     def __init__(self, steps: Iterable[int], batches: Any, description: str, dataset: input_pipeline.Dataset):
@@ -96,9 +96,9 @@ class TrainBatches:
 
 
 def last_steps(config: ConfigDict, start: int, stop_is_due: Callable[[int], bool]) -> Iterator[int]:
-    """Yields the last step of each call where one call takes several steps.
+    """Yields the last step of each call if one call takes several steps.
 
-    The first call takes one step, after which the speed is measured.
+    The first call takes only one step, because it compiles; the speed is measured from the second call on.
     """
     step = start
     while step < config.num_steps:

@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: noted when they come, acted on between two steps."""
+"""SIGINT and SIGTERM: the handler only notes the signal, and the training loop stops between two steps."""
 
 import contextlib
 import signal
@@ -11,13 +11,13 @@ from rich.console import Console
 
 
 class Interruption:
-    """A context in which the first SIGINT or SIGTERM is only noted; a second one, of either kind, ends the program.
+    """A context in which the first SIGINT or SIGTERM is only noted; a second signal ends the program.
 
-    It is true once the run is to stop: as soon as a signal has come, or, where several processes work together, once
-    they have agreed that one came to any of them.
+    The object is true once the run must stop. With one process that is as soon as it receives a signal; with several
+    processes it is once `agree` has told all of them that one received a signal.
 
     Attributes:
-      signal: the number of the signal that the run stops for, or None.
+      signal: the number of the signal for which the run stops, or None.
     """
 
     def __init__(self):
@@ -37,11 +37,11 @@ class Interruption:
 
     @property
     def exit_code(self) -> int:
-        """What a shell expects of a program: 130 after SIGINT, 143 after SIGTERM, 0 without a signal."""
+        """The exit code by the shell's convention: 130 after SIGINT, 143 after SIGTERM, 0 without a signal."""
         return 128 + self.signal if self.signal else 0
 
     def agree(self) -> None:
-        """Tells every process of a signal that came to any; all of them call it after the same step."""
+        """Tells every process whether any process received a signal; all of them must call it after the same step."""
         if jax.distributed.is_initialized():
             self.signal = int(multihost_utils.process_allgather(np.int32(self._noted)).max()) or None
 

@@ -17,8 +17,9 @@ Labels = jax.Array | MixedLabels
 def cross_entropy(logits: jax.Array, labels: Labels, label_smoothing: float = 0.0) -> jax.Array:
     """Returns each image's cross-entropy in nats, shape (N,), from logits (N, classes) and labels (N,).
 
-    Label smoothing (Szegedy et al. 2015, section 7) spreads that share of the target evenly over all classes. Of two
-    labels each counts by its share, which is the cross-entropy to the mixed target: it is linear in the target.
+    Label smoothing (Szegedy et al. 2015, section 7) spreads that share of the target evenly over all classes. For mixed
+    labels the result is the weighted mean of the two labels' cross-entropies. That is equal to the cross-entropy with
+    the mixed target, because cross-entropy is linear in the target.
     """
     if isinstance(labels, MixedLabels):
         own, other = (cross_entropy(logits, label, label_smoothing) for label in (labels.label, labels.other))
@@ -32,14 +33,14 @@ def cross_entropy(logits: jax.Array, labels: Labels, label_smoothing: float = 0.
 def weighted_loss(
     outputs: Outputs, labels: Labels, aux_weights: tuple[float, ...] = (), label_smoothing: float = 0.0
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
-    """Returns the batch's mean loss and the sums that metrics are made of.
+    """Returns the batch's mean loss and the sums from which the metrics are computed.
 
     The loss is the main classifier's cross-entropy plus each auxiliary classifier's times its weight (Szegedy et al.
     2014, section 5).
 
     Args:
-      outputs: what a network returns: logits (N, classes), or (logits, [auxiliary logits in depth order]).
-      labels: (N,) integers in [0, classes); of mixed ones the accuracies count the label of the larger share.
+      outputs: of a network: logits (N, classes), or (logits, [auxiliary logits in depth order]).
+      labels: (N,) integers in [0, classes), or mixed labels, whose accuracies count the label with the larger share.
       aux_weights: one weight for each auxiliary classifier.
       label_smoothing: share of the target spread over all classes, [0, 1).
     """
@@ -58,10 +59,10 @@ def weighted_loss(
 def classification_sums(
     logits: jax.Array, labels: jax.Array, losses: jax.Array, mask: jax.Array
 ) -> dict[str, jax.Array]:
-    """Returns the sums over the images that mask keeps: loss, accuracy_top1, accuracy_top5 and the number of examples.
+    """Returns sums over the images whose mask is 1: loss, accuracy_top1, accuracy_top5 and the number of examples.
 
-    An image counts for top-k when fewer than k classes score above its own; among equal scores the lower class comes
-    first. With fewer than five classes everything is in the top five.
+    An image is correct in top-k if fewer than k classes rank above its label; of classes with equal logits the lower
+    number ranks first. With five classes or fewer every image is correct in top-5.
 
     Args:
       logits: (N, classes).
@@ -81,13 +82,13 @@ def classification_sums(
 
 
 def gradient_norm_sums(gradient: dict[str, Any], examples: jax.typing.ArrayLike) -> dict[str, jax.Array]:
-    """Returns the gradient's 2-norm, whole and by part of the network, each times the examples.
+    """Returns the 2-norms of the whole gradient and of each part of the network, each multiplied by `examples`.
 
-    So the means are those over steps.
+    When `means` divides the sums by the number of examples, the result is the mean norm over the steps.
 
     Args:
       gradient: of the loss, a nested dict whose first level is the network's parts: conv1, stage1, head.
-      examples: how many images the step took.
+      examples: number of images in the step.
     """
     norms = {f"gradient_norm/{part}": optax.tree.norm(inner) for part, inner in gradient.items()}
     norms["gradient_norm"] = optax.tree.norm(list(norms.values()))
@@ -95,16 +96,16 @@ def gradient_norm_sums(gradient: dict[str, Any], examples: jax.typing.ArrayLike)
 
 
 def means(sums: dict[str, float]) -> dict[str, float]:
-    """Returns the metrics that sums stand for: each sum over the number of examples, which is left out."""
+    """Returns the metrics: each sum divided by the number of examples, which itself is left out."""
     return {name: float(total) / float(sums["examples"]) for name, total in sums.items() if name != "examples"}
 
 
 def zero_sums(num_aux_heads: int = 0, gradient_parts: Iterable[str] = ()) -> dict[str, np.ndarray]:
-    """Returns the sums over no image at all, float32.
+    """Returns all sums at zero, float32.
 
     Args:
       num_aux_heads: how many auxiliary classifiers the network has.
-      gradient_parts: those of the network whose gradient norms are logged, as gradient_norm_sums calls them.
+      gradient_parts: names of the network's parts whose gradient norms are logged; empty if none are.
     """
     names = ["loss", "accuracy_top1", "accuracy_top5", "examples"]
     if num_aux_heads:

@@ -1,4 +1,4 @@
-"""What a run tells: metrics.jsonl, TensorBoard, curves.png, summary.json, and the live line on a terminal."""
+"""The metrics of a run: metrics.jsonl, TensorBoard, curves.png, summary.json, and the live line on a terminal."""
 
 import json
 import math
@@ -24,19 +24,19 @@ Row = dict[str, Any]
 class RunLog:
     """Turns sums into rows of metrics and shows them: on the terminal, in metrics.jsonl and to TensorBoard.
 
-    On a terminal one live line holds epoch, step, loss, accuracy, images/s and the time left; elsewhere each row is a
-    plain line. Used as a context, it leaves curves.png behind, unless the disk fails. Of several processes only the
-    first writes and prints.
+    On a terminal one live line shows epoch, step, loss, accuracy, images/s and the remaining time; if the output is not
+    a terminal, each row is printed as a line. At the end of the context curves.png is drawn, unless the disk has
+    failed. If several processes train together, only the first one writes and prints.
     """
 
     def __init__(self, workdir: pathlib.Path, config: ConfigDict, num_images: int, start_step: int):
-        """Opens the files; rows past start_step, which a resumed run will write again, are cut.
+        """Opens the files, and removes the rows after start_step, because a resumed run writes them again.
 
         Args:
-          workdir: where the files lie.
+          workdir: the folder of the files.
           config: resolved options.
-          num_images: images of an epoch.
-          start_step: the step of the checkpoint that the run goes on from, or 0.
+          num_images: images in an epoch.
+          start_step: the step of the checkpoint from which the run resumes, or 0.
         """
         self.workdir = workdir
         self._num_steps, self._keep_best = config.num_steps, config.keep_best
@@ -75,27 +75,27 @@ class RunLog:
 
     @property
     def seconds(self) -> float:
-        """Seconds of the whole run, those before a resume included."""
+        """Seconds of the whole run, including those before a resume."""
         return self._seconds_before + time.perf_counter() - self._start
 
     def restart_clock(self, step: int, wait_seconds: float) -> None:
-        """Begins a new stretch of measured steps: compiling, evaluating and saving do not count as training."""
+        """Restarts the measurement of the speed, so that compiling, evaluating and saving do not count as training."""
         self._clock, self._clock_step, self._clock_wait = time.perf_counter(), step, wait_seconds
 
     def say(self, text: str) -> None:
-        """Prints a line above the live one; a terminal or a pipe that is gone ends no run."""
+        """Prints a line above the live line; the run continues even if the terminal or the pipe is closed."""
         try:
             self._console.print(text, markup=False)
-        except (OSError, SystemExit):  # rich leaves the program when a pipe is closed
+        except (OSError, SystemExit):  # rich calls sys.exit if the pipe is closed
             self._progress.stop()
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def status(self, text: str) -> None:
-        """Says in the live line what goes on between two steps."""
+        """Shows in the live line what the program does between two steps, as in "saving"."""
         self._progress.update(self._task, description=text)
 
     def advance(self, step: int, wait_seconds: float) -> None:
-        """Moves the live line's bar; asks nothing of the devices. The first step, which compiles, is not measured."""
+        """Moves the bar of the live line, without a wait for the devices; restarts the clock after the first step."""
         self._progress.update(self._task, completed=step)
         if step == self._start_step + 1:
             self.say(f"first step after {time.perf_counter() - self._start:.1f} s, compilation included")
@@ -107,8 +107,8 @@ class RunLog:
         Args:
           step: the last step that the sums cover.
           sums: from the training step, on the host.
-          learning_rate: that of the last step.
-          wait_seconds: spent waiting for input since the run began.
+          learning_rate: the learning rate of the last step.
+          wait_seconds: seconds spent waiting for input since this process began to train.
 
         Raises:
           FloatingPointError: if the loss is not finite.
@@ -142,7 +142,7 @@ class RunLog:
         self.say(f"{where} {split}: {text} top-5 {100 * metrics['accuracy_top5']:.2f} %{raw}")
 
     def evaluated(self, step: int) -> bool:
-        """Whether a row tells of an evaluation at that step."""
+        """Whether there is a row of an evaluation at that step."""
         return any(row["step"] == step and is_evaluation(row) for row in self.rows)
 
     @property
@@ -152,7 +152,7 @@ class RunLog:
         return best["step"] if best else None
 
     def farewell(self) -> None:
-        """Says what the run reached, where everything lies and what to try next."""
+        """Prints the final accuracy, the folder of the files, and the commands to try next."""
         last = [row for row in self.rows if is_evaluation(row)][-1]
         best = " --step=best" if self._keep_best else ""
         parts = ["curves.png", "summary.json", "metrics.jsonl", "tensorboard/", "checkpoints/"]
@@ -169,7 +169,9 @@ class RunLog:
         epoch = step * self._batch_size / self._num_images
         row = {"step": step, "epoch": epoch, "split": split} | values | {"seconds": self.seconds}
         self.rows.append(row)
-        if self._tensorboard:  # first: after a kill TensorBoard has no fewer rows, and surplus ones are hidden
+        # TensorBoard comes first: if the process is killed in between, TensorBoard has one row more than metrics.jsonl,
+        # and a resumed run hides that row.
+        if self._tensorboard:
             group = "train_evaluation" if is_evaluation(row) and split == "train" else split
             self._tensorboard.add(group, values, step, time.time())
         self._file.write(json.dumps(row) + "\n")
@@ -186,7 +188,7 @@ class RunLog:
 
 
 def read_rows(workdir: pathlib.Path) -> list[Row]:
-    """Returns the rows of a workdir's metrics.jsonl, without lines that a kill cut short or something damaged."""
+    """Returns the rows of a workdir's metrics.jsonl, without truncated or damaged lines."""
     path = pathlib.Path(workdir) / "metrics.jsonl"
     rows = []
     for line in path.read_text(errors="replace").splitlines() if path.exists() else []:
@@ -207,7 +209,7 @@ def _is_sound(row: Row) -> bool:
 
 
 def _open_tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
-    """Opens TensorBoard's files, or says that there are none and returns None."""
+    """Opens TensorBoard's event file; if tensorboardX is not installed, prints a note and returns None."""
     try:
         from training.tensorboard import TensorBoard
     except ImportError:
@@ -217,14 +219,15 @@ def _open_tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
 
 
 def is_evaluation(row: Row) -> bool:
-    """Whether a row tells of an evaluation, be it of the training images."""
+    """Whether a row is of an evaluation; the split may be any, even train."""
     return "learning_rate" not in row
 
 
 def best_evaluation(rows: list[Row]) -> Row | None:
-    """Returns the row of the best evaluation, by accuracy_top1 and among equals the latest; None if there is none.
+    """Returns the row of the evaluation with the highest accuracy_top1, the latest among equals; None if there is none.
 
-    This alone decides which checkpoint is kept as the best, what --step=best means and what summary.json names.
+    This function alone decides which checkpoint is kept as the best, what --step=best means, and which step
+    summary.json names as the best.
     """
     return max(filter(is_evaluation, rows), key=lambda row: (row["accuracy_top1"], row["step"]), default=None)
 
@@ -272,9 +275,9 @@ def write_summary(
       workdir: the run's folder.
       config: resolved options.
       log: with at least one evaluation.
-      parameters: numbers that the network's parameters hold.
-      num_eval_images: images of the evaluation split, those that were left out included.
-      bad_images: training images that others took the place of since the run was last started.
+      parameters: the network's number of parameters.
+      num_eval_images: images of the evaluation split, including damaged ones.
+      bad_images: damaged training images that were replaced by others since the run was last started or resumed.
     """
     evaluations = [row for row in log.rows if is_evaluation(row)]
     speeds = [row["images_per_second"] for row in log.rows if "images_per_second" in row]
@@ -303,7 +306,7 @@ def write_summary(
 
 
 def format_seconds(seconds: float) -> str:
-    """Returns a duration as people read it: 12 s, 3:05 min or 2:10:00 h."""
+    """Returns a duration in a readable form: 12 s, 3:05 min or 2:10:00 h."""
     if seconds < 60:
         return f"{seconds:.0f} s"
     minutes, seconds = divmod(math.ceil(seconds), 60)

@@ -11,15 +11,15 @@ from ml_collections import ConfigDict
 def make_schedule(config: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
     """Returns the learning rate as a function of the optimizer step, 0 for the first.
 
-    The warm-up is part of the run: a schedule that falls over time falls over the steps that are left after it, and
-    the boundaries of a stepped or exponential one count from the run's beginning.
+    The warm-up is part of the run: a cosine or polynomial schedule spans the steps after the warm-up. The boundaries of
+    a step or exponential schedule count from the beginning of the run.
 
     Args:
-      config: resolved options; learning_rate, schedule, its own options, the warm-up's and num_steps are read.
-      steps_per_epoch: optimizer steps an epoch, which need not be whole.
+      config: resolved options; those of the learning rate and num_steps are used.
+      steps_per_epoch: optimizer steps in an epoch, which may be a fraction.
 
     Raises:
-      ValueError: on an unknown schedule.
+      ValueError: if the schedule is unknown.
     """
     peak, warmup_steps = config.learning_rate, round(config.warmup_epochs * steps_per_epoch)
     decay_steps = max(config.num_steps - warmup_steps, 1)
@@ -29,7 +29,7 @@ def make_schedule(config: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
         boundaries = [*(round(epoch * steps_per_epoch) for epoch in config.step_epochs), *config.step_steps]
         factors: dict[int, float] = collections.defaultdict(
             lambda: 1.0
-        )  # several may fall on one step, as those within a warm-up
+        )  # several boundaries may be at one step: those within the warm-up are all at its end
         for boundary in boundaries:
             factors[max(boundary - warmup_steps, 0)] *= config.step_factor
         schedule = optax.piecewise_constant_schedule(peak, factors)
@@ -56,11 +56,11 @@ def make_schedule(config: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Returns the optimizer; in either g includes weight_decay w.
+    """Returns the optimizer. The gradient g includes the L2 penalty, weight_decay w, in both optimizers.
 
-    SGD with momentum is PyTorch's and the papers': v = momentum v + g, w = w - rate v.
-    RMSProp is TensorFlow's, which Szegedy used: s = decay s + (1 - decay) g^2,
-    v = momentum v + rate g / sqrt(s + epsilon), w = w - v. Its s starts at 0, as in PyTorch; in TensorFlow at 1.
+    SGD with momentum is as in PyTorch and the papers: v = momentum v + g, w = w - rate v.
+    RMSProp is as in TensorFlow, which Szegedy used: s = decay s + (1 - decay) g^2,
+    v = momentum v + rate g / sqrt(s + epsilon), w = w - v; but s starts at 0, as in PyTorch, and not at 1.
     """
     stages = []
     if config.gradient_clip_norm:
@@ -78,5 +78,5 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
 
 
 def _is_kernel(params: dict) -> dict:
-    """Marks the arrays of more than one axis: biases, scales and offsets have one."""
+    """Returns True for each array with more than one axis; biases, scales and offsets have one axis."""
     return jax.tree.map(lambda value: jnp.ndim(value) > 1, params)

@@ -1,4 +1,4 @@
-"""How a program sets up its process, JAX before the first array is made, and XLA when it compiles."""
+"""The settings of the process, of JAX (before the first array is made) and of XLA's compiler."""
 
 import contextlib
 import ctypes
@@ -19,28 +19,29 @@ from input_pipeline import prepare_image_libraries
 
 CompilerOptions = dict[str, bool | str]
 
-_JAX_OPTIONS: Any = jax.config  # its attributes are unknown to type checkers
+_JAX_OPTIONS: Any = jax.config  # Any, because type checkers do not know the attributes of jax.config
 
 
 def join_processes() -> None:
-    """Joins the processes that do this work together, where the environment says that there are several.
+    """Connects this process to the others of a distributed run, if there are several; only the first one prints then.
 
-    It does by JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process 0), by Slurm's or
-    Open MPI's more than one task, and on the hosts of a TPU pod. Only the first process prints from then on.
+    There are several processes if JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process
+    0) are set, if Slurm or Open MPI started more than one task, or if this is a host of a TPU pod.
     """
     ours: dict[str, Any] = {
         name: int(os.environ.get(f"JAX_{name.upper()}", 0)) for name in ("num_processes", "process_id")
     }
     tasks = max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
-    # A process that fails waits as long for the others, which wait for its part of a sum; then it ends, and they do.
+    # A process that fails waits this long for the others, which may hang in a collective that needs it. Then it exits,
+    # and the others exit too.
     timeout: dict[str, Any] = {"shutdown_timeout_seconds": 30}
-    jax.config.update("jax_enable_preemption_service", False)  # SIGTERM is ours: see training.interruption
+    jax.config.update("jax_enable_preemption_service", False)  # training.interruption handles SIGTERM
     if ours["num_processes"] > 1:
         jax.distributed.initialize(**ours, **timeout)
     elif tasks > 1:
         jax.distributed.initialize(**timeout)
-    elif "tpu" in (_JAX_OPTIONS.jax_platforms or ""):  # as JAX sets it on a TPU's host
-        with contextlib.suppress(ValueError):  # a host that is no part of a pod
+    elif "tpu" in (_JAX_OPTIONS.jax_platforms or ""):  # JAX sets jax_platforms on a TPU's host
+        with contextlib.suppress(ValueError):  # this host does not belong to a pod
             jax.distributed.initialize(**timeout)
     if jax.distributed.is_initialized() and jax.process_index() > 0:
         sys.stdout = open(os.devnull, "w")
@@ -53,25 +54,25 @@ def prepare_process() -> None:
 
 
 def _keep_freed_memory() -> None:
-    """Makes glibc keep freed memory, where that pays.
+    """Makes glibc keep freed memory instead of returning it to the system.
 
-    glibc is told not to return memory to the system, from which it would be fetched again, page by page, in each step.
-    On a CPU that took a fifth of MobileNet's and a tenth of ResNet-50's training step (docs/benchmarks.md). Beside an
-    NVIDIA GPU, where it was not measured, nothing is changed.
+    Otherwise the pages are requested again in each step, which on a CPU took a fifth of MobileNet's training step and a
+    tenth of ResNet-50's (docs/benchmarks.md). On machines with an NVIDIA GPU, where the effect was not measured,
+    nothing is changed.
     """
     if sys.platform != "linux" or os.path.exists("/dev/nvidiactl"):
         return
     if mallopt := getattr(ctypes.CDLL(None), "mallopt", None):
-        trim_threshold, mmap_max, arena_max = -1, -4, -8  # their numbers in malloc.h
-        mallopt(trim_threshold, -1)  # never
+        trim_threshold, mmap_max, arena_max = -1, -4, -8  # the numbers of these parameters in malloc.h
+        mallopt(trim_threshold, -1)  # never return memory
         mallopt(mmap_max, 0)
-        mallopt(arena_max, 1)  # threads share the first arena: the others cannot grow beyond a block
+        mallopt(arena_max, 1)  # all threads share the first arena, because the size of the other arenas is limited
 
 
 def _silence_abandoned_reads() -> None:
-    """Hides the tracebacks of reads that Orbax abandons, in threads of its own, when one of them meets a broken file.
+    """Hides the tracebacks of reads that Orbax's threads abandon when another read finds a damaged file.
 
-    The error of the broken file itself is raised where the checkpoint is restored.
+    The error of the damaged file itself is still raised where the checkpoint is restored.
     """
 
     def hides(error: BaseException | None) -> bool:
@@ -91,9 +92,9 @@ def _silence_abandoned_reads() -> None:
 
 
 def prepare_platform(config: ConfigDict) -> None:
-    """Sets what the config says about the whole process: float64, the precision of float32, and the compilation cache.
+    """Applies the options that concern the whole process: float64, the precision of float32, the compilation cache.
 
-    The image libraries are prepared too. Programs call this before they make the first array.
+    It also sets up the image libraries. Programs call it before they make the first array.
     """
     jax.config.update("jax_enable_x64", config.dtype == "float64")
     prepare_image_libraries(config.max_image_pixels)
@@ -102,14 +103,14 @@ def prepare_platform(config: ConfigDict) -> None:
     if config.compilation_cache_dir:
         cache = pathlib.Path(config.compilation_cache_dir).expanduser()
         jax.config.update("jax_compilation_cache_dir", str(cache))
-        # By default programs that compile in under a second, evaluation's or a small network's, are not kept.
+        # By default JAX does not cache programs that compile in less than a second, such as those of small networks.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 
 
 @contextlib.contextmanager
 def float64_enabled(enabled: bool) -> Iterator[None]:
-    """A context in which every thread may make float64 arrays, if enabled; jax.enable_x64 is for its own thread."""
+    """A context in which every thread can make float64 arrays, if enabled; jax.enable_x64 concerns one thread only."""
     before = _JAX_OPTIONS.jax_enable_x64
     jax.config.update("jax_enable_x64", before or enabled)
     try:
@@ -119,9 +120,9 @@ def float64_enabled(enabled: bool) -> Iterator[None]:
 
 
 def loops_are_fast() -> bool:
-    """Whether a training step is as fast inside a compiled loop as outside: everywhere but on a CPU.
+    """Whether a training step inside a compiled loop is as fast as outside; on a CPU it is not.
 
-    The weight gradients of convolutions that XLA compiles for a CPU are 30 times slower inside a loop.
+    XLA's weight gradients of convolutions are 30 times slower on a CPU if they are inside a loop.
     """
     return jax.default_backend() != "cpu"
 
@@ -129,16 +130,18 @@ def loops_are_fast() -> bool:
 def compiler_options(config: ConfigDict) -> CompilerOptions:
     """Returns XLA's options for this platform, as jax.jit takes them.
 
-    On a CPU float32 convolutions are Eigen's, not YNNPACK's: the gradients of large maps' kernels are up to five times
-    faster. In float64 Eigen's would be over twenty times slower, in bfloat16 twice. On a GPU convolutions too are part
-    of the graphs of kernels that are started at once, and kernels are reproducible if config.deterministic asks for it;
-    a CPU's and a TPU's always are.
+    CPU: float32 convolutions use Eigen instead of YNNPACK, because weight gradients of large maps are up to five times
+    faster with it. In float64 Eigen is more than twenty times slower, in bfloat16 twice.
+
+    GPU: convolutions are included in CUDA graphs (command buffers). If config.deterministic is true, only reproducible
+    kernels are used; those of a CPU or a TPU always are.
     """
     if jax.default_backend() == "cpu" and config.dtype == "float32":
         return _known({"xla_cpu_experimental_ynn_fusion_type": ""})
     if jax.default_backend() != "gpu":
         return {}
-    # By default each convolution ends a graph: ResNet-50's step on an H100 was 1.4 % slower (docs/benchmarks.md).
+    # By default each convolution ends a CUDA graph, which made ResNet-50's step on an H100 1.4 % slower
+    # (docs/benchmarks.md).
     options = _known({"xla_gpu_enable_command_buffer": "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL,CONVOLUTION"})
     if config.deterministic:
         return options | {"xla_gpu_deterministic_ops": True, "xla_gpu_exclude_nondeterministic_ops": True}
@@ -146,7 +149,7 @@ def compiler_options(config: ConfigDict) -> CompilerOptions:
 
 
 def _known(options: CompilerOptions) -> CompilerOptions:
-    """The options, or none where this version of XLA does not know one: experimental ones come and go."""
+    """Returns the options, or none if this version of XLA lacks one of them, because some are experimental."""
     return options if _compiles_with(tuple(options.items())) else {}
 
 

@@ -1,4 +1,4 @@
-"""Inference with a workdir's weights: logits of images in any number, and the likeliest classes."""
+"""Inference with a workdir's weights: the logits of any number of images, and the likeliest classes."""
 
 import pathlib
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def make_predictor(
 ) -> Callable[[np.ndarray], np.ndarray]:
     """Returns a function from images (N, H, W, C) to logits (N, num_classes).
 
-    Images run in batches of one size, the last one padded, so that the network is compiled once. Each device computes
+    All batches have the same size, so that the network is compiled once; the last batch is padded. Each device computes
     the whole batch.
 
     Args:
@@ -27,8 +27,8 @@ def make_predictor(
       params: the network's parameters, on the mesh.
       batch_stats: its running statistics, on the mesh.
       mesh: the devices.
-      batch_size: images a batch, at least 1.
-      preprocessed: whether the images are floats that are normalised already; if not, they are uint8.
+      batch_size: images in a batch, at least 1.
+      preprocessed: True if the images are floats that are normalised already, False if they are uint8.
     """
     model = make_model(config, training=False)
     apply = make_logits(model) if preprocessed else make_apply(config, model)
@@ -55,8 +55,8 @@ def read_inputs(path: pathlib.Path, config: ConfigDict) -> np.ndarray:
       config: resolved options of the network that takes the images.
 
     Raises:
-      ValueError: if the file holds anything else, or the images are too small for the network.
-      OSError: if it cannot be read.
+      ValueError: if the file does not hold such images, or the images are too small for the network.
+      OSError: if the file cannot be read.
     """
     try:
         array = np.load(path, allow_pickle=False)
@@ -80,7 +80,7 @@ def likeliest_classes(logits: np.ndarray, class_names: list[str], count: int = 5
     Args:
       logits: (N, num_classes).
       class_names: in the order of the logits.
-      count: how many classes an image, if there are as many.
+      count: how many classes to return for an image; all of them if the network has fewer.
     """
     probabilities = np.exp(logits - logits.max(-1, keepdims=True))
     probabilities /= probabilities.sum(-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""The program of a config: its network, optimizer, state and compiled steps, assembled in one place."""
+"""Assembles everything that a config trains: the network, the optimizer, the state and the jitted steps."""
 
 import dataclasses
 import functools
@@ -21,17 +21,17 @@ from training.step import Batch, Sums, make_eval_step, make_train_step
 
 @dataclasses.dataclass(frozen=True)
 class Program:
-    """What a config trains and how; nothing is allocated, compiled or run before a method or a step is called.
+    """The parts of a training run. Nothing is allocated, compiled or run until a method or a step is called.
 
     Attributes:
       config: resolved options.
       mesh: the devices.
-      cache: the training images on the devices, or None.
+      cache: the training images on the devices, or None if the host loads the batches.
       model: the abstract network in training mode.
-      schedule: from the optimizer step, 0 for the first, to the learning rate.
-      optimizer: from gradients to updates.
-      target: shapes, types and shardings of the state, to restore into.
-      sums: the sums over no image at all, on the host.
+      schedule: maps the optimizer step, 0 for the first, to the learning rate.
+      optimizer: maps gradients to updates.
+      target: shapes, types and shardings of the state; a checkpoint is restored into it.
+      sums: the metrics' sums at zero, on the host.
       train_step: the jitted step of training.step.make_train_step.
     """
 
@@ -47,12 +47,12 @@ class Program:
 
     @functools.cached_property
     def eval_step(self) -> Callable[[dict, dict, Batch], Sums]:
-        """The jitted evaluation of training.step.make_eval_step, of the network without auxiliary heads."""
+        """The jitted evaluation step of training.step.make_eval_step, for the network without auxiliary heads."""
         return make_eval_step(self.config, make_model(self.config, training=False), self.mesh)
 
     @functools.cached_property
     def learning_rate(self) -> Callable[[jax.Array], jax.Array]:
-        """From the number of steps done to the learning rate of the last one, jitted."""
+        """A jitted function from the number of steps done to the learning rate of the last of them."""
         return jax.jit(lambda steps_done: self.schedule(steps_done - 1))
 
     def initial_state(self) -> State:
@@ -60,7 +60,7 @@ class Program:
         return create_state(self.target, self.model, self.config.seed)
 
     def zero_sums(self) -> Sums:
-        """Returns the sums over no image at all, on the devices."""
+        """Returns the metrics' sums at zero, on the devices."""
         return jax.device_put(self.sums, NamedSharding(self.mesh, PartitionSpec()))
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
@@ -79,10 +79,10 @@ class Program:
           ValueError: if the network cannot be trained on such a batch.
         """
         train_step: Any = self.train_step
-        if self.cache:  # the step on a batch is what the cached program does once it has made one
+        if self.cache:  # the cached step makes a batch and then runs this step on it
             train_step = make_train_step(self.config, self.model, self.optimizer, self.mesh)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        # With the shardings of the real arguments, so that the first step finds this trace and makes no other.
+        # The shardings are those of the real arguments, so that the first step reuses this trace.
         sums = {name: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=everywhere) for name, v in self.sums.items()}
         return train_step.trace(self.target, sums, self.abstract_batch())
 
@@ -93,7 +93,7 @@ def make_program(config: ConfigDict, mesh: Mesh, steps_per_epoch: float, cache: 
     Args:
       config: with the network's options resolved, num_classes and num_steps given.
       mesh: the devices.
-      steps_per_epoch: optimizer steps in an epoch, which need not be whole.
+      steps_per_epoch: optimizer steps in an epoch, which may be a fraction.
       cache: the training images, if they are on the devices already; the step then makes its own batches.
     """
     model, schedule = make_model(config, training=True), make_schedule(config, steps_per_epoch)

@@ -1,4 +1,4 @@
-"""The training state: nested dicts of arrays that cross jit, donated and replicated over the mesh."""
+"""The training state: nested dicts of arrays, replicated over the mesh, which the jitted step takes and returns."""
 
 from typing import Any
 
@@ -16,14 +16,14 @@ AVERAGED_BATCH_STATS = "ema_batch_stats"
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
-    """Returns a mesh of that many devices, or of all, with one axis, `data`."""
+    """Returns a mesh with one axis, `data`, of num_devices devices; None: of all devices."""
     devices = jax.devices()[:num_devices]
-    # Auto: under the default, Explicit, parts of optax's losses and code outside jit fail.
+    # With the default axis type, Explicit, parts of optax's losses and code outside jit fail.
     return jax.make_mesh((len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices)
 
 
 def make_model(config: ConfigDict, training: bool) -> models.Network:
-    """Returns the abstract network of a resolved config: for training with its auxiliary heads, else without."""
+    """Returns the abstract network of a resolved config; it has auxiliary heads only if it is for training."""
     model = models.create_model(
         config.model,
         num_classes=config.num_classes,
@@ -40,10 +40,10 @@ def make_model(config: ConfigDict, training: bool) -> models.Network:
 
 
 def abstract_state(config: ConfigDict, model: nnx.Module, optimizer: optax.GradientTransformation, mesh: Mesh) -> State:
-    """Returns the shapes, types and shardings of the state, as a target to restore into.
+    """Returns the shapes, types and shardings of the state; a checkpoint is restored into them.
 
-    Its entries are step (int32), params, batch_stats, opt_state and, with config.ema_decay, ema: the averaged params,
-    and ema_batch_stats: the averaged batch statistics, if the network has any.
+    The entries are step (int32), params, batch_stats and opt_state. If config.ema_decay is not 0, there are also ema,
+    the averaged params, and, for networks with batch normalisation, ema_batch_stats, the averaged batch_stats.
     """
     params, batch_stats = (nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat))
     state = {
@@ -65,30 +65,30 @@ def create_state(target: State, model: nnx.Module, seed: int) -> State:
 
     Args:
       target: from abstract_state.
-      model: the abstract network, which says how each parameter starts.
-      seed: of the initial values.
+      model: the abstract network; each of its parameters has a rule for its initial values.
+      seed: seed for the initial values.
     """
     values = models.initial_values(model, seed)
-    # The step and the momentum start at zero; made on the host they cost no compilation.
+    # The step and the momentum start at zero. They are made on the host, which needs no compilation.
     state = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), target)
     state["params"], state["batch_stats"] = (select(values, target[part]) for part in ("params", "batch_stats"))
     return jax.device_put(start_average(state, target), jax.tree.map(lambda leaf: leaf.sharding, target))
 
 
 def start_average(state: State, target: State) -> State:
-    """Returns the state with the averages that the target has begun at its weights and batch statistics; no copies."""
+    """Adds the averages that the target has; they start at the weights and batch statistics, without a copy."""
     sources = {"ema": "params", AVERAGED_BATCH_STATS: "batch_stats"}
     return state | {average: state[source] for average, source in sources.items() if average in target}
 
 
 def evaluated_variables(state: State) -> tuple[dict, dict]:
-    """Returns the params and batch_stats that are evaluated: the averaged ones where the state has them."""
+    """Returns the params and batch_stats that are evaluated: the averaged ones if the state has them."""
     params, batch_stats = ("ema", AVERAGED_BATCH_STATS) if "ema" in state else ("params", "batch_stats")
     return state[params], state[batch_stats if batch_stats in state else "batch_stats"]
 
 
 def select(values: dict, wanted: dict) -> dict:
-    """Returns the entries of a nested dict that another one of the same kind names."""
+    """Returns those entries of the nested dict `values` whose keys are in the nested dict `wanted`."""
     return {
         key: select(values[key], inner) if isinstance(inner, dict) else values[key] for key, inner in wanted.items()
     }

@@ -27,20 +27,20 @@ def make_train_step(
     mesh: Mesh,
     cache: DeviceCache | None = None,
 ) -> Callable[[State, Sums, Batch], tuple[State, Sums]]:
-    """Returns the compiled step: (state, sums, batch) -> (new state, sums with the batch's); the old state is given up.
+    """Returns the jitted step: (state, sums, batch) -> (new state, sums including the batch's). It donates the state.
 
     The batch holds `image`, (N, H, W, C) uint8, and `label`, (N,) int32, split over the mesh's `data` axis. The sums
     are those of training.loss and stay on the devices until they are read.
 
-    With a cache, one call takes as many steps as `count`, an int32 scalar beside the cache's own arrays, says; each
-    makes its batch from the step's number.
+    With a cache, the third argument holds the cache's arrays and `count`, an int32 scalar: the number of steps that the
+    call takes. Each step makes its batch from its own number.
 
     Args:
       config: resolved options.
       model: the abstract network in training mode.
-      optimizer: what makes updates of gradients.
+      optimizer: maps gradients to updates.
       mesh: the devices.
-      cache: the training images, where they are on the devices already.
+      cache: the training images, if they are on the devices already.
     """
     augment = make_augmentation(config)
     graph, *_ = nnx.split(model, nnx.Param, nnx.BatchStat, models.DropoutKey)
@@ -57,7 +57,10 @@ def make_train_step(
         return derivative(params, batch_stats, keys, images, labels)
 
     def accumulated_gradients(params, batch_stats, key, images, labels):
-        """The mean gradient over micro-batches of every accumulation_steps-th image: none leaves its device."""
+        """Returns the mean gradient over micro-batches.
+
+        Each micro-batch takes every accumulation_steps-th image, so that no image leaves its device.
+        """
         count = config.accumulation_steps
 
         def cut(array):
@@ -84,8 +87,8 @@ def make_train_step(
         compute = accumulated_gradients if config.accumulation_steps > 1 else gradients
         gradient, (batch_stats, batch_sums) = compute(state["params"], state["batch_stats"], key, images, labels)
         if mesh.size > 1:
-            # Else XLA may fuse a layer's update with the cast of its kernel, for which the backward pass waits: on a
-            # GPU in bfloat16 ResNet-50 then needs 36 all-reduces one after the other, and so 3.
+            # Without this barrier XLA may fuse the update of a kernel with its cast to bfloat16, and the backward pass
+            # then waits for the update: on a GPU ResNet-50 needs 36 consecutive all-reduces instead of 3.
             gradient = jax.lax.optimization_barrier(gradient)
         if config.log_gradient_norms:
             batch_sums |= gradient_norm_sums(gradient, batch_sums["examples"])
@@ -109,7 +112,7 @@ def make_train_step(
 
         if config.steps_per_dispatch == 1:
             return train_on_cached(0, (state, sums))
-        # A loop whose length is known only when it runs: one program for any number of steps.
+        # The loop's length is an argument, so one compiled program serves any number of steps.
         return jax.lax.fori_loop(0, cached["count"], train_on_cached, (state, sums))
 
     replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
@@ -125,15 +128,15 @@ def make_train_step(
 def average_decay(decay: float, step: jax.Array) -> jax.Array:
     """Returns the decay of the moving averages in a step: min(decay, (1 + n) / (10 + n)) after n steps, float32.
 
-    It is TensorFlow's ExponentialMovingAverage with num_updates: without it the average of a short run would be made of
-    the initial weights.
+    TensorFlow's ExponentialMovingAverage does the same if num_updates is given. With a constant decay the average of a
+    short run would consist mainly of the initial weights.
     """
     steps = step.astype(jnp.float32)
     return jnp.minimum(decay, (1 + steps) / (10 + steps)).astype(jnp.float32)
 
 
 def make_eval_step(config: ConfigDict, model: nnx.Module, mesh: Mesh) -> Callable[[dict, dict, Batch], Sums]:
-    """Returns the compiled evaluation: (params, batch_stats, batch) -> sums over the images that its mask keeps.
+    """Returns the jitted evaluation step: (params, batch_stats, batch) -> sums over the images whose mask is 1.
 
     The batch holds `image`, (N, H, W, C) uint8, `label`, (N,) int32, and `mask`, (N,), 0 for padding.
     """
@@ -153,16 +156,16 @@ def make_eval_step(config: ConfigDict, model: nnx.Module, mesh: Mesh) -> Callabl
 
 
 def make_apply(config: ConfigDict, model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Array]:
-    """Returns the network as a function, for evaluation: (params, batch_stats, images) -> logits (N, classes).
+    """Returns the network as a function for evaluation: (params, batch_stats, images) -> logits (N, classes).
 
-    The variables may be those of training, auxiliary heads included. Images are (N, H, W, C) uint8.
+    The variables may come from training and include those of auxiliary heads. Images are (N, H, W, C) uint8.
     """
     logits = make_logits(model)
     return lambda params, batch_stats, images: logits(params, batch_stats, _normalized(config, images))
 
 
 def make_logits(model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Array]:
-    """Returns what make_apply does, but for images, floats (N, H, W, C), that are normalised already."""
+    """Returns the same function as make_apply, but for normalised images, floats (N, H, W, C)."""
     graph, *own = nnx.split(model, nnx.Param, nnx.BatchStat)
     own_params, own_batch_stats = (nnx.to_pure_dict(part) for part in own)
 
@@ -174,5 +177,5 @@ def make_logits(model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Arra
 
 
 def _normalized(config: ConfigDict, images: jax.Array) -> jax.Array:
-    """Normalises pixels of 0 to 255 to config.dtype: the one place where that is done."""
+    """Normalises pixels of 0 to 255 and returns them in config.dtype. No other code normalises images."""
     return normalize(images, config.mean, config.std, np.dtype(config.dtype))

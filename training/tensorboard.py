@@ -1,4 +1,4 @@
-"""TensorBoard's files, written at once: what metrics.jsonl has, they have too, even after a kill."""
+"""TensorBoard's event files. Each row is written immediately, so that a killed run loses none."""
 
 import pathlib
 
@@ -8,16 +8,16 @@ from tensorboardX.summary import scalar
 
 
 class TensorBoard:
-    """Writes scalars to a new event file of a folder.
+    """Writes scalars to a new event file in a folder.
 
-    tensorboardX's SummaryWriter would hand them to a thread, which writes them up to two minutes later.
+    It replaces tensorboardX's SummaryWriter, whose thread writes scalars up to two minutes late.
     """
 
     def __init__(self, folder: pathlib.Path, purge_step: int):
-        """Opens the file; TensorBoard then hides what earlier files hold from purge_step on.
+        """Opens the file; TensorBoard then hides the events of earlier files from purge_step on.
 
         Raises:
-          OSError: if it cannot be written.
+          OSError: if the file cannot be written.
         """
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventsWriter(str(folder / "events"))
@@ -25,11 +25,11 @@ class TensorBoard:
         self._writer.flush()
 
     def add(self, group: str, values: dict[str, float], step: int, wall_time: float) -> None:
-        """Writes values under the tags group/name.
+        """Writes each value under the tag group/name.
 
         Args:
-          group: of the tags: train, validation, ...
-          values: by name.
+          group: the first part of the tags: train, validation, ...
+          values: a dict from names to values.
           step: optimizer steps done.
           wall_time: seconds since the epoch.
         """

@@ -1,4 +1,4 @@
-"""Starting from the weights of another run: fine-tuning, and ablations from a common start."""
+"""Loads the weights of a run, and starts a run from the weights of another one, for example to fine-tune them."""
 
 import pathlib
 from typing import Any
@@ -29,18 +29,18 @@ from training.workdir import read_config, write_config
 def load_weights(
     workdir: pathlib.Path, mesh: Mesh, step: int | str | None = None
 ) -> tuple[ConfigDict, dict[str, Any], dict[str, Any], int]:
-    """Returns the config of a workdir and params, batch_stats and step of one of its checkpoints.
+    """Returns the config of a workdir and the params, batch_stats and step of one of its checkpoints.
 
-    Params and statistics are the averaged ones where the run kept an average.
+    If the run kept moving averages, params and batch_stats are the averaged ones.
 
     Args:
-      workdir: what train.py made.
-      mesh: the devices that the arrays go to.
-      step: a checkpoint's step, "best" for that of the best accuracy_top1, or None for the newest sound one.
+      workdir: a folder that train.py made.
+      mesh: the devices on which the arrays are placed.
+      step: a checkpoint's step, "best" for the one with the best accuracy_top1, or None for the newest intact one.
 
     Raises:
-      ValueError: if the step has no sound checkpoint.
-      FileNotFoundError: if the folder is no workdir or has no checkpoint.
+      ValueError: if the step has no intact checkpoint.
+      FileNotFoundError: if the folder is not a workdir or has no checkpoint.
     """
     config = read_config(workdir)
     if not (pathlib.Path(workdir) / "checkpoints").is_dir():
@@ -70,17 +70,17 @@ def load_model(workdir: str | pathlib.Path, step: int | str | None = None) -> tu
     """Returns the network of a workdir in evaluation mode, with the weights of a checkpoint, and the config.
 
     Args:
-      workdir: what train.py made.
-      step: a checkpoint's step, "best" for that of the best accuracy_top1, or None for the newest sound one.
+      workdir: a folder that train.py made.
+      step: a checkpoint's step, "best" for the one with the best accuracy_top1, or None for the newest intact one.
 
     Raises:
-      ValueError: if the step has no sound checkpoint.
-      FileNotFoundError: if the folder is no workdir or has no checkpoint.
+      ValueError: if the step has no intact checkpoint.
+      FileNotFoundError: if the folder is not a workdir or has no checkpoint.
     """
     config, *variables, _ = load_weights(pathlib.Path(workdir), make_mesh(1), step)
     model = make_model(config, training=False)
     for values, own in zip(variables, nnx.state(model, nnx.Param, nnx.BatchStat), strict=True):
-        nnx.update(model, select(values, nnx.to_pure_dict(own)))  # without those of auxiliary heads
+        nnx.update(model, select(values, nnx.to_pure_dict(own)))  # leaves out the variables of auxiliary heads
     return model, config
 
 
@@ -92,7 +92,7 @@ def save_weights(
     Args:
       workdir: the folder to make.
       config: with the network's options resolved.
-      class_names: in the order of the logits.
+      class_names: names of the classes in the order of the logits.
       values: parameters and running statistics of the network in training mode, a nested dict of arrays.
     """
     mesh, model = make_mesh(), make_model(config, training=True)
@@ -108,14 +108,17 @@ def save_weights(
 
 
 def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[State, list[str]]:
-    """Returns a fresh state with the weights of another run, and the names of those that stay new.
+    """Replaces the weights of an initial state with those of another run.
 
-    What stays new is what the other network lacks or has in another shape: the last layer, where the number of classes
-    differs.
+    An array keeps its initial value if the other network lacks it or has it in another shape, as the last layer does if
+    the number of classes differs.
+
+    Returns:
+      The state, and the names of the arrays that keep their initial values.
 
     Raises:
-      ValueError: if most of them do not fit: the other run trained another network.
-      FileNotFoundError: if the folder is no workdir or has no checkpoint.
+      ValueError: if more than half of the arrays do not fit, because the other run trained another network.
+      FileNotFoundError: if the folder is not a workdir or has no checkpoint.
     """
     _, params, batch_stats, _ = load_weights(workdir, mesh)
     new = []
@@ -135,5 +138,5 @@ def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[St
     if 2 * len(new) > total:
         raise ValueError(f"init_from={workdir} holds another network: {len(new)} of {total} arrays do not fit")
     averages = start_average({"params": state["params"], "batch_stats": state["batch_stats"]}, state)
-    # Copies: the step gives up each array of the state once.
+    # The step donates the state, and an array can be donated only once, so the averages are copies.
     return state | jax.tree.map(lambda leaf: leaf.copy(), averages), new

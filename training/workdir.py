@@ -27,7 +27,7 @@ def default_workdir(config_path: str, overrides: dict[str, Any]) -> pathlib.Path
 
 
 FOLDERS, FILES = ("checkpoints", "tensorboard"), ("config.json", "metrics.jsonl", "curves.png", "summary.json")
-"""What a workdir holds."""
+"""The folders and files of a workdir."""
 
 
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
@@ -49,7 +49,8 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
             raise ValueError(f"workdir {workdir} has checkpoints but no config.json; choose another --workdir")
         return
     theirs, ours = (json.loads(options.to_json()) for options in (read_config(workdir), config))
-    # num_epochs only serves to compute num_steps, which convert.py leaves open: it does not know the dataset's size.
+    # num_epochs only serves to compute num_steps. In a workdir of convert.py num_steps is None: the dataset's size is
+    # unknown there.
     ours |= {"num_epochs": theirs["num_epochs"]} | ({"num_steps": None} if theirs["num_steps"] is None else {})
     differing = [
         f"{option}={theirs.get(option)!r}, not {ours[option]!r}"
@@ -62,13 +63,13 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
 
 @contextlib.contextmanager
 def exclusive_run(workdir: pathlib.Path) -> Iterator[None]:
-    """Makes the workdir and holds it for this process; the system lets it go when the process dies.
+    """Makes the workdir and locks it for this process; the operating system releases the lock if the process dies.
 
-    Of several processes that work together only the first holds it.
+    If several processes train together, only the first one holds the lock.
 
     Raises:
-      ValueError: if another process holds it; the message names its host and process id.
-      OSError: if it cannot be made or written.
+      ValueError: if another process holds the lock; the message names its host and process id.
+      OSError: if the workdir cannot be made or written.
     """
     workdir.mkdir(parents=True, exist_ok=True)
     if jax.process_index() > 0:
@@ -80,7 +81,7 @@ def exclusive_run(workdir: pathlib.Path) -> Iterator[None]:
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
             raise ValueError(
                 f"workdir {workdir} was in use until now; start again"
-            )  # its run has just removed the file
+            )  # the other run has just ended and removed the lock file
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
@@ -109,12 +110,12 @@ def _lock(file: Any, workdir: pathlib.Path) -> None:
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict, class_names: tuple[str, ...]) -> None:
-    """Writes config.json: all options resolved, the classes' names, versions, hardware and git commit.
+    """Writes config.json: all resolved options, the names of the classes, versions, hardware and git commit.
 
-    Classes without a name, where num_classes exceeds the dataset's, are called by their number.
+    If num_classes is larger than the number of the dataset's classes, each surplus class has its number as its name.
     """
     if (workdir / "config.json").exists() and read_config(workdir).to_dict() == config.to_dict():
-        return  # a resumed run: the record says where it began
+        return  # a resumed run keeps the record of the machine on which it began
     spare = tuple(map(str, range(len(class_names), config.num_classes)))
     options, names = json.loads(config.to_json()), class_names + spare
     content = {"config": options, **describe_environment(), "class_names": names}
@@ -133,7 +134,7 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     if not path.exists():
         raise FileNotFoundError(f"{workdir} is no workdir: it has no config.json; give the folder that train.py made")
     try:
-        # Options that are newer than the run have their defaults, which change nothing.
+        # Options that did not exist when the run began get their defaults, which do not change its result.
         options = json.loads(base.get_config().to_json()) | json.loads(path.read_text())["config"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or choose another --workdir") from error
@@ -146,9 +147,9 @@ def read_class_names(workdir: pathlib.Path) -> list[str]:
 
 
 def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file so that a reader, or a kill, finds either the whole old file or the whole new one.
+    """Writes a text file atomically: at any moment the file has either its whole old text or its whole new text.
 
-    Of several processes only the first writes.
+    If several processes work together, only the first one writes.
     """
     if jax.process_index() > 0:
         return
