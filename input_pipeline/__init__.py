@@ -1,4 +1,4 @@
-"""From a dataset's name to uint8 batches on the mesh, and what happens to them inside the jitted step."""
+"""Opens datasets by name, makes uint8 batches of them on the mesh, and augments these inside the jitted step."""
 
 from input_pipeline.augmentation import MixedLabels, make_augmentation, normalize
 from input_pipeline.batches import count_bad_images, eval_batches, to_device, train_batches

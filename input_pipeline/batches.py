@@ -1,4 +1,4 @@
-"""Batches: which record stands where, decoded on a pool of threads, and put on the mesh ahead of need."""
+"""Makes batches: chooses their records, decodes these on a pool of threads, and puts batches on the mesh in advance."""
 
 import collections
 import math
@@ -23,15 +23,16 @@ Batch = dict[str, Any]
 
 
 class HostBatches:
-    """An iterator of batches in host memory, loaded ahead by Grain.
+    """An iterator of batches in host memory, which Grain loads in advance.
 
-    `close` (or leaving a `with`) ends its threads. An error while loading is raised where the batch is asked for.
+    `close`, or the end of the `with` block, ends its threads. An error while loading is raised by `next` for the batch
+    that it concerns.
 
     Attributes:
-      threads: that read and decode images.
-      batch_bytes: of one batch's images.
-      num_bytes: of all batches that are in memory at most, the one handed over last included.
-      bad_images: records that were left out so far, with on_bad_image='skip'.
+      threads: number of threads that read and decode images.
+      batch_bytes: bytes of one batch's images.
+      num_bytes: most bytes of all batches in memory, including the one returned last.
+      bad_images: indices of the records that were left out so far, if on_bad_image is 'skip'.
     """
 
     def __init__(
@@ -46,9 +47,10 @@ class HostBatches:
         import grain
 
         cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # One thread more than cores hides the reads; beyond 32 they only wait for the interpreter.
+        # One thread more than cores keeps the cores busy during reads; more than 32 threads only wait for the GIL.
         self.threads = config.decode_threads or min(32, cores + 1)
-        # While the last images of one batch are decoded, the pool already has the next one's; small batches need more.
+        # Several batches are loaded at once, so that the threads have work while the last images of a batch are
+        # decoded; small batches need more of them.
         ahead = max(2, math.ceil(2 * self.threads / shape[0]))
         self.batch_bytes = math.prod(shape)
         self.num_bytes = (ahead + 1) * self.batch_bytes
@@ -83,28 +85,28 @@ def train_batches(
     process_count: int | None = None,
     num_steps: int | None = None,
 ) -> HostBatches:
-    """Training batches, without end or up to step num_steps.
+    """Returns training batches, up to step num_steps or, if it is None, without end.
 
-    Position p of the endless sequence holds one record, shuffled anew each epoch; batch k takes the positions
-    [k batch_size, (k + 1) batch_size), across epoch ends. Order and crops are functions of (seed, position) alone: the
-    step is all that a resume needs.
+    The records form an endless sequence, shuffled anew for each epoch. Batch k holds the positions
+    [k batch_size, (k + 1) batch_size) of the sequence and may span two epochs. Order and crops depend only on the seed
+    and the position, so a resume needs nothing but the step.
 
     Args:
       dataset: the training records.
       config: batch_size (global), seed, image_size, channels, the crop's options, decode_threads, on_bad_image.
       start_step: step of the first batch.
-      process_index: this process; None: as JAX counts.
-      process_count: processes that share a global batch, each taking contiguous rows; None: as JAX counts.
-      num_steps: steps of the whole run: the last batch is that of step num_steps - 1.
+      process_index: number of this process; None: JAX's.
+      process_count: processes that share a global batch, each taking contiguous rows; None: JAX's.
+      num_steps: steps of the whole run; the last batch is that of step num_steps - 1.
 
     Returns:
       An iterator of {'image': uint8 (L, image_size, image_size, channels), 'label': int32 (L,)} with
       L = batch_size / process_count.
 
     Raises:
-      ValueError: batch_size does not divide over the processes, or an option of the crop is wrong.
-      DamagedImageError: from the iterator, if an image cannot be read, or decoded and on_bad_image is 'raise'. With
-        'skip' the nearest good record that follows it in the dataset takes its place, and `bad_images` grows.
+      ValueError: if batch_size is not divisible by the number of processes, or an option of the crop is invalid.
+      DamagedImageError: from the iterator, if a file cannot be read, or if an image cannot be decoded and on_bad_image
+        is 'raise'. With 'skip' the next good record of the dataset replaces the image, and `bad_images` grows.
     """
     import grain
 
@@ -113,17 +115,19 @@ def train_batches(
     batch_size, seed = config.batch_size, config.seed
     transform, num_uniforms = _ready, 4
     if dataset.needs_transform:
-        from input_pipeline import images  # only where it is needed: it imports the decoders
+        from input_pipeline import images  # imported only here, because it imports the decoders
 
         transform, num_uniforms = images.training_transform(config), UNIFORMS
-    # Grain shuffles epoch e with seed + e: unhashed, seed 1 would repeat seed 0's order one epoch later.
+    # The seed is hashed because Grain shuffles epoch e with seed + e: otherwise the orders of seed 1 would be those of
+    # seed 0, one epoch later.
     order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
     order = grain.MapDataset.range(len(dataset)).shuffle(seed=order_seed).repeat()
     bad_images: set[int] = set()
 
     def load(pool: ThreadPoolExecutor, step: int) -> Batch:
         first = step * batch_size + first_row
-        # Philox counts in blocks of four numbers, so that a position's numbers do not depend on where a batch begins.
+        # Philox makes numbers in blocks of four and can start at any block, so the random numbers of a position do not
+        # depend on where a batch begins.
         uniforms = np.random.Generator(np.random.Philox(key=seed, counter=first * num_uniforms // 4)).random(
             (rows, num_uniforms)
         )
@@ -143,22 +147,23 @@ def train_batches(
 def eval_batches(
     dataset: Dataset, config: ConfigDict, *, process_index: int | None = None, process_count: int | None = None
 ) -> HostBatches:
-    """Evaluation batches: every record once, in order; the last batch is padded with zeros to the same shape.
+    """Returns evaluation batches with every record once, in order; the last batch is padded with zeros.
 
     Args:
       dataset: the records.
       config: eval_batch_size (global), image_size, channels, eval_resize, decode_threads, on_bad_image.
-      process_index: this process; None: as JAX counts.
-      process_count: processes that share a global batch, each taking contiguous rows; None: as JAX counts.
+      process_index: number of this process; None: JAX's.
+      process_count: processes that share a global batch, each taking contiguous rows; None: JAX's.
 
     Returns:
-      An iterator, equally long on every process, of {'image': uint8 (L, image_size, image_size, channels),
-      'label': int32 (L,), 'mask': float32 (L,)}, L = eval_batch_size / process_count; mask is 0 on padding and, with
-      on_bad_image='skip', on images that cannot be decoded, else 1.
+      An iterator of {'image': uint8 (L, image_size, image_size, channels), 'label': int32 (L,), 'mask': float32 (L,)}
+      with L = eval_batch_size / process_count and the same number of batches on every process. mask is 0 for padding
+      and, if on_bad_image is 'skip', for images that cannot be decoded; otherwise it is 1.
 
     Raises:
-      ValueError: eval_batch_size does not divide over the processes, or eval_resize is too small.
-      DamagedImageError: from the iterator, if an image cannot be read, or decoded and on_bad_image is 'raise'.
+      ValueError: if eval_batch_size is not divisible by the number of processes, or eval_resize is too small.
+      DamagedImageError: from the iterator, if a file cannot be read, or if an image cannot be decoded and on_bad_image
+        is 'raise'.
     """
     batch_size = config.eval_batch_size
     first_row, rows = _rows("eval_batch_size", batch_size, process_index, process_count)
@@ -191,7 +196,7 @@ def eval_batches(
 
 
 def _rows(option: str, batch_size: int, process_index: int | None, process_count: int | None) -> tuple[int, int]:
-    """Returns the first of a process's rows in the global batch, and their number."""
+    """Returns the index of a process's first row in the global batch, and its number of rows."""
     count = jax.process_count() if process_count is None else process_count
     if batch_size < 1 or batch_size % count:
         raise ValueError(f"{option}={batch_size} must be a positive multiple of the {count} processes")
@@ -207,7 +212,7 @@ def read_image(dataset: Dataset, record: int, transform: Callable, *uniforms: np
     """Returns a record's image, transformed, and its label.
 
     Raises:
-      DamagedImageError: if it cannot be read (its cause is then an OSError) or decoded.
+      DamagedImageError: if the file cannot be read (the error's cause is then an OSError), or the image not decoded.
     """
     try:
         image, label = dataset[record]
@@ -226,10 +231,10 @@ def read_good_image(
     config: ConfigDict,
     *uniforms: np.ndarray,
 ) -> tuple[np.ndarray, int]:
-    """Returns what read_image does; with on_bad_image='skip' of the nearest good record, from this one onwards.
+    """Returns the same as read_image; if on_bad_image is 'skip', of the first good record from this one onwards.
 
     Raises:
-      DamagedImageError: as skip_image does, or if no record is good.
+      DamagedImageError: if the image is damaged and skip_image does not skip it, or if no record is good.
     """
     for candidate in range(record, record + len(dataset)):
         try:
@@ -240,7 +245,12 @@ def read_good_image(
 
 
 def skip_image(error: DamagedImageError, record: int, bad_images: set[int], config: ConfigDict) -> None:
-    """Notes a bad image and says so once, unless it must end the run: a disk that is gone is no bad image."""
+    """Adds a record to bad_images and reports it once on standard error.
+
+    Raises:
+      DamagedImageError: the given error, if on_bad_image is 'raise', or if its cause is an OSError: then the disk has
+        failed, and not the image.
+    """
     if config.on_bad_image == "raise" or isinstance(error.__cause__, OSError):
         raise error
     bad_images.add(record)
@@ -248,7 +258,7 @@ def skip_image(error: DamagedImageError, record: int, bad_images: set[int], conf
 
 
 def _fill_rows(pool: ThreadPoolExecutor, fill: Callable[[int], None], rows: int) -> None:
-    # A task of several rows: handing one over costs as much as decoding a small image.
+    # Each task has several rows, because submitting a task takes as long as decoding a small image.
     def fill_chunk(chunk: range) -> None:
         for row in chunk:
             fill(row)
@@ -259,10 +269,10 @@ def _fill_rows(pool: ThreadPoolExecutor, fill: Callable[[int], None], rows: int)
 
 
 class DeviceBatches:
-    """An iterator of batches on the mesh, put there by a thread ahead of need; `to_device` makes it.
+    """An iterator of batches on the mesh, made by `to_device`. A thread puts batches on the mesh in advance.
 
     Attributes:
-      host: the batches that are put there.
+      host: the iterator of the batches on the host.
       wait_seconds: seconds that the consumer has waited for batches so far.
     """
 
@@ -291,7 +301,7 @@ class DeviceBatches:
 
     @property
     def num_bytes(self) -> int:
-        """Bytes that this process's batches take at most, on the host and on its devices."""
+        """Most bytes of this process's batches, on the host and on its devices together."""
         return self.host.num_bytes + (self._prefetch + 1) * self.host.batch_bytes
 
     def close(self) -> None:
@@ -308,13 +318,13 @@ class DeviceBatches:
 
 
 class HasBadImages(Protocol):
-    """Batches, or their source, that note the records that were left out."""
+    """An object that makes batches and collects the indices of the records that were left out."""
 
     bad_images: set[int]
 
 
 def count_bad_images(batches: HasBadImages, dataset: Dataset) -> int:
-    """Returns how many of the dataset's records were left out so far, by any process; all processes call it."""
+    """Returns how many of the dataset's records any process has left out so far; all processes must call it."""
     bad = np.isin(np.arange(len(dataset)), list(batches.bad_images))
     return int(multihost_utils.process_allgather(bad).any(axis=0).sum())
 
@@ -323,7 +333,7 @@ def to_device(batches: Iterator[Batch], mesh: Mesh, prefetch: int = 2) -> Device
     """Puts batches on the mesh, their rows split over its axis 'data'.
 
     Args:
-      batches: dicts of arrays whose first axis are this process's rows of the global batch; closed with the result.
+      batches: dicts of arrays, whose first axis is this process's rows of the global batch; closed when the result is.
       mesh: with an axis 'data' that divides the global batch.
       prefetch: batches kept on the mesh ahead of the one in use.
 

@@ -1,4 +1,4 @@
-"""The classes of a dataset under the class numbers of a network: they are matched by their names, never by position."""
+"""Maps the classes of a dataset to the classes of a network, by their names and never by their positions."""
 
 import dataclasses
 import functools
@@ -13,15 +13,15 @@ from input_pipeline.dataset import Dataset
 def match_classes(names: Sequence[str], known: Sequence[str]) -> list[int]:
     """Returns the position in `known` of each of the names.
 
-    ImageNet's classes match whether they are called by WordNet id or in words. Folders that are called 0 to n - 1, as
-    ImageNet-V2's are, name the classes of a network with n classes by number.
+    An ImageNet class may be named by its WordNet id or in words. The names 0 to n - 1, as ImageNet-V2's folders have
+    them, are the class numbers of a network with n classes.
 
     Args:
       names: a dataset's classes.
       known: a network's classes, in the order of its logits.
 
     Raises:
-      ValueError: if classes of the dataset are none of the network's, or one class has two names; it names them.
+      ValueError: if the network lacks a class of the dataset, or two names are of one class; the message lists them.
     """
     if list(names) == list(known):
         return list(range(len(names)))
@@ -42,14 +42,14 @@ def match_classes(names: Sequence[str], known: Sequence[str]) -> list[int]:
 
 
 def with_classes_of(dataset: Dataset, known: Sequence[str]) -> Dataset:
-    """Returns the dataset with the labels and the class names of a network; its images stay as they are.
+    """Returns the dataset with the labels and the class names of a network, and with the same images.
 
     Args:
-      dataset: its classes may be some of the network's, in any order.
+      dataset: its classes may be only some of the network's, in any order.
       known: the network's classes, in the order of its logits.
 
     Raises:
-      ValueError: if classes of the dataset are none of the network's; it names them.
+      ValueError: if the network lacks a class of the dataset; the message lists these classes.
     """
     if dataset.class_names == tuple(known):
         return dataset
@@ -65,15 +65,15 @@ def with_classes_of(dataset: Dataset, known: Sequence[str]) -> Dataset:
 
 
 def check_same_classes(names: Sequence[str], known: Sequence[str], workdir: object) -> None:
-    """Checks that a run may go on with a dataset.
+    """Checks that a run can be resumed with a dataset.
 
     Args:
       names: the dataset's classes, in the order of its labels.
-      known: the run's classes, which may have spare ones at the end that are called by their numbers.
-      workdir: of the run, for the error message.
+      known: the run's classes; at the end there may be surplus classes whose names are their numbers.
+      workdir: the run's folder, for the error message.
 
     Raises:
-      ValueError: if the classes or their order differ; it names those that do.
+      ValueError: if the classes or their order differ; the message lists those that differ.
     """
     used = list(known[: len(names)])
     spare = list(known[len(names) :])
@@ -86,7 +86,7 @@ def check_same_classes(names: Sequence[str], known: Sequence[str], workdir: obje
 
 
 def _canonical(name: str) -> str:
-    """The WordNet id of an ImageNet class, else the name itself."""
+    """Returns the WordNet id of an ImageNet class, and any other name unchanged."""
     return _wordnet_ids().get(name, name)
 
 

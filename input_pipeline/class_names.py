@@ -1,4 +1,4 @@
-"""The names of classes in words, for people."""
+"""The names of the classes of well-known datasets, in words."""
 
 import functools
 from collections.abc import Sequence
@@ -40,10 +40,10 @@ IMAGENETTE = (
 
 @functools.cache
 def imagenet_words() -> dict[str, str]:
-    """Returns the WordNet ids of ILSVRC 2012's 1,000 classes, in their order, each with its name.
+    """Returns a dict from the WordNet ids of ILSVRC 2012's 1,000 classes, in their order, to their names.
 
-    The first lemma of the synset in WordNet 3.0 (copyright Princeton University); where two classes share it, one has
-    a second word, as in torchvision 0.29.2.
+    A name is the first lemma of the synset in WordNet 3.0 (copyright Princeton University). If two classes have the
+    same lemma, one of them has a second word, as in torchvision 0.29.2.
     """
     lines = Path(__file__).with_name("imagenet_classes.txt").read_text().splitlines()
     return dict(line.split(" ", 1) for line in lines)
@@ -55,7 +55,7 @@ def in_words(names: Sequence[str]) -> tuple[str, ...]:
 
 
 def known_class_names(dataset: str) -> tuple[str, ...]:
-    """Returns the class names of a dataset that prepare.py knows, prepared or not; of any other, ()."""
+    """Returns the class names of a dataset that prepare.py knows, even if it is not prepared; () for other datasets."""
     return {
         "imagenet2012": tuple(imagenet_words().values()),
         "imagenette": in_words(IMAGENETTE),

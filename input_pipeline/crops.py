@@ -1,7 +1,7 @@
-"""Where a crop lies in its image: the boxes of training and evaluation, on the host and inside the jitted step.
+"""The boxes of the training and evaluation crops, computed on the host and inside the jitted step.
 
-On the host an image's size is known once its header is read: each box is drawn for one image, in Python's floats. On
-the device the boxes of a batch are drawn together, in float32, by functions that jax.vmap takes.
+On the host each box is drawn for one image, in Python's floats, once the image's header is read. On the device the
+boxes of a batch are drawn together, in float32, by functions for jax.vmap.
 """
 
 import math
@@ -14,7 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 TRIES = 10
-"""How often a random box is drawn before it counts as too large for its image, as torchvision has it."""
+"""How many random boxes are tried; if none fits into the image, a centre box is taken, as in torchvision."""
 
 UNIFORMS = 24
 """Random numbers for one training image: 2 for each try, 2 for the place of the box, 1 for the flip, 1 spare."""
@@ -27,7 +27,7 @@ Box = tuple[int, int, int, int]
 Number = TypeVar("Number", float, jax.Array)
 
 DeviceBox = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
-"""The same, int32."""
+"""The same on the device, int32."""
 
 
 def whole(height: int, width: int) -> Box:
@@ -41,12 +41,12 @@ def centre(height: int, width: int, box_height: int, box_width: int) -> Box:
 
 
 def within_reach(height: int, width: int) -> Box:
-    """Returns all that a centre crop can show, so that a strip of 8 x 5000 pixels never grows to 256 x 160000."""
+    """Returns the part of an image that a centre crop can show, so that a strip of 8 x 5000 is not resized whole."""
     return centre(height, width, min(height, 3 * width), min(width, 3 * height))
 
 
 def place(height: int, width: int, box_height: int, box_width: int, uniforms: np.ndarray) -> Box:
-    """Returns a box of the given size anywhere in an image; the first two of the random numbers place it."""
+    """Returns a box of the given size at a random place in an image, given by the first two random numbers."""
     top, left = int(uniforms[0] * (height - box_height + 1)), int(uniforms[1] * (width - box_width + 1))
     return top, left, box_height, box_width
 
@@ -54,7 +54,7 @@ def place(height: int, width: int, box_height: int, box_width: int, uniforms: np
 def random_resized_box(
     height: int, width: int, area: Sequence[float], aspect: Sequence[float], uniforms: np.ndarray
 ) -> Box:
-    """A crop of random area and aspect ratio (Szegedy 2014, section 6), drawn as torchvision's RandomResizedCrop does.
+    """Draws a crop of random area and aspect ratio (Szegedy 2014, section 6), as torchvision's RandomResizedCrop does.
 
     Args:
       height: of the image, in pixels.
@@ -64,7 +64,7 @@ def random_resized_box(
       uniforms: (>= 22,) random numbers in [0, 1).
 
     Returns:
-      The first box that fits into the image; after ten tries the largest one in its centre within the range of aspect.
+      The first box that fits into the image; if none of ten boxes fits, the largest centre box of a valid aspect ratio.
     """
     for area_draw, aspect_draw in uniforms[: 2 * TRIES].reshape(TRIES, 2).tolist():
         pixels, ratio = _drawn(height * width, area, aspect, area_draw, aspect_draw)
@@ -77,10 +77,10 @@ def random_resized_box(
 def scale_jitter_box(
     height: int, width: int, image_size: int, train_resize: Sequence[int], uniforms: np.ndarray
 ) -> Box:
-    """The crop of image_size x image_size after the shorter side is resized to a random length.
+    """Draws the crop of image_size x image_size after the shorter side is resized to a random length.
 
-    VGG (Simonyan 2014, section 3.1) and ResNet (He 2015, section 3.4). The box lies in the image before resizing, so
-    that only what is kept is resized.
+    VGG (Simonyan 2014, section 3.1) and ResNet (He 2015, section 3.4) use it. The box is in coordinates of the image
+    before resizing, so that only the pixels of the crop are resized.
 
     Args:
       height: of the image, in pixels.
@@ -99,7 +99,7 @@ def scale_jitter_box(
 
 
 def training_box(config: ConfigDict) -> Callable[[int, int, np.ndarray], Box]:
-    """Makes the function from height, width and (UNIFORMS,) random numbers to the part of an image that is used."""
+    """Returns the function from height, width and (UNIFORMS,) random numbers to the box of a training image."""
     train_crop, eval_resize, size = config.train_crop, config.eval_resize, config.image_size
     area, aspect, train_resize = config.crop_area, config.crop_aspect, config.train_resize
 
@@ -117,7 +117,7 @@ def check_crops(config: ConfigDict) -> None:
     """Checks the options of the training and the evaluation crop.
 
     Raises:
-      ValueError: train_crop is unknown, or train_resize or eval_resize is smaller than image_size.
+      ValueError: if train_crop is unknown, or train_resize or eval_resize is smaller than image_size.
     """
     size, eval_resize = config.image_size, config.eval_resize
     if config.train_crop not in TRAIN_CROPS:
@@ -172,7 +172,7 @@ def device_random_size(
       aspect: range of width / height, drawn uniformly in its logarithm.
 
     Returns:
-      Height and width of the first box that fits, int32, and whether any did.
+      Height and width of the first box that fits, int32, and whether one of the boxes fits.
     """
     area_draws, aspect_draws = uniforms[: 2 * TRIES].reshape(TRIES, 2).T
     pixels, ratios = _drawn(jnp.asarray(height * width, jnp.float32), area, aspect, area_draws, aspect_draws)
@@ -189,18 +189,21 @@ def device_place(
     box_height: jax.Array | int,
     box_width: jax.Array | int,
 ) -> tuple[jax.Array, jax.Array]:
-    """Returns top and left of a box anywhere in an image; the first two of the random numbers place it."""
+    """Returns top and left of a box at a random place in an image, given by the first two random numbers."""
     return random_whole(uniforms[0], height - box_height + 1), random_whole(uniforms[1], width - box_width + 1)
 
 
 def random_whole(uniform: jax.Array, count: jax.Array | int) -> jax.Array:
-    """Returns a whole number from 0 to count - 1, on the device; in float32 the product may round up to count."""
+    """Returns a random whole number from 0 to count - 1, on the device.
+
+    The minimum is needed because in float32 uniform * count may round up to count.
+    """
     return jnp.minimum((uniform * count).astype(jnp.int32), count - 1)
 
 
 def _drawn(
     pixels: Number, area: Sequence[float], aspect: Sequence[float], area_draw: Number, aspect_draw: Number
 ) -> tuple[Number, Number]:
-    """Returns the pixels of a box, and its width over its height, for random numbers in [0, 1): floats or arrays."""
+    """Returns the number of pixels and the aspect ratio of a box, from random numbers in [0, 1), floats or arrays."""
     drawn_pixels = pixels * (area[0] + area_draw * (area[1] - area[0]))
     return drawn_pixels, aspect[0] * (aspect[1] / aspect[0]) ** aspect_draw

@@ -1,4 +1,4 @@
-"""What a dataset is to the rest of the program: the records of one split, and how a split is held out of the others."""
+"""The class of a dataset, which holds the records of one split, and the choice of held-out validation records."""
 
 import dataclasses
 import math
@@ -10,23 +10,23 @@ HELD_OUT_SPLITS = {"train": "train", "eval": "validation", "validation": "valida
 
 
 class DamagedImageError(ValueError):
-    """An image cannot be decoded; the message names dataset, split, record and file."""
+    """An image that cannot be read or decoded; the message names the dataset, the split, the record and the file."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Dataset:
     """The records of one split, readable in any order and from any thread.
 
-    `len(dataset)` counts them; `dataset[i]` is (encoded bytes or uint8 (H, W, C), label). Reading a damaged record
-    raises a ValueError, and a file that cannot be read an OSError.
+    `len(dataset)` is the number of records; `dataset[i]` is (image, label), where the image is encoded bytes or uint8
+    (H, W, C). A damaged record raises a ValueError, and a file that cannot be read raises an OSError.
 
     Attributes:
-      name: as the config has it.
-      split: the split's own name.
-      class_names: for people; a label is a position in it.
+      name: the value of config.dataset.
+      split: the name of the split in the dataset.
+      class_names: names of the classes in words; a label is a position in this tuple.
       size: number of records.
-      read: from a record's index to its image and label.
-      describe: from a record's index to its record or file, for error messages.
+      read: maps a record's index to its image and label.
+      describe: maps a record's index to a phrase that names the record or the file, for error messages.
       needs_transform: False if the images already have the network's size and channels, so that they go into batches
         without decoding, cropping or flipping.
     """
@@ -53,10 +53,10 @@ class Dataset:
 
 
 def held_out_split(name: str, split: str) -> str:
-    """Returns 'train' or 'validation' for a split of a dataset that comes in one piece.
+    """Returns 'train' or 'validation' for a split of a dataset that has no splits of its own.
 
     Raises:
-      ValueError: the dataset, called name, has no such split.
+      ValueError: if the split is not one of HELD_OUT_SPLITS; the message names the dataset.
     """
     if split not in HELD_OUT_SPLITS:
         raise ValueError(f"dataset {name!r} has no split {split!r}: use 'train' or 'validation'")
@@ -64,17 +64,17 @@ def held_out_split(name: str, split: str) -> str:
 
 
 def held_out_records(name: str, split: str, size: int, validation_share: float, split_seed: int) -> np.ndarray:
-    """Returns which records of a dataset in one piece belong to a split, sorted, int64.
+    """Returns the indices of the records that belong to a split of a dataset without splits of its own, sorted, int64.
 
     Args:
-      name: of the dataset, for the error message.
+      name: name of the dataset, for the error message.
       split: 'train' or 'validation'.
-      size: records of both splits together.
+      size: number of records of both splits together.
       validation_share: share of the records that are held out for validation, (0, 1).
-      split_seed: seed for the shuffle that chooses them.
+      split_seed: seed for the shuffle that chooses the held-out records.
 
     Raises:
-      ValueError: one of the splits would be empty.
+      ValueError: if one of the splits would be empty.
     """
     held_out = math.ceil(validation_share * size)
     if not 0 < held_out < size:
@@ -82,6 +82,6 @@ def held_out_records(name: str, split: str, size: int, validation_share: float, 
             f"validation_share={validation_share} holds out {held_out} of {size} records of {name!r}: "
             "leave at least one on both sides"
         )
-    # NumPy promises that RandomState's numbers never change: a new version must not mix training and validation.
+    # RandomState gives the same numbers in every version of NumPy, so an upgrade cannot mix the two splits.
     order = np.random.RandomState(split_seed).permutation(size)
     return np.sort(order[:held_out] if split == "validation" else order[held_out:])

@@ -1,4 +1,4 @@
-"""Datasets by name: a name in, a Dataset out, downloaded and prepared first where that needs nobody's help."""
+"""Opens datasets by name. A dataset that can be downloaded automatically is downloaded and prepared at first use."""
 
 from pathlib import Path
 from typing import Any
@@ -16,21 +16,21 @@ SYNTHETIC_IMAGES = 64
 def load_dataset(config: ConfigDict, split: str) -> Dataset:
     """Opens a split of the dataset that config.dataset names.
 
-    Names: 'digits' (scikit-learn's, in place), 'synthetic' (random pixels), 'image_folder:/path' (a folder of images
-    for each class), and every dataset that prepare.py or TFDS has prepared, as ArrayRecord or TFRecord, in
-    config.data_dir ('imagenet2012', 'imagenette/160px-v2', ...). What can be downloaded is prepared at its first use.
+    Names: 'digits' (part of scikit-learn), 'synthetic' (random pixels), 'image_folder:/path' (a folder of images for
+    each class), and every dataset that prepare.py or TFDS has prepared, as ArrayRecord or TFRecord, in config.data_dir
+    ('imagenet2012', 'imagenette/160px-v2', ...). Datasets that can be downloaded are prepared at first use.
 
     Args:
       config: dataset, data_dir, train_split, eval_split, validation_share, split_seed, image_size, channels,
         num_classes, synthetic_examples.
-      split: 'train' or 'eval' for config's choice, or a split's own name.
+      split: 'train' or 'eval' for the split that the config chooses, or the name of a split.
 
     Returns:
       The dataset, with at least one record.
 
     Raises:
-      ValueError: the name or split is unknown, or the records are not labelled images.
-      OSError: the dataset is known, but not there, and cannot be fetched; or one of its files is missing.
+      ValueError: if the name or the split is unknown, or the records are not labelled images.
+      OSError: if the dataset is neither prepared nor can be downloaded, or one of its files is missing.
     """
     split = {"train": config.train_split, "eval": config.eval_split}.get(split) or split
     if config.dataset == "digits":
@@ -51,8 +51,8 @@ def load_dataset(config: ConfigDict, split: str) -> Dataset:
 
 
 def _fetch(name: str, data_dir: Path) -> Any:
-    """Downloads and prepares a dataset and returns its builder, or raises the error that says how to get it."""
-    from input_pipeline import preparation  # only where it is needed: it imports all of TFDS
+    """Downloads and prepares a dataset and returns its builder, or raises an error that says how to get it."""
+    from input_pipeline import preparation  # imported only here, because it imports all of TFDS
 
     if not preparation.fetchable(name):
         raise not_prepared(name, data_dir)
@@ -83,7 +83,10 @@ def _digits(config: ConfigDict, split: str) -> Dataset:
 
 
 def _synthetic(config: ConfigDict, split: str) -> Dataset:
-    """SYNTHETIC_IMAGES random images, used again and again; up to as many classes can be learnt: each has its own."""
+    """Returns a dataset that repeats SYNTHETIC_IMAGES random images.
+
+    With at most that many classes each class has its own image, so that a network can learn them.
+    """
     num_classes = config.num_classes or 1000
     shape = min(num_classes, SYNTHETIC_IMAGES), config.image_size, config.image_size, config.channels
     images = np.random.default_rng(0).integers(0, 256, shape, np.uint8)

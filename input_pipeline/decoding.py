@@ -1,7 +1,7 @@
-"""From an image file's bytes to pixels: RGB or grey, uint8, and of a JPEG no more than is needed.
+"""Decodes image files to RGB or grey pixels, uint8; of a JPEG only the rows that a crop needs.
 
-Which library reads a file depends on its content alone: JPEGs are libjpeg-turbo's, plain PNGs OpenCV's, the rest is
-Pillow's. All give the pixels that Pillow gives, to one level.
+The content of a file decides which library reads it: libjpeg-turbo reads JPEGs, OpenCV plain PNGs, and Pillow all other
+files. The pixels differ from Pillow's by one level at most.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from input_pipeline.files import FORMATS, MAX_IMAGE_PIXELS
 
 
 def _import(name: str, instead: str) -> Any:
-    """Returns a library, or None and a note where it is missing: Pillow can do its work."""
+    """Returns a library; if it is not installed, prints a note and returns None, and Pillow is used instead."""
     try:
         return importlib.import_module(name)
     except ImportError as error:
@@ -36,12 +36,12 @@ def _import(name: str, instead: str) -> Any:
 cv2 = _import("cv2", "Pillow resizes images in OpenCV's place: slower, within a few grey levels")
 simplejpeg = _import("simplejpeg", "Pillow decodes JPEGs in simplejpeg's place: slower")
 
-_START, _END = b"\xff\xd8", b"\xff\xd9"  # of a JPEG
-# A marker in a JPEG's compressed data: neither a stuffed byte, nor a restart marker, nor fill.
+_START, _END = b"\xff\xd8", b"\xff\xd9"  # the first and the last marker of a JPEG
+# A marker in a JPEG's compressed data, except stuffed bytes, restart markers and fill bytes.
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 _PNG_START, _PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 _PLAIN_PNG_CHUNKS = {b"IHDR", b"sRGB", b"gAMA", b"cHRM", b"pHYs", b"tEXt", b"tIME", b"eXIf", b"IDAT", b"IEND"}
-# What EXIF's orientation does to show an image: swaps the axes, and then turns rows and columns around.
+# For each value of EXIF's orientation tag: whether to swap the axes, then reverse the rows, and reverse the columns.
 _ORIENTATIONS = {
     2: (False, False, True),
     3: (False, True, True),
@@ -51,28 +51,28 @@ _ORIENTATIONS = {
     7: (True, True, True),
     8: (True, True, False),
 }
-_LARGE_IMAGE = 2**24  # pixels; larger ones are decoded one at a time, so that the memory does not grow with the threads
+_LARGE_IMAGE = 2**24  # pixels; larger images are decoded one at a time, so that each thread does not hold one
 _large_image_lock = threading.Lock()
 
 
 def decode(
     encoded: bytes, channels: int, *, max_pixels: int = MAX_IMAGE_PIXELS, exif_orientation: bool = False
 ) -> np.ndarray:
-    """Decodes an image file of any of FORMATS; of several images in a file the one that is shown first.
+    """Decodes an image file of any of FORMATS; if the file holds several images, the one that is shown first.
 
-    Transparency is dropped. Of 16 bits a pixel the higher 8 are taken, as in TFDS.
+    Transparency is dropped. Of 16-bit pixels the higher 8 bits are taken, as in TFDS.
 
     Args:
       encoded: the file's bytes.
-      channels: 3 for RGB, 1 for grey (ITU-R 601); either comes from grey, colour and CMYK files.
+      channels: 3 for RGB, 1 for grey (ITU-R 601); grey, colour and CMYK files are converted to either.
       max_pixels: an image of more pixels is refused before it is decoded.
-      exif_orientation: turn the image as EXIF's orientation tag says. TFDS and torchvision do not.
+      exif_orientation: whether to turn the image by EXIF's orientation tag. TFDS and torchvision do not.
 
     Returns:
       uint8 (H, W, channels).
 
     Raises:
-      ValueError: the file is of another format, truncated, damaged or too large.
+      ValueError: if the file has another format, or is truncated, damaged or too large.
     """
     return decode_box(encoded, channels, whole, max_pixels=max_pixels, exif_orientation=exif_orientation)
 
@@ -86,33 +86,33 @@ def decode_box(
     max_pixels: int = MAX_IMAGE_PIXELS,
     exif_orientation: bool = False,
 ) -> np.ndarray:
-    """Decodes one box of an image, and of a JPEG no more than that takes.
+    """Decodes one box of an image; of a JPEG it decodes as little as possible.
 
-    Rows of a JPEG below the box are not decoded. A box that is to shrink much is decoded at 1/2, 1/4 or 1/8, by
-    libjpeg's scaled inverse DCT, as long as both sides stay at least twice as long as needed: after `images.resize` the
-    result is as near to the whole image's as that of another antialiasing filter. Of other formats only a large box is
-    made smaller, by averaging, to save memory.
+    Rows of a JPEG below the box are not decoded. If the box will shrink a lot, it is decoded at 1/2, 1/4 or 1/8 by
+    libjpeg's scaled inverse DCT, but both sides stay at least twice as long as needed. After `images.resize` the result
+    then differs from that of the whole image no more than another antialiasing filter's result does. Boxes of other
+    formats are reduced only if they are large, by averaging, to save memory.
 
     Args:
       image: a file's bytes, or uint8 (H, W, 1 or 3).
       channels: 3 for RGB, 1 for grey.
-      choose_box: from the image's height and width to the box.
-      size: what both sides of the box will shrink to, in pixels.
+      choose_box: maps the image's height and width to the box.
+      size: the length to which both sides of the box will be resized, in pixels.
       max_pixels: as for `decode`.
       exif_orientation: as for `decode`.
 
     Returns:
-      uint8 (h, w, channels): the box, or the same made smaller by a whole factor.
+      uint8 (h, w, channels): the box, or the box reduced by a whole factor.
 
     Raises:
-      ValueError: as `decode` does.
+      ValueError: as for `decode`.
     """
     if isinstance(image, np.ndarray):
         return _with_channels(cut(image, *choose_box(*image.shape[:2])), channels)
     swap, turn_rows, turn_columns = _orientation(image, max_pixels) if exif_orientation else (False, False, False)
 
     def choose_stored_box(height: int, width: int) -> Box:
-        """Chooses the box in the image as it is shown, and returns it as it is stored."""
+        """Chooses the box in the turned image, and returns its coordinates in the stored image."""
         if swap:
             height, width = width, height
         top, left, box_height, box_width = choose_box(height, width)
@@ -130,20 +130,20 @@ def decode_box(
 
 @contextlib.contextmanager
 def open_image(encoded: bytes, max_pixels: int = MAX_IMAGE_PIXELS) -> Iterator[Image.Image]:
-    """Opens an image file by Pillow, if it is of one of FORMATS; only its header is read.
+    """Opens an image file of one of FORMATS with Pillow; reads only the header.
 
     Raises:
-      ValueError: the file is of another format or too large; also for every error of Pillow inside the `with`.
+      ValueError: if the file has another format or is too large, or if Pillow raises any error inside the `with`.
     """
     try:
         with Image.open(io.BytesIO(encoded), formats=_readable_formats()) as image:
             _check_size(encoded, *image.size[::-1], max_pixels)
             yield image
-    except UnidentifiedImageError:  # its message shows the memory address of the bytes
+    except UnidentifiedImageError:  # replaced, because its message shows a memory address
         raise _cannot_decode(encoded, "not a known format") from None
     except _CannotDecode:
         raise
-    except Exception as error:  # Pillow's readers raise whatever a damaged file leads them to
+    except Exception as error:  # Pillow may raise any error when it reads a damaged file
         raise _cannot_decode(encoded, error) from error
 
 
@@ -175,17 +175,18 @@ def _decode_stored_box(
     if frame := _jpeg_frame(encoded):
         position, height, width, components = frame
         _check_size(encoded, height, width, max_pixels)
-        # Some decoders only warn, and make up the rest. A block of 8 x 8 pixels takes one bit at least.
+        # Some decoders only warn about a truncated file and invent the missing pixels. So the size is checked here: a
+        # block of 8 x 8 pixels takes at least one bit.
         if height * width > 512 * len(encoded) or not _ends(encoded, position):
             raise _cannot_decode(encoded, "it is truncated, a JPEG's end is missing")
         if components in (1, 3) and simplejpeg:
             box = choose_box(height, width)
-            with contextlib.suppress(ValueError):  # damaged: Pillow may know more
+            with contextlib.suppress(ValueError):  # the JPEG is damaged or unusual; Pillow tries next
                 return _decode_jpeg_box(encoded, channels, frame, box, size)
     elif header := _plain_png(encoded):
         height, width, components = header
         _check_size(encoded, height, width, max_pixels)
-        if cv2 and height * width <= _LARGE_IMAGE:  # OpenCV holds an image twice
+        if cv2 and height * width <= _LARGE_IMAGE:  # OpenCV needs twice the memory of an image
             flags = cv2.IMREAD_GRAYSCALE if components == 1 else cv2.IMREAD_COLOR_RGB
             pixels = None
             with contextlib.suppress(cv2.error):
@@ -193,7 +194,7 @@ def _decode_stored_box(
             if pixels is not None:
                 return _with_channels(cut(pixels.reshape(height, width, -1), *choose_box(height, width)), channels)
     with open_image(encoded, max_pixels) as image, _one_at_a_time(math.prod(image.size)):
-        image.load()  # which may turn a TIFF around
+        image.load()  # may turn a TIFF by its orientation tag, so that height and width are known only now
         return _pillow_box(image, choose_box(image.height, image.width), channels, size)
 
 
@@ -203,7 +204,8 @@ def _decode_jpeg_box(
     position, height, width, components = frame
     top, left, box_height, box_width = box
     scale = next((scale for scale in (8, 4, 2) if min(box_height, box_width) >= 2 * scale * size), 1)
-    # The decoder takes the image to end just below the box: one more row, for the interpolation of the colours.
+    # A lower height in the header makes the decoder stop just below the box, after one more row, which the
+    # interpolation of the colours needs.
     rows = min(height, scale * (-(-(top + box_height) // scale) + 1))
     shortened = bytearray(encoded)
     shortened[position : position + 2] = rows.to_bytes(2, "big")
@@ -213,15 +215,15 @@ def _decode_jpeg_box(
             "GRAY" if components == 1 else "RGB",
             min_height=-(-rows // scale),
             min_width=-(-width // scale),
-            strict=False,  # it would object to the bytes that follow
+            strict=False,  # otherwise the remaining bytes would be an error
         )
     return _with_channels(cut(pixels, *(round(edge / scale) for edge in box)), channels)
 
 
 def _jpeg_frame(encoded: bytes) -> tuple[int, int, int, int] | None:
-    """Returns where in a JPEG's bytes its height stands, its height, width and number of components.
+    """Returns the position of the height in a JPEG's bytes, and its height, width and number of components.
 
-    None if that cannot be told, or the JPEG is of a rare kind: arithmetic coding, 12 bits.
+    Returns None if the file is not a JPEG, or is a JPEG of a rare kind, with arithmetic coding or 12 bits.
     """
     position = 2 if encoded[:2] == _START else len(encoded)
     while position + 10 <= len(encoded):
@@ -233,8 +235,8 @@ def _jpeg_frame(encoded: bytes) -> tuple[int, int, int, int] | None:
 
 
 def _ends(encoded: bytes, position: int) -> bool:
-    """Whether the JPEG whose height stands at position has an end of its own, not that of another one behind it."""
-    if encoded.endswith(_END) and len(encoded) < 2**24:  # the quick way takes a few bytes of memory for each byte
+    """Whether the JPEG whose height is at `position` has its own end marker, not that of another JPEG after it."""
+    if encoded.endswith(_END) and len(encoded) < 2**24:  # this fast check needs a few bytes of memory for each byte
         data = np.frombuffer(encoded, np.uint8)[position:]
         if not np.any((data[:-1] == _START[0]) & (data[1:] == _START[1])):
             return True
@@ -243,13 +245,13 @@ def _ends(encoded: bytes, position: int) -> bool:
         if marker[0] in (_START, _END):
             return marker[0] == _END
         position = marker.start() + 2
-        if position + 2 <= len(encoded):  # a table, or the head of a scan: its length follows
+        if position + 2 <= len(encoded):  # skips a table or the header of a scan, whose length follows the marker
             position += int.from_bytes(encoded[position : position + 2], "big")
     return False
 
 
 def _plain_png(encoded: bytes) -> tuple[int, int, int] | None:
-    """Returns height, width and channels of a whole PNG of 8 bits, without transparency or animation; else None."""
+    """Returns height, width and channels of a complete 8-bit PNG without transparency or animation; None for others."""
     if not encoded.startswith(_PNG_START) or not encoded.endswith(_PNG_END) or len(encoded) < 57:
         return None
     kind, width, height, bits, colour = struct.unpack_from(">4sIIBB", encoded, 12)
@@ -260,7 +262,7 @@ def _plain_png(encoded: bytes) -> tuple[int, int, int] | None:
     while position + 12 <= len(encoded):
         length, kind = struct.unpack_from(">I4s", encoded, position)
         end = position + 12 + length
-        # A length that is wrong would make OpenCV take gigabytes.
+        # A wrong length would make OpenCV allocate gigabytes.
         if kind not in _PLAIN_PNG_CHUNKS or end > len(encoded):
             return None
         if zlib.crc32(data[position + 4 : end - 4]) != int.from_bytes(data[end - 4 : end], "big"):
@@ -270,22 +272,22 @@ def _plain_png(encoded: bytes) -> tuple[int, int, int] | None:
 
 
 def _orientation(encoded: bytes, max_pixels: int) -> tuple[bool, bool, bool]:
-    """Returns what EXIF's orientation tag asks for, as _ORIENTATIONS has it; a TIFF is turned by Pillow anyway."""
+    """Returns the entry of _ORIENTATIONS for EXIF's orientation tag; Pillow itself turns a TIFF."""
     with open_image(encoded, max_pixels) as image:
         tag = 1 if image.format == "TIFF" else image.getexif().get(0x0112, 1)
     return _ORIENTATIONS.get(tag, (False, False, False))
 
 
 def _pillow_box(image: Image.Image, box: Box, channels: int, size: float) -> np.ndarray:
-    """Returns a box of Pillow's image, strip by strip: a copy of a large image would take another gigabyte.
+    """Returns a box of Pillow's image; converts it strip by strip, because a copy of a large image takes a gigabyte.
 
-    A large box is made smaller by a whole factor, both sides at least twice as long as needed, as a JPEG's is.
+    A large box is reduced by a whole factor; as for a JPEG, both sides stay at least twice as long as needed.
     """
     top, left, height, width = box
     factor = max(1, int(min(height, width) / (2 * size))) if height * width > _LARGE_IMAGE else 1
     rows = factor * max(1, _LARGE_IMAGE // 16 // (factor * width))
     pixels = np.empty((-(-height // factor), -(-width // factor), channels), np.uint8)
-    # Pillow would make 255 of all levels of 16 bits that are larger.
+    # Pillow would convert every 16-bit level above 255 to 255.
     has_16_bits = image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM")
     for first in range(0, height, rows):
         last = min(first + rows, height)
@@ -302,7 +304,7 @@ def _pillow_box(image: Image.Image, box: Box, channels: int, size: float) -> np.
 
 
 def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
-    """Makes RGB of grey pixels, or grey ones of RGB: (299 R + 587 G + 114 B) / 1000, as ITU-R 601 has it."""
+    """Converts grey pixels to RGB, or RGB to grey by ITU-R 601: (299 R + 587 G + 114 B) / 1000."""
     if pixels.shape[-1] == channels:
         return pixels
     if channels == 3:
@@ -311,7 +313,7 @@ def _with_channels(pixels: np.ndarray, channels: int) -> np.ndarray:
 
 
 def cut(image: np.ndarray, top: int, left: int, height: int, width: int) -> np.ndarray:
-    """Returns a box of an image, a view."""
+    """Returns a box of an image as a view."""
     return image[top : top + height, left : left + width]
 
 

@@ -1,4 +1,4 @@
-"""Image files and the folders that they are in: which are read, each folder once, never more bytes than expected."""
+"""Finds image files in folders, visiting each folder once, and reads files up to a limit of bytes."""
 
 import collections
 import functools
@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 MAX_IMAGE_PIXELS = 178_956_970
-"""Pixels of an image, at most, by default: the number from which Pillow refuses an image."""
+"""The default limit on the pixels of an image, equal to the limit from which Pillow refuses an image."""
 
 FORMATS = {
     "JPEG": (".jpg", ".jpeg", ".jpe", ".jfif"),
@@ -39,33 +39,33 @@ FORMATS = {
     "FLI": (".fli", ".flc"),
     "PIXAR": (".pxr",),
     "GBR": (".gbr",),
-    # Files of these formats begin with nothing that tells them from others.
+    # Files of the following formats cannot be recognised by their first bytes.
     "IM": (".im",),
     "PCD": (".pcd",),
     "TGA": (".tga", ".icb", ".vda", ".vst"),
     "SPIDER": (".spi", ".spider"),
 }
-"""The formats of images that are read, by Pillow's names, each with the ends of its files' names.
+"""The readable image formats, by Pillow's names, each with its file name suffixes.
 
-Pillow also opens files that are no images (EPS, for which it starts Ghostscript), or for which it needs a plugin.
+Pillow's other formats are left out: they need a plugin or an external program, as EPS needs Ghostscript.
 """
 
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 
 def regular_files(folder: str | Path, entered: set[tuple[int, int]]) -> tuple[list[str], collections.Counter[str]]:
-    """Finds the files in a folder and below it, links followed; files whose names begin with a dot are ignored.
+    """Finds the files in a folder and below it; follows links, and ignores files whose names begin with a dot.
 
     Args:
-      folder: where to begin.
-      entered: folders, as `identity` gives them, that are not entered; those that are entered join them, so that no
+      folder: the folder to search.
+      entered: identities (from `identity`) of folders to skip. The function adds each folder that it enters, so that no
         folder is read twice and loops of links end.
 
     Returns:
-      The paths of the regular files, sorted, and how often which other things were left out.
+      The paths of the regular files, sorted, and how many other things of each kind were left out.
 
     Raises:
-      OSError: a folder cannot be read.
+      OSError: if a folder cannot be read.
     """
     files, left_out = [], collections.Counter[str]()
     folders = [str(folder)]
@@ -92,12 +92,12 @@ def regular_files(folder: str | Path, entered: set[tuple[int, int]]) -> tuple[li
 
 
 def is_hidden(name: str) -> bool:
-    """Whether a file or folder is of no interest to people: .DS_Store, ._a.jpg, __MACOSX."""
+    """Whether a file or folder is one that systems create and users do not see: .DS_Store, ._a.jpg, __MACOSX."""
     return name.startswith(".") or name == "__MACOSX"
 
 
 def identity(path: str | Path) -> tuple[int, int]:
-    """Returns what tells a file or folder from all others, however it is linked."""
+    """Returns the device and inode numbers of a file or folder, which are the same for every link to it."""
     status = os.stat(path)
     return status.st_dev, status.st_ino
 
@@ -106,10 +106,10 @@ def read_file(path: str | Path, max_bytes: int) -> bytes:
     """Returns the bytes of a regular file.
 
     Raises:
-      ValueError: it is another kind of file, or larger than max_bytes.
-      OSError: it cannot be read.
+      ValueError: if the file is not a regular file, or is larger than max_bytes.
+      OSError: if the file cannot be read.
     """
-    # Without O_NONBLOCK a named pipe would wait for somebody to write.
+    # Without O_NONBLOCK opening a named pipe would block until another process writes to it.
     with open(path, "rb", buffering=0, opener=lambda name, flags: os.open(name, flags | os.O_NONBLOCK)) as file:
         status = os.fstat(file.fileno())
         if not stat.S_ISREG(status.st_mode):
@@ -120,16 +120,16 @@ def read_file(path: str | Path, max_bytes: int) -> bytes:
 
 
 def most_bytes(max_image_pixels: int) -> int:
-    """Returns how many bytes an image file of so many pixels may have at most; a small one may have a long header."""
+    """Returns the largest valid number of bytes of an image file; it allows for a long header of a small image."""
     return max_image_pixels + 2**24
 
 
 def printable(text: str | Path) -> str:
-    """Returns text in which newlines, control characters and what is no Unicode are escaped."""
+    """Returns the text with newlines, control characters and invalid Unicode escaped."""
     return str(text) if str(text).isprintable() else repr(str(text))[1:-1]
 
 
 @functools.cache
 def say_once(message: str) -> None:
-    """Prints a message on standard error, however often it is said in this process."""
+    """Prints a message on standard error; repeated calls with the same message print nothing."""
     print(message, file=sys.stderr)

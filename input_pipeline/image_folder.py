@@ -1,4 +1,4 @@
-"""Folders of images: a folder for each class, below a folder for each split or in one piece."""
+"""Datasets in folders of images: a folder for each class, with or without a folder for each split above them."""
 
 import collections
 import dataclasses
@@ -25,7 +25,7 @@ SPELLINGS = {
     "validation": {"val", "valid", "validation", "validate", "dev", "eval", "evaluation"},
     "test": {"test", "testing", "tst"},
 }
-"""What the folders of splits are called, in any case, alone or with words such as set: Test_Set, valset."""
+"""The names of split folders, in upper or lower case, alone or with words such as set: Test_Set, valset."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,11 +33,11 @@ class FolderSplit:
     """The images of one split.
 
     Attributes:
-      name: of the split's folder, or train or validation where a share of the images is held out.
-      kind: train, validation or test, as TFDS calls it; the name, if it tells nothing.
-      class_folders: their names, in the order of the labels.
-      files: the paths of the images, sorted by class and path.
-      labels: of each file, a position in class_folders.
+      name: name of the split's folder; if a share of the images is held out instead, train or validation.
+      kind: train, validation or test, TFDS's names of splits; equal to name if the name is none of SPELLINGS.
+      class_folders: names of the class folders, in the order of the labels.
+      files: paths of the images, sorted by class and path.
+      labels: the label of each file, a position in class_folders.
     """
 
     name: str
@@ -62,15 +62,15 @@ def open_image_folder(
       split: as for `find_images`.
       validation_share: as for `find_images`.
       split_seed: as for `find_images`.
-      max_image_pixels: files of more than about as many bytes are damaged images, which are not read.
+      max_image_pixels: a file with more bytes than about this number is not read and counts as damaged.
 
     Returns:
-      The dataset, called image_folder:FOLDER.
+      The dataset, whose name is image_folder:FOLDER.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: there is no such split, a class has no images, or two classes have one name.
-      OSError: a folder cannot be read.
+      FileNotFoundError: if the folder does not exist.
+      ValueError: if the split does not exist, a class has no images, or two classes have the same name.
+      OSError: if a folder cannot be read.
     """
     found = find_images(folder, split, validation_share=validation_share, split_seed=split_seed)
     max_bytes = most_bytes(max_image_pixels)
@@ -85,21 +85,22 @@ def open_image_folder(
 
 
 def find_images(folder: str | Path, split: str, *, validation_share: float = 0.2, split_seed: int = 0) -> FolderSplit:
-    """Finds the images of a split, and says on standard error what is left out.
+    """Finds the images of a split, and reports on standard error which files are left out.
 
-    Folders are splits if their names say so (SPELLINGS) or if all of them hold the same folders. Class folders may hold
-    folders. Folders called by numbers are sorted as numbers: 2 before 10.
+    A folder is a split if its name is in SPELLINGS; all folders are splits if they contain folders of the same names.
+    Class folders may contain folders. If all names of class folders are numbers, they are sorted as numbers: 2 before
+    10.
 
     Args:
-      folder: holds the class folders, or folders of splits, which hold them.
-      split: 'train', 'eval' (validation, or test where there is none), or the name of a split's folder.
-      validation_share: share of the images that are held out for validation where there are no folders for it.
-      split_seed: seed for the shuffle that chooses them.
+      folder: contains either the class folders, or split folders that contain the class folders.
+      split: 'train', 'eval' (validation, or test if there is no validation folder), or the name of a split's folder.
+      validation_share: share of the images that are held out for validation if no folder is for evaluation.
+      split_seed: seed for the shuffle that chooses the held-out images.
 
     Raises:
-      FileNotFoundError: there is no such folder.
-      ValueError: there is no such split, a class has no images, or two classes have one name.
-      OSError: a folder cannot be read.
+      FileNotFoundError: if the folder does not exist.
+      ValueError: if the split does not exist, a class has no images, or two classes have the same name.
+      OSError: if a folder cannot be read.
     """
     name, root = f"image_folder:{folder}", Path(folder).expanduser()
     if not str(folder) or not root.is_dir():
@@ -135,19 +136,19 @@ def find_images(folder: str | Path, split: str, *, validation_share: float = 0.2
 
 
 def split_kind(name: str) -> str | None:
-    """Returns 'train', 'validation' or 'test' for the name of a split in any spelling, or None."""
+    """Returns 'train', 'validation' or 'test' for the name of a split in any of SPELLINGS; None for other names."""
     kinds = {kind for kind, spellings in SPELLINGS.items() if spellings & set(_words(name))}
     return kinds.pop() if len(kinds) == 1 else None
 
 
 def _words(name: str) -> list[str]:
-    """Returns the words of a name in small letters: Train_Set, TrainSet and trainset are train."""
+    """Returns the words of a name in lower case, without words such as set: ["train"] for Train_Set or trainset."""
     words = re.findall(r"[^\W\d_]+", re.sub("([a-z])([A-Z])", r"\1 \2", name).lower())
     return [rest for word in words if (rest := re.sub("(set|data|images?|imgs?|splits?|folder)$", "", word))]
 
 
 def _unwrapped(folder: Path) -> Path:
-    """Enters folders that hold nothing but one other folder of folders, as archives leave them."""
+    """Returns the folder of classes or splits; enters folders that contain only one folder, as unpacked archives do."""
     entered = folder
     while len(inner := _subfolders(entered)) == 1 and not split_kind(inner[0].name):
         if _has_images(entered) or _has_images(inner[0]):
@@ -159,14 +160,18 @@ def _unwrapped(folder: Path) -> Path:
 
 
 def _split_folders(root: Path) -> dict[str, str | None]:
-    """Returns the names of the folders of splits in a folder, if there are any, each with its kind."""
+    """Returns a dict from the names of the split folders in a folder to their kinds; empty if there are none."""
     holders = {path.name: {inner.name for inner in _subfolders(path)} for path in _subfolders(root)}
     several = min(map(len, holders.values()), default=0) > 1
-    holders = {name: inner for name, inner in holders.items() if inner}  # a class may be called 'train'
+    # A class may have the name 'train', but its folder contains no folders.
+    holders = {name: inner for name, inner in holders.items() if inner}
     kinds = {name: split_kind(name) for name in holders}
 
     def is_split(name: str) -> bool:
-        """Whether the name says so; other words in it may stand, if another split has about the same folders."""
+        """Whether a folder is a split by its name.
+
+        The name may contain other words if another split folder contains about the same folders.
+        """
         others = [holders[other] for other in holders if kinds[other] not in (None, kinds[name])]
         alike = any(2 * len(other & holders[name]) >= max(len(other), len(holders[name])) for other in others)
         return bool(kinds[name]) and (len(_words(name)) == 1 or alike)
@@ -181,7 +186,7 @@ def _split_folders(root: Path) -> dict[str, str | None]:
 
 
 def _choose_split(split: str, splits: dict[str, str | None], root: Path) -> str | None:
-    """Returns the folder of a split, or None if the split is a share of the images."""
+    """Returns the name of a split's folder, or None if the split is a held-out share of the images."""
     evaluation, unnamed = _eval_folders(splits), [name for name, kind in splits.items() if not kind]
     if not evaluation and not unnamed:
         return None
@@ -208,7 +213,7 @@ def _of_kind(kind: str | None, splits: dict[str, str | None]) -> list[str]:
 
 
 def _only(names: list[str], split: str) -> str | None:
-    """Returns the one name of a list, None of an empty one."""
+    """Returns the only name of a list, or None if the list is empty; raises ValueError if there are several."""
     if len(names) > 1:
         option = "train_split" if split == "train" else "eval_split"
         raise ValueError(f"{' and '.join(map(printable, names))} are all folders of one split: set {option} to one")
@@ -220,7 +225,7 @@ def _subfolders(folder: Path) -> list[Path]:
 
 
 def _has_images(folder: Path) -> bool:
-    """Whether images lie in a folder itself."""
+    """Whether a folder directly contains images."""
     return any(path.suffix.lower() in SUFFIXES and not is_hidden(path.name) for path in folder.iterdir())
 
 
@@ -234,7 +239,7 @@ def _class_folders(folder: Path) -> list[str]:
 
 
 def _check_names(class_folders: list[str], folder: Path) -> None:
-    """Raises an error if an ImageNet class is there twice, by its WordNet id and by its name."""
+    """Raises ValueError if an ImageNet class has two folders, one named by its WordNet id and one by its name."""
     names = in_words(class_folders)
     first = {name: position for position, name in reversed(list(enumerate(names)))}
     for position, name in enumerate(names):
@@ -246,8 +251,8 @@ def _check_names(class_folders: list[str], folder: Path) -> None:
 def _images_of_classes(
     folder: Path, class_folders: list[str], splits: list[Path]
 ) -> tuple[list[str], list[int], collections.Counter[str]]:
-    """Returns the image files of all classes, their labels, and how often what was left out."""
-    # What a link to one of these leads to are not the images of the class that the link is in.
+    """Returns the image files of all classes, their labels, and the number of left-out files of each kind."""
+    # A link in one class folder to another class or split must not give the images the wrong class.
     entered = {identity(path) for path in (folder, *folder.resolve().parents, *splits)}
     for name in class_folders:
         if identity(folder / name) in entered:

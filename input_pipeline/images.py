@@ -1,4 +1,4 @@
-"""One image on the host, uint8 all the way: decode, crop, resize, flip."""
+"""Transforms one image on the host, always in uint8: decodes, crops, resizes and flips it."""
 
 from collections.abc import Callable
 
@@ -12,7 +12,7 @@ from input_pipeline.decoding import cut, decode_box
 
 
 def box_decoder(config: ConfigDict) -> Callable[[bytes | np.ndarray, Callable[[int, int], Box], float], np.ndarray]:
-    """Returns `decode_box` of an image, choose_box and size, with the rest as the config has it."""
+    """Returns `decode_box` as a function of image, choose_box and size, with its other arguments from the config."""
     channels, max_pixels, exif_orientation = config.channels, config.max_image_pixels, config.exif_orientation
 
     def decode(image: bytes | np.ndarray, choose_box: Callable[[int, int], Box], size: float) -> np.ndarray:
@@ -22,11 +22,11 @@ def box_decoder(config: ConfigDict) -> Callable[[bytes | np.ndarray, Callable[[i
 
 
 def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 (H, W, C): bilinearly where no side shrinks, else without aliasing.
+    """Resizes uint8 (H, W, C): bilinearly if no side shrinks, otherwise with antialiasing.
 
-    Sides that shrink to no less than a third are resized bilinearly to twice their new lengths, and 2 x 2 pixels of
-    that averaged: on photographs within half a grey level of the average by area, in about half the time. Others are
-    averaged by area.
+    If no side shrinks to less than a third, the image is resized bilinearly to twice the new size, and 2 x 2 pixels are
+    averaged. On photographs the result differs by less than half a grey level from an average by area, and takes about
+    half the time. If a side shrinks more, pixels are averaged by area.
     """
     tall, wide = image.shape[:2]
     if (tall, wide) == (height, width):
@@ -43,7 +43,7 @@ def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _resized(image: np.ndarray, size: tuple[int, int], by_area: bool) -> np.ndarray:
-    """Resizes to width and height, averaging by area or interpolating bilinearly; grey images may lose their axis."""
+    """Resizes to (width, height), by area or bilinearly; the result of a grey image may have no channel axis."""
     if cv2 := decoding.cv2:
         return cv2.resize(image, size, interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR)
     pixels = Image.fromarray(image if image.shape[2:] == (3,) else image.reshape(image.shape[:2]))
@@ -51,7 +51,7 @@ def _resized(image: np.ndarray, size: tuple[int, int], by_area: bool) -> np.ndar
 
 
 def pad_and_crop(image: np.ndarray, padding: int, uniforms: np.ndarray) -> np.ndarray:
-    """Pads with black and crops the old size at random (He 2015, section 4.2).
+    """Pads an image with black, and crops it to its old size at a random place (He 2015, section 4.2).
 
     Args:
       image: uint8 (H, W, C).
@@ -69,12 +69,12 @@ def pad_and_crop(image: np.ndarray, padding: int, uniforms: np.ndarray) -> np.nd
 
 
 def resize_and_centre_crop(image: np.ndarray, image_size: int, eval_resize: int | None) -> np.ndarray:
-    """Resizes the shorter side to eval_resize and keeps the centre; without eval_resize, resizes to a square.
+    """Resizes the shorter side to eval_resize and crops the centre; without eval_resize, resizes to a square.
 
     Args:
       image: uint8 (H, W, C).
       image_size: side of the result, in pixels.
-      eval_resize: shorter side before the crop, in pixels, at least image_size; None or 0 for no crop.
+      eval_resize: shorter side before the crop, in pixels, at least image_size; None or 0: no crop.
 
     Returns:
       uint8 (image_size, image_size, C).
@@ -90,10 +90,10 @@ def resize_and_centre_crop(image: np.ndarray, image_size: int, eval_resize: int 
 
 
 def evaluation_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray], np.ndarray]:
-    """Makes the function from a record's image to uint8 (image_size, image_size, channels) for evaluation.
+    """Returns the function from a record's image to uint8 (image_size, image_size, channels) for evaluation.
 
     Raises:
-      ValueError: eval_resize is smaller than image_size.
+      ValueError: if eval_resize is smaller than image_size.
     """
     check_crops(config)
     decode, size, eval_resize = box_decoder(config), config.image_size, config.eval_resize
@@ -102,10 +102,10 @@ def evaluation_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray], n
 
 
 def training_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray, np.ndarray], np.ndarray]:
-    """Makes the function from a record's image and (UNIFORMS,) random numbers in [0, 1) to a training image.
+    """Returns the function from a record's image and (UNIFORMS,) random numbers in [0, 1) to a training image.
 
     Raises:
-      ValueError: train_crop is unknown, or train_resize or eval_resize is smaller than image_size.
+      ValueError: if train_crop is unknown, or train_resize or eval_resize is smaller than image_size.
     """
     check_crops(config)
     decode, choose_box = box_decoder(config), training_box(config)

@@ -1,4 +1,4 @@
-"""Datasets as TFDS stores them: opened in any version, read from ArrayRecord or TFRecord files without TensorFlow."""
+"""Opens datasets in TFDS's format, of any version, and reads ArrayRecord and TFRecord files without TensorFlow."""
 
 import bisect
 import difflib
@@ -18,28 +18,28 @@ TFDS_NAMES = (
     "imagenet_a", "imagenet_r", "imagenet_v2", "imagenette", "imagewang", "kmnist", "mnist", "oxford_flowers102",
     "oxford_iiit_pet", "stanford_dogs", "svhn_cropped", "tf_flowers",
 )  # fmt: skip
-"""Image classification in TFDS, suggested for a misspelled name; any other of its datasets works as well."""
+"""TFDS's image classification datasets that are suggested for a misspelled name; its other datasets work as well."""
 
 
 def default_data_dir(data_dir: str | None) -> Path:
-    """Returns where TFDS's datasets lie: data_dir, or $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    """Returns the folder of TFDS's datasets: data_dir, or else $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
     return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
 
 
 def open_stored_dataset(builder: Any, name: str, split: str) -> Dataset:
-    """Opens a split of a dataset that is prepared.
+    """Opens a split of a prepared dataset.
 
     Args:
-      builder: as `open_builder` returns it.
-      name: of the dataset, as the config has it.
-      split: its name, a slice of it such as 'train[:90%]', or 'eval': validation, or test where there is none.
+      builder: from `open_builder`.
+      name: the value of config.dataset.
+      split: name of the split, a slice such as 'train[:90%]', or 'eval' for validation (test if there is none).
 
     Returns:
       The dataset, with at least one record.
 
     Raises:
-      FileNotFoundError: a file of it is missing.
-      ValueError: there is no such split, a file is damaged, or the records are not labelled images.
+      FileNotFoundError: if a file of the split is missing.
+      ValueError: if the split does not exist, a file is damaged, or the records are not labelled images.
     """
     import tensorflow_datasets as tfds
 
@@ -63,26 +63,26 @@ def open_stored_dataset(builder: Any, name: str, split: str) -> Dataset:
     def describe(record: int) -> str:
         try:
             file = example(record).get("file_name", b"")
-        except (ValueError, OSError):  # it is described because it is damaged
+        except (ValueError, OSError):  # expected, because damaged records are described
             file = b""
         return records.describe(record) + (f", file {printable(os.fsdecode(file))}" if file else "")
 
     try:
         labelled = len(records) > 0 and 0 <= read(0)[1] < len(class_names)
     except ValueError:
-        labelled = True  # a damaged record is named when its turn comes
+        labelled = True  # if this record is damaged, the error is raised when the record is read
     if not labelled:
         raise ValueError(f"split {split!r} of dataset {name!r} has no labelled images: choose one of {splits}")
     return Dataset(name, split, class_names, len(records), read, describe)
 
 
 def open_builder(name: str, data_dir: Path) -> Any:
-    """Returns TFDS's builder of a dataset that is prepared in data_dir, in any version; None if it is not."""
+    """Returns TFDS's builder for a dataset that is prepared in data_dir, in any version; None if there is none."""
     import tensorflow_datasets as tfds
     from tensorflow_datasets.core import read_only_builder
 
     try:
-        # From the files, not from the dataset's code: any version that was prepared is good.
+        # Opened by its files and not by the dataset's code, so that every version works.
         return read_only_builder.builder_from_files(name, data_dir=str(data_dir))
     except (tfds.core.DatasetNotFoundError, ValueError):
         return None
@@ -92,15 +92,15 @@ def open_records(builder: Any, split: str) -> "Records":
     """Opens a split of a prepared dataset, stored as ArrayRecord or TFRecord.
 
     Args:
-      builder: as `open_builder` returns it.
-      split: its name, or a slice of it, such as 'train[:90%]'.
+      builder: from `open_builder`.
+      split: name of the split, or a slice such as 'train[:90%]'.
 
     Returns:
-      Its serialized examples.
+      The serialized examples.
 
     Raises:
-      ValueError: there is no such split, it is stored in another format, or a file of it is damaged.
-      FileNotFoundError: a file of it is missing.
+      ValueError: if the split does not exist, has another format, or a file is damaged.
+      FileNotFoundError: if a file of the split is missing.
     """
     name, stored = builder.info.full_name, {file_format.value for file_format in builder.info.available_file_formats()}
     try:
@@ -128,7 +128,7 @@ def open_records(builder: Any, split: str) -> "Records":
 
 
 class Records:
-    """The serialized examples of a split, and where they lie."""
+    """The serialized examples of a split, and the files that hold them."""
 
     def __init__(self, source: Any, files: Sequence[Any]):
         self._source = source
@@ -139,11 +139,11 @@ class Records:
         return len(self._source)
 
     def __getitem__(self, record: int) -> bytes:
-        """Returns a record.
+        """Returns a record's bytes.
 
         Raises:
-          ValueError: it is damaged.
-          OSError: the file cannot be read.
+          ValueError: if the record is damaged.
+          OSError: if the file cannot be read.
         """
         try:
             return self._source[record]
@@ -161,7 +161,7 @@ class Records:
 
 
 def not_prepared(name: str, data_dir: Path) -> Exception:
-    """Returns the error for a dataset that is not in data_dir: how to get it, or what it may be called."""
+    """Returns the error for a dataset that is not in data_dir; it says how to get it, or suggests similar names."""
     import tensorflow_datasets as tfds
 
     infos = [*data_dir.glob("*/*/dataset_info.json"), *data_dir.glob("*/*/*/dataset_info.json")]
