@@ -1,4 +1,4 @@
-"""The archives that datasets come in: downloaded, continued, and read in any order without being unpacked."""
+"""Downloads the archives of datasets, resumes interrupted downloads, and reads archives without unpacking them."""
 
 import dataclasses
 import gzip
@@ -15,23 +15,23 @@ from pathlib import Path
 from input_pipeline.files import regular_files
 
 MAX_BYTES = 2**28
-"""Bytes that a file of a dataset may have at most, an image or CIFAR's pixels: each is read into memory whole."""
+"""The most bytes of a file in an archive, an image or CIFAR's pixels, because each file is read into memory whole."""
 
 MAX_COMPRESSION = 50
-"""How many times its size a gzip file may decompress to; MNIST's labels, which compress best, have 2."""
+"""The largest ratio of decompressed to compressed size of a gzip file; MNIST's labels, which compress best, have 2."""
 
 _BLOCK = 1 << 20
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Member:
-    """A file, on its own or inside an archive.
+    """A file on the disk or inside an archive.
 
     Attributes:
-      name: its path inside the archive, or inside the folder that was given.
-      path: the file on disk that holds its bytes.
-      offset: where they begin in it.
-      size: how many they are.
+      name: path of the file inside the archive or the folder.
+      path: path of the file on the disk that holds the bytes.
+      offset: position of the first byte in that file.
+      size: number of bytes.
     """
 
     name: str
@@ -43,8 +43,8 @@ class Member:
         """Returns the bytes.
 
         Raises:
-          ValueError: the archive ends before them, or they are more than MAX_BYTES.
-          OSError: it cannot be read.
+          ValueError: if the archive ends too early, or the file has more than MAX_BYTES.
+          OSError: if the archive cannot be read.
         """
         if self.size > MAX_BYTES:
             raise ValueError(f"{self.name} in {self.path} has {self.size:,} bytes, more than {MAX_BYTES:,}: remove it")
@@ -59,15 +59,15 @@ def members(archive: Path, scratch: Path) -> Iterator[Member]:
     """Lists the files of an archive.
 
     Args:
-      archive: a tar file, a file, either compressed by gzip or not, or a folder.
-      scratch: a folder for what has to be decompressed.
+      archive: a folder, a tar file or another file; the files may be compressed by gzip.
+      scratch: a folder for decompressed files.
 
     Yields:
-      Its files.
+      The files.
 
     Raises:
-      FileNotFoundError: there is no such archive.
-      ValueError: the archive is damaged, no file, or decompresses to too much.
+      FileNotFoundError: if the archive does not exist.
+      ValueError: if the archive is damaged, is neither a file nor a folder, or decompresses to too many bytes.
     """
     if archive.is_dir():
         for file in regular_files(archive, set())[0]:
@@ -89,10 +89,10 @@ def members(archive: Path, scratch: Path) -> Iterator[Member]:
 
 
 def tar_members(tar: Member) -> Iterator[Member]:
-    """Lists the files of a tar file, itself inside another one maybe.
+    """Lists the files of a tar file, which may itself be inside another tar file.
 
     Raises:
-      ValueError: it is damaged.
+      ValueError: if the tar file is damaged.
     """
     end = tar.offset + tar.size
     try:
@@ -100,13 +100,13 @@ def tar_members(tar: Member) -> Iterator[Member]:
             file.seek(tar.offset)
             with tarfile.open(fileobj=file, mode="r:") as archive:
                 while (entry := archive.next()) and entry.offset < end:
-                    # Otherwise TarFile keeps 1.3 million of them.
+                    # Otherwise TarFile would keep all of ImageNet's 1.3 million entries in memory.
                     archive.members = []  # type: ignore[attr-defined]
                     if entry.offset_data + entry.size > end:
                         raise tarfile.ReadError("unexpected end of data")
                     if entry.isreg() and not entry.issparse():
                         yield Member(entry.name, tar.path, entry.offset_data, entry.size)
-                # For tarfile, the first header that it cannot read is the end.
+                # tarfile takes a header that it cannot read as the end, so the end is checked here.
                 file.seek(archive.offset)
                 if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
                     raise tarfile.ReadError(f"no file and no end at byte {archive.offset}")
@@ -133,17 +133,17 @@ def _decompress(source: Path, target: Path) -> Path:
 
 
 def download(url: str, size: int, sha256: str, target: Path, advance: Callable[[int], None]) -> None:
-    """Downloads a file, or the rest of one whose beginning is there already.
+    """Downloads a file, or the rest of it if an earlier download was interrupted.
 
     Args:
-      url: where it is.
-      size: its bytes.
-      sha256: its checksum, in hexadecimal digits.
-      target: where it goes, under this name once it is complete and checked, until then with .part.
-      advance: called with the number of bytes that are new, or were there.
+      url: address of the file.
+      size: size of the file, bytes.
+      sha256: checksum of the file, in hexadecimal digits.
+      target: path of the file; until it is complete and checked, its name ends in .part.
+      advance: called with numbers of bytes: first those of an earlier download, then each block of new ones.
 
     Raises:
-      OSError: the server cannot be reached, stops early, or sends something else; the disk is full.
+      OSError: if the server cannot be reached, stops early or sends a file with another checksum, or the disk is full.
     """
     part = target.with_name(f"{target.name}.part")
     part.parent.mkdir(parents=True, exist_ok=True)
@@ -153,7 +153,7 @@ def download(url: str, size: int, sha256: str, target: Path, advance: Callable[[
             request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
             try:
                 with urllib.request.urlopen(request, timeout=60) as response:
-                    if start and response.status != http.HTTPStatus.PARTIAL_CONTENT:  # it begins anew
+                    if start and response.status != http.HTTPStatus.PARTIAL_CONTENT:  # sends the whole file
                         file.truncate(0)
                         start = 0
                     advance(start)

@@ -1,7 +1,7 @@
-"""What happens to a batch on the device, inside the jitted step.
+"""Augments and normalises a batch on the device, inside the jitted step.
 
-All randomness is a function of (seed, global position of the image): the same on any number of devices. No image leaves
-its device.
+All random numbers depend only on the seed and the global position of the image, so the result is the same on any number
+of devices. No image leaves its device.
 """
 
 import functools
@@ -18,16 +18,16 @@ from input_pipeline.crops import TRIES, device_place, device_random_size, random
 from input_pipeline.image_operations import OPERATIONS, apply_operation, blend, grayscale, shift_hue
 
 MAGNITUDES = 31
-"""Strengths of an operation of RandAugment and TrivialAugment, 0 to 30."""
+"""The number of strengths of an operation of RandAugment and TrivialAugment: 0 to 30."""
 
 
 class MixedLabels(NamedTuple):
-    """The labels of images that mixup or cutmix made of two each.
+    """The labels of images that mixup or cutmix made, each from two images.
 
     Attributes:
-      label: (N,) int32, the class that has the larger share.
-      other: (N,) int32, the other one.
-      share: (N,) float32, of `label`, 0.5 to 1.
+      label: (N,) int32, the class with the larger share.
+      other: (N,) int32, the other class.
+      share: (N,) float32, the share of `label`, 0.5 to 1.
     """
 
     label: jax.Array
@@ -43,9 +43,9 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
 
     Args:
       images: (N, H, W, C), 0 to 255: uint8, or floats where make_augmentation has erased or mixed pixels.
-      mean: of each channel, 0 to 1.
-      std: of each channel, 0 to 1.
-      dtype: of the result; the arithmetic is at least float32.
+      mean: mean of each channel, 0 to 1.
+      std: standard deviation of each channel, 0 to 1.
+      dtype: type of the result; the arithmetic is at least float32.
 
     Returns:
       (images / 255 - mean) / std, (N, H, W, C) in dtype.
@@ -56,9 +56,9 @@ def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dt
 
 
 def make_augmentation(config: ConfigDict) -> Augmentation | None:
-    """Returns the augmentation that the options ask for, or None where all of it is off.
+    """Returns the augmentation that the options ask for, or None if all of it is off.
 
-    RandAugment or TrivialAugment, then colour jitter, random erasing, mixup or cutmix.
+    The order is: RandAugment or TrivialAugment, colour jitter, random erasing, mixup or cutmix.
 
     Returns:
       A function of images, uint8 (N, H, W, C), labels, (N,) int32, and the images' positions in the run, (N,) uint32.
@@ -104,13 +104,13 @@ def make_augmentation(config: ConfigDict) -> Augmentation | None:
 
 
 def draw_uniforms(seed: int, purpose: str, positions: jax.Array, count: int) -> jax.Array:
-    """Returns random numbers in [0, 1) for each image, float32 (N, count), a function of (seed, position) alone.
+    """Returns random numbers in [0, 1) for each image, float32 (N, count), which depend only on seed and position.
 
     Args:
-      seed: of the run.
-      purpose: numbers for different purposes are independent of each other.
-      positions: (N,) uint32, of the images in the endless sequence of the run.
-      count: how many an image.
+      seed: seed of the run.
+      purpose: a name; the numbers for different purposes are independent of each other.
+      positions: (N,) uint32, positions of the images in the endless sequence of the run.
+      count: how many numbers for each image.
     """
     key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(purpose.encode()))
 
@@ -121,7 +121,7 @@ def draw_uniforms(seed: int, purpose: str, positions: jax.Array, count: int) -> 
 
 
 def trivial_augment(image: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """One operation at a random strength: Müller and Hutter 2021, TrivialAugment, section 3, its wide space.
+    """Applies one random operation at a random strength (Müller and Hutter 2021, TrivialAugment, section 3, "wide").
 
     Args:
       image: uint8 (H, W, C).
@@ -135,11 +135,11 @@ def trivial_augment(image: jax.Array, uniforms: jax.Array) -> jax.Array:
 
 
 def rand_augment(image: jax.Array, uniforms: jax.Array, magnitude: int) -> jax.Array:
-    """One random operation at a fixed strength, a layer of RandAugment: Cubuk et al. 2019, section 3.
+    """Applies one random operation at a fixed strength, a layer of RandAugment (Cubuk et al. 2019, section 3).
 
     Args:
       image: uint8 (H, W, C).
-      uniforms: (3,) in [0, 1): the operation, nothing, its sign.
+      uniforms: (3,) in [0, 1): the operation, an unused number, the sign.
       magnitude: strength, 0 to 30.
 
     Returns:
@@ -152,7 +152,7 @@ def rand_augment(image: jax.Array, uniforms: jax.Array, magnitude: int) -> jax.A
 
 
 def _magnitudes(space: dict[str, float]) -> np.ndarray:
-    """The magnitude of each operation at each strength, (14, 31), as torchvision has them."""
+    """Returns the magnitude of each operation at each strength, (14, 31), as in torchvision."""
     strengths = np.linspace(0, 1, MAGNITUDES, dtype=np.float32)
     kinds = dict.fromkeys(("ShearX", "ShearY"), "Shear") | dict.fromkeys(
         ("Brightness", "Color", "Contrast", "Sharpness"), "Enhance"
@@ -171,13 +171,13 @@ def _augment(image: jax.Array, uniforms: jax.Array, magnitudes: np.ndarray, stre
 
 
 def color_jitter(image: jax.Array, uniforms: jax.Array, strengths: Sequence[float]) -> jax.Array:
-    """Random brightness, contrast, saturation and hue, in this order: Howard 2013, section 2.2.
+    """Changes brightness, contrast, saturation and hue at random, in this order (Howard 2013, section 2.2).
 
     Args:
       image: uint8 (H, W, C).
       uniforms: (4,) in [0, 1).
-      strengths: the factors of the first three are drawn from [1 - strength, 1 + strength], but at least 0; the hue's
-        shift, a share of the circle, from [-strength, strength].
+      strengths: of brightness, contrast and saturation, whose factors are drawn from [1 - strength, 1 + strength] and
+        are at least 0; and of hue, whose shift, a share of the colour circle, is drawn from [-strength, strength].
 
     Returns:
       uint8 (H, W, C).
@@ -205,15 +205,15 @@ def random_erasing(
     aspect: Sequence[float],
     fill: jax.Array,
 ) -> jax.Array:
-    """Erases a random rectangle: Zhong et al. 2017, section 3, with the mean pixel.
+    """Sets a random rectangle to one colour (Zhong et al. 2017, section 3; the caller passes the mean pixel).
 
     Args:
       image: floats (H, W, C).
       uniforms: (23,) in [0, 1).
-      probability: share of the images that lose something.
+      probability: share of the images in which a rectangle is erased.
       area: range of the rectangle's share of the image.
-      aspect: range of its width over its height.
-      fill: (C,) or (1,), what the pixels of the rectangle become.
+      aspect: range of the rectangle's width over its height.
+      fill: (C,) or (1,), the colour of the rectangle.
 
     Returns:
       (H, W, C).
@@ -228,22 +228,22 @@ def random_erasing(
 def mix(
     images: jax.Array, labels: jax.Array, mixup_alpha: float, cutmix_alpha: float, uniforms: jax.Array
 ) -> tuple[jax.Array, MixedLabels]:
-    """Mixes each image with its neighbour: rows 0 and 1, 2 and 3, ... of a batch that is shuffled anyway.
+    """Mixes each image with its neighbour. Rows 0 and 1, 2 and 3 and so on are neighbours; the batch is shuffled.
 
-    mixup (Zhang et al. 2017, section 2) takes `share` of the image and the rest of its neighbour; cutmix (Yun et al.
-    2019, section 3.1) puts a rectangle of the neighbour, about 1 - share of the area, in the same place. The share has
-    the distribution Beta(alpha, alpha) and is drawn for each image. If both are on, each image gets one of the two at
+    mixup (Zhang et al. 2017, section 2) returns share * image + (1 - share) * neighbour. cutmix (Yun et al. 2019,
+    section 3.1) pastes a rectangle of the neighbour, about 1 - share of the area, at the same place. The share has the
+    distribution Beta(alpha, alpha) and is drawn for each image. If both are on, each image gets one of the two at
     random.
 
     Args:
       images: floats (N, H, W, C), N even.
       labels: (N,) int32.
-      mixup_alpha: of the distribution; 0 for no mixup.
-      cutmix_alpha: of the distribution; 0 for no cutmix.
+      mixup_alpha: alpha of mixup; 0: no mixup.
+      cutmix_alpha: alpha of cutmix; 0: no cutmix.
       uniforms: (N, 4) in [0, 1).
 
     Returns:
-      (N, H, W, C), and what each of them now shows.
+      The mixed images, (N, H, W, C), and their labels.
     """
     height, width = images.shape[1:3]
     weights = []
@@ -266,7 +266,7 @@ def _neighbours(rows: jax.Array) -> jax.Array:
 
 
 def _cutmix_box(height: int, width: int, share: jax.Array, uniforms: jax.Array) -> jax.Array:
-    """1 where the neighbour shows, float32 (H, W): around a random pixel, cut off at the image's sides."""
+    """Returns a mask, float32 (H, W), that is 1 in cutmix's rectangle: around a random pixel, clipped to the image."""
     half = 0.5 * jnp.sqrt(1 - share)
     sides = []
     for size, uniform in ((height, uniforms[0]), (width, uniforms[1])):
@@ -279,8 +279,8 @@ def _cutmix_box(height: int, width: int, share: jax.Array, uniforms: jax.Array) 
 def beta_quantile(alpha: float, uniforms: jax.Array) -> jax.Array:
     """Returns the quantiles of Beta(alpha, alpha) at numbers in [0, 1), float32.
 
-    Read from a table of 1,025 with straight lines between them: exact at every 1/1024. Drawing by rejection would need
-    a loop that is as long as the slowest image's.
+    They are interpolated linearly in a table of 1,025 exact values. Rejection sampling would need a loop over the whole
+    batch that is as long as the slowest image's.
     """
     from scipy.special import betaincinv
 
@@ -291,6 +291,6 @@ def beta_quantile(alpha: float, uniforms: jax.Array) -> jax.Array:
 
 
 def _inside(shape: tuple[int, int], top: jax.Array, left: jax.Array, height: jax.Array, width: jax.Array) -> jax.Array:
-    """Whether each pixel lies in a box, bool (H, W)."""
+    """Returns a mask, bool (H, W), that is True inside a box."""
     y, x = jnp.arange(shape[0])[:, None], jnp.arange(shape[1])[None, :]
     return (y >= top) & (y < top + height) & (x >= left) & (x < left + width)

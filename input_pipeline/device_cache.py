@@ -1,8 +1,8 @@
-"""A dataset that lives on the devices whole: its batches are made inside the jitted step, without work on the host.
+"""Keeps a whole dataset on the devices and makes its batches inside the jitted step, without work on the host.
 
-Position p of the endless sequence of training images holds one record, shuffled anew each epoch; batch k takes the
-positions [k batch_size, (k + 1) batch_size), across epoch ends. Order, crops and flips are functions of (seed,
-position) alone: the step is all that a resume needs.
+The records form an endless sequence, shuffled anew for each epoch. Batch k holds the positions
+[k batch_size, (k + 1) batch_size) of the sequence and may span two epochs. Order, crops and flips depend only on the
+seed and the position, so a resume needs nothing but the step.
 """
 
 import functools
@@ -31,19 +31,20 @@ from input_pipeline.dataset import DamagedImageError, Dataset
 
 Arrays = dict[str, jax.Array]
 MOST_TAPS = 64
-"""Pixels that one pixel of a crop may be made of: each is an operation of its own in the compiled step."""
+"""The most source pixels of one pixel of a crop; each of them adds an operation to the compiled step."""
 
 
 class DeviceCache:
-    """The training images on every device, and how a step makes its batch of them.
+    """The training images on every device, and the function that makes a step's batch of them.
 
-    Where a crop is as large as the image (train_crop pad and none), the images are resized once, on the host. Otherwise
-    they lie one after the other in their own sizes, and each step resizes its crops.
+    If a crop is as large as the image (train_crop is pad or none), the images are resized once, on the host. Otherwise
+    the images are stored one after the other in their own sizes, and each step resizes its crops.
 
     Attributes:
-      arrays: on the devices: `label`, int32 (images,), and `pixels`, uint8 (images, image_size, image_size, channels),
-        or (pixels of all images, channels) with each image's `offset`, `height` and `width`, int32 (images,).
-      bad_images: records that others take the place of, with on_bad_image='skip'.
+      arrays: on the devices: `label`, int32 (images,), and `pixels`. If all images have one size, `pixels` is uint8
+        (images, image_size, image_size, channels). Otherwise it is uint8 (pixels of all images, channels), and there
+        are each image's `offset`, `height` and `width`, int32 (images,).
+      bad_images: indices of damaged records that were replaced by others, if on_bad_image is 'skip'.
     """
 
     def __init__(self, dataset: Dataset, config: ConfigDict, mesh: Mesh):
@@ -53,11 +54,11 @@ class DeviceCache:
           dataset: the training records.
           config: batch_size, num_steps, seed, image_size, channels, the crop's options, steps_per_dispatch,
             decode_threads, on_bad_image.
-          mesh: the devices; each holds all of it.
+          mesh: the devices; each holds the whole dataset.
 
         Raises:
-          ValueError: it does not fit.
-          DamagedImageError: an image cannot be decoded.
+          ValueError: if the dataset does not fit into a device's memory.
+          DamagedImageError: if an image cannot be decoded.
         """
         if config.num_steps * config.batch_size >= 2**32:
             raise ValueError(
@@ -95,10 +96,10 @@ class DeviceCache:
         return sum(array.nbytes for array in self.arrays.values())
 
     def make_batch(self, cached: Arrays, step: jax.Array) -> Arrays:
-        """Returns the batch of a step; called inside jit, where each device makes the rows that it owns.
+        """Returns the batch of a step. It is called inside jit, where each device makes its own rows.
 
         Args:
-          cached: the arrays, and the order of the epochs, as `batches` yields them.
+          cached: the arrays and the order of the epochs, from `batches`.
           step: steps done before, an integer scalar.
 
         Returns:
@@ -128,21 +129,21 @@ class DeviceCache:
         return {"image": images, "label": cached["label"][records]}
 
     def batches(self, start: int, ends: Iterable[int]) -> "CachedBatches":
-        """Returns what the step of make_train_step takes, call by call.
+        """Returns an iterator of the third argument of make_train_step's step, one item for each call.
 
         Args:
           start: steps done before the first call.
-          ends: steps done after each call.
+          ends: for each call, the steps done after it.
         """
         return CachedBatches(self, self._config, self._num_images, start, ends)
 
 
 class CachedBatches:
-    """An iterator of what a call of the cached step takes; made by DeviceCache.batches.
+    """An iterator of the arguments of the cached step, made by DeviceCache.batches.
 
     Attributes:
       host: the cache.
-      wait_seconds: none; there is nothing to wait for.
+      wait_seconds: always 0, because no call waits for input.
     """
 
     wait_seconds = 0.0
@@ -150,7 +151,7 @@ class CachedBatches:
     def __init__(self, cache: DeviceCache, config: ConfigDict, num_images: int, start: int, ends: Iterable[int]):
         self.host, self._batch_size, self._num_images = cache, config.batch_size, num_images
         self._step, self._ends, self._epoch = start, iter(ends), None
-        # The epochs that one call may touch.
+        # The most epochs that one call can take images from.
         epochs = (num_images - 1 + config.steps_per_dispatch * config.batch_size - 1) // num_images + 1
 
         def shuffle(first_epoch: jax.Array) -> Arrays:
@@ -184,11 +185,11 @@ class CachedBatches:
 
 
 def cached_eval_batches(dataset: Dataset, config: ConfigDict, mesh: Mesh) -> list[Arrays]:
-    """Returns all batches that input_pipeline.eval_batches would make, on the devices, their rows split over the mesh.
+    """Returns the same batches as input_pipeline.eval_batches, on the devices, with rows split over the mesh.
 
     Raises:
-      ValueError: they do not fit.
-      DamagedImageError: an image cannot be decoded.
+      ValueError: if the batches do not fit into the devices' memory.
+      DamagedImageError: if an image cannot be decoded.
     """
     shape, mask = (config.image_size, config.image_size, config.channels), np.ones(len(dataset), np.float32)
 
@@ -218,14 +219,14 @@ def cached_eval_batches(dataset: Dataset, config: ConfigDict, mesh: Mesh) -> lis
 def padded_crops(
     pixels: jax.Array, records: jax.Array, padding: int, flips: jax.Array, uniforms: jax.Array
 ) -> jax.Array:
-    """Crops the old size at random out of images padded with black (He 2015, section 4.2), and mirrors some.
+    """Pads images with black, crops them to their old size at random places (He 2015, section 4.2), and mirrors some.
 
     Args:
       pixels: uint8 (images, H, W, C).
-      records: (N,) which images.
+      records: (N,) indices of the images.
       padding: pixels on each side.
-      flips: (N,) bool, those to be mirrored.
-      uniforms: (N, >= 2) in [0, 1), of which the first two place the crop.
+      flips: (N,) bool, True for images to mirror.
+      uniforms: (N, >= 2) in [0, 1); the first two numbers give the place of the crop.
 
     Returns:
       uint8 (N, H, W, C).
@@ -250,19 +251,19 @@ def resized_crops(
     image_size: int,
     taps: Sequence[int],
 ) -> jax.Array:
-    """Resizes crops of images that lie one after the other as input_pipeline.images.resize does.
+    """Resizes crops of images that are stored one after the other, in the same way as input_pipeline.images.resize.
 
     Args:
       pixels: uint8 (pixels of all images, C).
-      offsets: (N,) first pixel of each image.
-      widths: (N,) of each image, pixels.
-      boxes: (N,) each, the crops.
-      flips: (N,) bool, those to be mirrored.
+      offsets: (N,) index of the first pixel of each image.
+      widths: (N,) width of each image, pixels.
+      boxes: top, left, height and width of the crops, (N,) each.
+      flips: (N,) bool, True for crops to mirror.
       image_size: side of the result, pixels.
-      taps: pixels, down and across, that a pixel of the result may be made of.
+      taps: the most source pixels, down and across, of a pixel of the result.
 
     Returns:
-      uint8 (N, image_size, image_size, C), within one level of the host's.
+      uint8 (N, image_size, image_size, C), within one level of the host's result.
     """
     tops, lefts, heights, widths_of_boxes = boxes
     longest = jnp.maximum(heights, widths_of_boxes)
@@ -284,15 +285,21 @@ def resized_crops(
 def _sources(
     lengths: jax.Array, shrinks: jax.Array, far: jax.Array, size: int, taps: int
 ) -> tuple[jax.Array, jax.Array]:
-    """Where along one side of its box each pixel of the result comes from: places and weights, (N, size, taps)."""
+    """Returns the source pixels of each pixel of the result along one side: places in the box and weights.
+
+    Both have the shape (N, size, taps).
+    """
     lengths, shrinks, far = (sides[:, None, None] for sides in (lengths.astype(jnp.float32), shrinks, far))
     scale, pixel = lengths / size, jnp.arange(size, dtype=jnp.float32)[:, None]
 
     def centre(share: float | jax.Array) -> jax.Array:
-        """A point of a pixel of the result, 0 its beginning and 1 its end, in pixels of the box, within its centres."""
+        """Returns where a point of each result pixel (share 0: its beginning, 1: its end) is in the box, in pixels.
+
+        The point is limited to the range between the centres of the box's first and last pixel.
+        """
         return jnp.clip((pixel + share) * scale, 0.5, lengths - 0.5)
 
-    average = far & (lengths > size)  # the other side of a far crop may grow, and is interpolated
+    average = far & (lengths > size)  # a crop may shrink a lot on one side and grow on the other: that is interpolated
     halves = jnp.where(shrinks & ~far, 0.25, 0.0)
     first, second = centre(0.5 - halves), centre(0.5 + halves)
     begin, end = pixel * scale, (pixel + 1) * scale
@@ -304,7 +311,7 @@ def _sources(
 
 
 def _most_taps(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> tuple[int, int]:
-    """Returns how many pixels, down and across, a pixel of any crop of these images may be made of."""
+    """Returns the most source pixels, down and across, of a pixel of any crop of these images."""
     if config.train_crop == "random_resized":
         narrowest, widest = config.crop_aspect
         highest = np.minimum(heights, widths / narrowest + 1)
@@ -351,20 +358,24 @@ def _read_all(
     make_transform: Callable[[ConfigDict], Callable],
     read: Callable[[int, Callable], tuple[np.ndarray, int]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads every record on a pool of threads: all bytes, labels (images,), heights and widths (images, 2)."""
+    """Reads every record on a pool of threads.
+
+    Returns:
+      The bytes of all images, uint8; labels, int32 (images,); heights and widths, int32 (images, 2).
+    """
     shape = config.image_size, config.image_size, config.channels
     try:
         first = dataset[0][0]
     except (ValueError, OSError):
-        first = None  # what reads all of them says what is wrong
-    # Arrays that are ready need no OpenCV, which may not be installed.
+        first = None  # the error is raised below, where all records are read
+    # Arrays that need no transform do not need OpenCV either, which may not be installed.
     ready = isinstance(first, np.ndarray) and first.shape == shape and not config.eval_resize
     transform = (lambda image: image) if ready else make_transform(config)
     statistics = [device.memory_stats() or {} for device in mesh.local_devices]
     free = min((s["bytes_limit"] - s["bytes_in_use"] for s in statistics if "bytes_limit" in s), default=math.inf)
 
     pixels, labels, shapes = bytearray(), [], []
-    # A task of many records: handing one over costs as much as decoding a small image.
+    # Each task has many records, because submitting a task takes as long as decoding a small image.
     tasks = [range(first, min(first + 64, len(dataset))) for first in range(0, len(dataset), 64)]
     pool = ThreadPoolExecutor(config.decode_threads or None, thread_name_prefix="decode")
     try:

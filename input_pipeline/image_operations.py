@@ -1,4 +1,4 @@
-"""The operations of RandAugment and TrivialAugment on one uint8 image on the device, as torchvision computes them."""
+"""The operations of RandAugment and TrivialAugment on one uint8 image on the device, with torchvision's results."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ OPERATIONS = (
     "Identity", "ShearX", "ShearY", "TranslateX", "TranslateY", "Rotate", "Brightness", "Color", "Contrast",
     "Sharpness", "Posterize", "Solarize", "AutoContrast", "Equalize",
 )  # fmt: skip
-"""The fourteen of Cubuk et al. 2019, RandAugment, section 3; an operation's number is its place here."""
+"""The fourteen operations of Cubuk et al. 2019, RandAugment, section 3; an operation's number is its index here."""
 
 _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 
@@ -15,14 +15,15 @@ _NUMBER = {name: number for number, name in enumerate(OPERATIONS)}
 def apply_operation(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
     """Applies one of OPERATIONS.
 
-    Which one is known on the device only, so the three ways in which they work all run, two of them without effect:
-    nearest pixels from elsewhere, a table of the 256 levels, a blend with another image.
+    There are three kinds of operations: moving pixels, replacing levels by a table of 256, and blending with another
+    image. The operation is only known on the device, so all three kinds are computed and two of them change nothing.
 
     Args:
       image: uint8 (H, W, C), C 1 or 3.
-      operation: its place in OPERATIONS, an integer scalar.
-      magnitude: a float scalar; a slope (shear), pixels (translate), degrees (rotate), what is added to a factor of 1
-        (brightness, color, contrast, sharpness), bits kept (posterize) or the lowest level inverted (solarize).
+      operation: index in OPERATIONS, an integer scalar.
+      magnitude: a float scalar: a slope (shear), pixels (translate), degrees (rotate), a number that is added to a
+        factor of 1 (brightness, color, contrast, sharpness), bits kept (posterize) or the lowest level to invert
+        (solarize).
 
     Returns:
       uint8 (H, W, C).
@@ -48,13 +49,13 @@ def apply_operation(image: jax.Array, operation: jax.Array, magnitude: jax.Array
 
 
 def blend(image: jax.Array, other: jax.Array | float, factor: jax.Array) -> jax.Array:
-    """Returns factor image + (1 - factor) other, cut off at 0 and 255 and rounded down, uint8."""
+    """Returns factor * image + (1 - factor) * other, clipped to 0 and 255 and rounded down, uint8."""
     blended = factor * image + (1 - factor) * other
-    return jnp.clip(blended + 1e-4, 0, 255).astype(jnp.uint8)  # a whole number may come out a little smaller
+    return jnp.clip(blended + 1e-4, 0, 255).astype(jnp.uint8)  # 1e-4 because rounding errors may reduce a whole number
 
 
 def grayscale(image: jax.Array) -> jax.Array:
-    """Returns the brightness of uint8 (H, W, C) as uint8 (H, W, 1); a grey image's is itself."""
+    """Returns the brightness of uint8 (H, W, C) as uint8 (H, W, 1); returns a grey image unchanged."""
     if image.shape[-1] == 1:
         return image
     red, green, blue = jnp.split(image.astype(jnp.float32), 3, axis=-1)
@@ -62,7 +63,7 @@ def grayscale(image: jax.Array) -> jax.Array:
 
 
 def shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
-    """Turns the colour wheel of uint8 (H, W, C) by a share of its circle, -0.5 to 0.5; grey images stay."""
+    """Shifts the hue of uint8 (H, W, C) by a share of the colour circle, -0.5 to 0.5; returns grey images unchanged."""
     if image.shape[-1] == 1:
         return image
     red, green, blue = (plane[..., 0] for plane in jnp.split(image.astype(jnp.float32) / 255, 3, axis=-1))
@@ -75,13 +76,14 @@ def shift_hue(image: jax.Array, shift: jax.Array) -> jax.Array:
         jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
     )
     hue = 6 * ((sector / 6 + shift) % 1)
-    # Each channel falls from the value by the spread over two sectors, and rises again after two more.
+    # Along the colour circle of six sectors each channel is at its highest value for two sectors, falls by the spread
+    # within one, stays there for two, and rises within one.
     channels = [value - spread * jnp.clip(jnp.minimum((n + hue) % 6, 4 - (n + hue) % 6), 0, 1) for n in (5, 3, 1)]
     return jnp.clip(jnp.stack(channels, -1) * 255.999, 0, 255).astype(jnp.uint8)
 
 
 def _moved(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.Array:
-    """Shears, translates or rotates; nearest pixels, black from outside."""
+    """Shears, translates or rotates with nearest-neighbour interpolation; pixels from outside are black."""
     height, width = image.shape[:2]
     y, x = jnp.arange(height, dtype=jnp.float32)[:, None], jnp.arange(width, dtype=jnp.float32)[None, :]
     middle_y, middle_x = (height - 1) / 2, (width - 1) / 2
@@ -106,14 +108,14 @@ def _moved(image: jax.Array, operation: jax.Array, magnitude: jax.Array) -> jax.
 
 
 def _autocontrast(image: jax.Array, levels: jax.Array) -> jax.Array:
-    """The table that stretches each channel from 0 to 255."""
+    """Returns the table that stretches the levels of each channel to 0 to 255."""
     lowest, highest = image.min((0, 1)).astype(jnp.float32), image.max((0, 1)).astype(jnp.float32)
     stretched = (levels - lowest) * (255 / jnp.maximum(highest - lowest, 1))
     return jnp.where(highest > lowest, jnp.clip(stretched, 0, 255).astype(jnp.uint8), levels)
 
 
 def _equalize(image: jax.Array, levels: jax.Array) -> jax.Array:
-    """The table that makes each channel's levels equally frequent, as Pillow does."""
+    """Returns the table that makes the levels of each channel about equally frequent, as Pillow does."""
     channels = jnp.arange(image.shape[-1])
     counts = jnp.zeros((256, len(channels)), jnp.int32).at[image.astype(jnp.int32), channels].add(1)
     step = (counts.sum(0) - counts[image.max((0, 1)), channels]) // 255
@@ -123,7 +125,7 @@ def _equalize(image: jax.Array, levels: jax.Array) -> jax.Array:
 
 
 def _blurred(image: jax.Array) -> jax.Array:
-    """A 3x3 mean in which the middle counts five times; the border stays."""
+    """Returns the weighted mean over 3x3 pixels, where the middle has the weight 5; the border is unchanged."""
     if min(image.shape[:2]) <= 2:
         return image
     pixels = image.astype(jnp.float32)

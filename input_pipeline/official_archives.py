@@ -1,4 +1,4 @@
-"""What the archives of well-known datasets hold: their files, labels and keys, as TFDS's own builders read them."""
+"""Reads the archives of well-known datasets; files, labels and keys are the same as with TFDS's own builders."""
 
 import functools
 import re
@@ -27,7 +27,7 @@ EXAMPLES = {
     "mnist": {"train": 60000, "test": 10000},
     "fashion_mnist": {"train": 60000, "test": 10000},
 }
-"""How many examples the official archives hold, as TFDS's catalog has them."""
+"""The number of examples in the official archives, from TFDS's catalog."""
 
 
 Found = tuple[str, str, Member]
@@ -35,11 +35,11 @@ Found = tuple[str, str, Member]
 
 
 def find_archives(builder: tfds.core.DatasetBuilder, downloads: Path) -> list[Path]:
-    """Returns a dataset's official archives, downloaded now or before, or put there by hand.
+    """Returns the paths of a dataset's official archives, and downloads them if they are missing.
 
     Raises:
-      FileNotFoundError: ImageNet's are not there.
-      OSError: they cannot be downloaded.
+      FileNotFoundError: if ImageNet's archives are missing, because the user must download them.
+      OSError: if the archives cannot be downloaded.
     """
     if builder.name == "imagenet2012":
         manual = downloads / "manual"
@@ -91,7 +91,7 @@ def _imagenet(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dic
 
 
 def _flat(files: Iterable[Member]) -> Iterator[Member]:
-    """Yields the files, and those in tar files among them."""
+    """Yields the files; in place of a tar file, the files in it."""
     for file in files:
         if file.name.endswith(".tar"):
             yield from tar_members(file)
@@ -114,7 +114,7 @@ def _splits_of_files(
     found: dict[str, list[Found]],
     example: Callable[[str, str, Member], Example],
 ) -> dict[str, Split]:
-    """Returns the splits of image files; their names are TFDS's keys."""
+    """Returns the splits of image files; the keys for TFDS's order are the names of the files."""
 
     def split_of_files(split: str, files: list[Found]) -> Split:
         names, num_bytes = [name for name, *_ in files], sum(file.size for *_, file in files)
@@ -124,7 +124,7 @@ def _splits_of_files(
 
 
 def _cifar(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dict[str, Split]:
-    """The binary version: a byte for each label, then 3 x 32 x 32 of pixels."""
+    """Reads the binary version: for each image a byte for each label, then 3 x 32 x 32 bytes of pixels."""
     if builder.name == "cifar10":
         parts = {"train": [f"data_batch_{number}.bin" for number in range(1, 6)], "test": ["test_batch.bin"]}
         labels = {"label": ("batches.meta.txt", class_names.CIFAR10)}
@@ -158,7 +158,7 @@ def _cifar(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dict[s
 
 
 def _mnist(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dict[str, Split]:
-    """LeCun's idx files: a magic number, the sizes, the bytes."""
+    """Reads LeCun's idx files: a magic number, the sizes, then the bytes."""
     arrays: dict[str, dict[str, np.ndarray]] = {"train": {}, "test": {}}
     for file in files:
         split = "train" if PurePosixPath(file.name).name.startswith("train") else "test"
@@ -176,7 +176,7 @@ def _mnist(builder: tfds.core.DatasetBuilder, files: Sequence[Member]) -> dict[s
 
 
 def _pixel_split(builder: tfds.core.DatasetBuilder, split: str, images: np.ndarray, others: dict[str, Any]) -> Split:
-    """Returns a split of uint8 images (N, H, W, 3) or (N, H, W), whose positions are TFDS's keys."""
+    """Returns a split of uint8 images (N, H, W, 3) or (N, H, W); the keys for TFDS's order are their positions."""
     encoded = [encode(Image.fromarray(image), "PNG") for image in images]
 
     def example(position: int) -> Example:
@@ -193,4 +193,4 @@ READERS = {
     "mnist": _mnist,
     "fashion_mnist": _mnist,
 }
-"""From a dataset's name to the function that finds its splits among the files of its archives."""
+"""Maps a dataset's name to the function that reads its splits from the files of its archives."""

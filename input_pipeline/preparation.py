@@ -1,7 +1,7 @@
-"""Writes datasets as ArrayRecord in TFDS's layout, without TensorFlow, from the archives that they come in.
+"""Writes datasets from their archives as ArrayRecord files in TFDS's layout, without TensorFlow.
 
-TFDS's own builders read archives by TensorFlow, and its shuffling of more than a gigabyte needs it too. Here they give
-the name, the version, the features and the folder; the records, their order and their files become the same.
+TFDS's own builders need TensorFlow to read archives and to shuffle more than a gigabyte. Here they only give the name,
+the version, the features and the folder. The records, their order and the files are the same as TFDS's.
 """
 
 import contextlib
@@ -29,28 +29,28 @@ from input_pipeline.stored_datasets import default_data_dir, not_prepared, open_
 
 
 def fetchable(name: str) -> bool:
-    """Whether a dataset can be downloaded and prepared without being asked for anything."""
+    """Whether a dataset can be downloaded and prepared automatically, without an account or an archive."""
     return re.split("[/:]", name)[0] in set(READERS) - {"imagenet2012"}
 
 
 def prepare(
     name: str, archives: Sequence[str] = (), data_dir: str | None = None, max_side: int = 0, quality: int = 90
 ) -> None:
-    """Writes a dataset into data_dir, and prints what it does.
+    """Writes a dataset into data_dir, and prints its progress.
 
-    Nothing is seen of it before it is whole. Downloads are kept, and continued.
+    The dataset's folder appears only when it is complete. Downloads are kept, and interrupted ones are continued.
 
     Args:
-      name: of the dataset in TFDS ('cifar10', 'imagenette/160px-v2'), or a folder of images in class folders.
-      archives: the files or folders that it comes in; without any, they are downloaded.
-      data_dir: where TFDS's datasets lie; None: ~/tensorflow_datasets.
-      max_side: the longest side that an image may have, in pixels; larger ones are shrunk, and the dataset is called
-        NAME_max_side_N. 0: all images stay as they are.
-      quality: of the JPEG files that max_side writes, 1 to 95.
+      name: name of the dataset in TFDS ('cifar10', 'imagenette/160px-v2'), or a folder of images in class folders.
+      archives: the dataset's archives, files or folders; if empty, they are downloaded.
+      data_dir: the folder of TFDS's datasets; None: $TFDS_DATA_DIR or ~/tensorflow_datasets.
+      max_side: the longest side that an image may have, in pixels; larger images are shrunk, and the name of the
+        dataset becomes NAME_max_side_N. 0: all images are stored unchanged.
+      quality: quality of the JPEG files that max_side writes, 1 to 95.
 
     Raises:
-      ValueError: the dataset is unknown or needs TensorFlow, or an archive is not what it should be.
-      OSError: an archive cannot be found, downloaded or read; the disk is full.
+      ValueError: if the dataset is unknown or needs TensorFlow, or an archive has the wrong content.
+      OSError: if an archive cannot be found, downloaded or read, or the disk is full.
     """
     data_dir = default_data_dir(data_dir)
     downloads = data_dir / "downloads"
@@ -69,7 +69,7 @@ def prepare(
                 if max_side:
                     splits = {split: shrunk(records, max_side, quality) for split, records in splits.items()}
                 write(builder, splits)
-            except (OSError, RuntimeError) as error:  # ArrayRecord's writer has no other exception
+            except (OSError, RuntimeError) as error:  # ArrayRecord's writer raises RuntimeError for every failure
                 if "No space left" in str(error):
                     error = f"the disk is full: make room in {data_dir}, and run the same command again"
                 raise OSError(str(error)) from None
@@ -85,7 +85,7 @@ def _is_folder(name: str) -> bool:
 
 
 def _check_prepared(builder: tfds.core.DatasetBuilder, read_splits: Callable[[], dict[str, Split]] | None) -> None:
-    """Says that a dataset is there already; raises an error if a file of it is missing, or the folder has changed."""
+    """Prints that a dataset is prepared already; raises an error if its files are incomplete or the folder changed."""
     print(f"{builder.data_path} is there already and stays as it is; to prepare it again, remove it")
     for split in builder.info.splits:
         open_records(builder, split)
@@ -108,7 +108,7 @@ def _check_prepared(builder: tfds.core.DatasetBuilder, read_splits: Callable[[],
 def _source(
     name: str, archives: Sequence[str], data_dir: Path, scratch: Path
 ) -> tuple[tfds.core.DatasetBuilder, Callable[[], dict[str, Split]]]:
-    """Returns the builder of a dataset, and the function that finds its splits."""
+    """Returns the builder of a dataset, and a function that returns its splits."""
     known = re.split("[/:]", name)[0] in READERS
     if archives and not known:
         raise ValueError(f"--archive is for {', '.join(READERS)}, not for {name!r}; see docs/data.md")
@@ -142,7 +142,7 @@ def _counts(sizes: dict[str, int]) -> str:
 
 
 def _tfds_builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
-    """Returns TFDS's own builder, which looks for no checksums: that needs more than TFDS 4.9.10 installs."""
+    """Returns TFDS's own builder without its checksums, which need a package that TFDS 4.9.10 does not install."""
     dataset, options = naming.parse_builder_name_kwargs(name)
     parent = tfds.builder_cls(dataset.name)
     configs = [config.name for config in parent.BUILDER_CONFIGS]
@@ -159,7 +159,7 @@ def _tfds_builder(name: str, data_dir: Path) -> tfds.core.DatasetBuilder:
 def _own_builder(
     name: str, data_dir: Path, features: Any = None, like: tfds.core.DatasetBuilder | None = None
 ) -> tfds.core.DatasetBuilder:
-    """Returns the builder of a dataset that TFDS does not know, of its own kind or like another one."""
+    """Returns the builder of a dataset that TFDS does not have, with the given features or those of `like`."""
     config = like.builder_config.name if like and like.builder_config else None
     features = like.info.features if like else features
     attributes = {
@@ -177,7 +177,7 @@ def _own_builder(
 
 
 def _prepare_by_tfds(name: str, data_dir: Path) -> None:
-    """Lets TFDS's own code prepare one of its other datasets."""
+    """Prepares one of TFDS's other datasets by TFDS's own code."""
     if re.split("[/:]", name)[0] not in tfds.list_builders(with_community_datasets=False):
         raise not_prepared(name, data_dir)
     try:
@@ -187,7 +187,7 @@ def _prepare_by_tfds(name: str, data_dir: Path) -> None:
                 f"dataset {name!r} has features {', '.join(builder.info.features)}: 'image' and 'label' are needed"
             )
         skip = tfds.download.ComputeStatsMode.SKIP
-        with contextlib.redirect_stdout(io.StringIO()):  # it explains at length how to install TensorFlow
+        with contextlib.redirect_stdout(io.StringIO()):  # hides TFDS's long advice on how to install TensorFlow
             builder.download_and_prepare(download_config=tfds.download.DownloadConfig(compute_stats=skip))
     except ImportError as error:
         raise ValueError(
@@ -197,7 +197,7 @@ def _prepare_by_tfds(name: str, data_dir: Path) -> None:
 
 
 def _folder(folder: Path, data_dir: Path) -> tuple[tfds.core.DatasetBuilder, Callable[[], dict[str, Split]]]:
-    """A folder of class folders, with the same training and validation images that image_folder:FOLDER has."""
+    """Returns the builder and the splits of a folder of class folders; the splits are those of image_folder:FOLDER."""
     name = re.sub(r"\W+", "_", folder.resolve().name).strip("_").lower()
     if not name[:1].isalpha() or name in tfds.list_builders(with_community_datasets=False):
         raise ValueError(
@@ -234,7 +234,7 @@ def _folder(folder: Path, data_dir: Path) -> tuple[tfds.core.DatasetBuilder, Cal
 
 @contextlib.contextmanager
 def _exclusive_lock(folder: Path) -> Iterator[None]:
-    """Waits until no other process prepares a dataset in the folder; one that is killed keeps nobody waiting."""
+    """Holds a lock while a dataset is prepared in the folder; the system releases the lock of a killed process."""
     with open(folder / ".lock", "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -246,7 +246,7 @@ def _exclusive_lock(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _ending_on_signals() -> Iterator[None]:
-    """Lets SIGINT and SIGTERM end the preparation at once, tidily, also where a training run only notes them."""
+    """Makes SIGINT and SIGTERM end the preparation immediately with clean-up, even inside a training run."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Splits as TFDS stores them: the order of their records, the smaller images, the ArrayRecord files."""
+"""Writes splits in TFDS's format: the order of the records, the shrunk images and the ArrayRecord files."""
 
 import collections
 import io
@@ -22,18 +22,18 @@ from input_pipeline.decoding import open_image
 from input_pipeline.files import printable
 from input_pipeline.stored_datasets import open_records
 
-SAMPLES = 100  # records whose mean size tells how many files a split needs, where nothing else does
+SAMPLES = 100  # records whose mean size gives the number of files, if a split's size in bytes is unknown
 
 Example = dict[str, Any]
 
 
 class Split(NamedTuple):
-    """A split that is to be written.
+    """A split to write.
 
     Attributes:
-      load: from a record's position to the record, a serialized tf.train.Example; called from several threads.
+      load: maps a record's position to the record, a serialized tf.train.Example; called from several threads.
       size: number of records.
-      num_bytes: of all records; 0: not known before.
+      num_bytes: bytes of all records; 0 if unknown.
     """
 
     load: Callable[[int], bytes]
@@ -48,10 +48,10 @@ def shuffled(
     example: Callable[[int], Example],
     image_bytes: int = 0,
 ) -> Split:
-    """Returns a split in TFDS's order, that of the keys' hashes (tensorflow-datasets, core/hashing.py).
+    """Returns a split in TFDS's order, sorted by the hashes of the keys (tensorflow-datasets, core/hashing.py).
 
     Raises:
-      ValueError: two examples have the same key.
+      ValueError: if two examples have the same key.
     """
     hasher = hashing.Hasher(split)
     hashes = [hasher.hash_key(key) for key in keys]
@@ -67,19 +67,19 @@ def shuffled(
         return record.SerializeToString(deterministic=True)
 
     num_bytes = 0
-    if image_bytes:  # all other features take about as much in each record
+    if image_bytes:  # the other features of each record take about the same number of bytes
         num_bytes = image_bytes + len(keys) * (len(load(0)) - len(example(order[0])["image"]))
     return Split(load, len(keys), num_bytes)
 
 
 def prepared_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
-    """Returns a split that is prepared already, in its order."""
+    """Returns a split that is prepared already, in its stored order."""
     records = open_records(builder, split)
     return Split(records.__getitem__, len(records), builder.info.splits[split].num_bytes)
 
 
 def shrunk(split: Split, max_side: int, quality: int) -> Split:
-    """Returns the split with no side of an image longer than max_side pixels."""
+    """Returns the split with all images shrunk whose longer side has more than max_side pixels."""
 
     def load(position: int) -> bytes:
         record = tf_example_pb2.Example.FromString(split.load(position))
@@ -95,18 +95,18 @@ def shrunk(split: Split, max_side: int, quality: int) -> Split:
 
 
 def shrink(encoded: bytes, max_side: int, quality: int) -> bytes:
-    """Shrinks an image so that its longer side is max_side; one that is small enough stays as it is, to the byte.
+    """Shrinks an image so that its longer side is max_side; returns a smaller image file unchanged, byte for byte.
 
     Args:
-      encoded: an image file that Pillow reads.
-      max_side: pixels.
-      quality: of the JPEG, 1 to 95.
+      encoded: an image file that Pillow can read.
+      max_side: the longest side, pixels.
+      quality: quality of the JPEG, 1 to 95.
 
     Returns:
-      A JPEG file, or a PNG file for one that was none.
+      A JPEG file, or a PNG file if the image was not a JPEG.
 
     Raises:
-      ValueError: the image cannot be decoded.
+      ValueError: if the image cannot be decoded.
     """
     with open_image(encoded) as image:
         if max(image.size) <= max_side:
@@ -114,10 +114,10 @@ def shrink(encoded: bytes, max_side: int, quality: int) -> bytes:
         jpeg = image.format in ("JPEG", "MPO")
         orientation = image.getexif().get(0x0112)
         if not jpeg and image.mode != "L":
-            image = image.convert("RGB")  # a palette's colours have no mean
+            image = image.convert("RGB")  # indices into a palette cannot be averaged
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         exif = Image.Exif()
-        if orientation:  # for the option exif_orientation
+        if orientation:  # kept, because the option exif_orientation needs it
             exif[0x0112] = orientation
         if not jpeg:
             return encode(image, "PNG", exif=exif)
@@ -125,20 +125,20 @@ def shrink(encoded: bytes, max_side: int, quality: int) -> bytes:
 
 
 def encode(image: Image.Image, kind: str, **options: Any) -> bytes:
-    """Returns an image as a file of a kind, 'JPEG' or 'PNG', with Pillow's options."""
+    """Returns an image as the bytes of a file of the kind 'JPEG' or 'PNG', with Pillow's options."""
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
 def write(builder: tfds.core.DatasetBuilder, splits: dict[str, Split]) -> None:
-    """Writes the splits, and then their description, into a temporary folder, and gives it its name.
+    """Writes the splits and then their description into a temporary folder, and renames the folder when it is complete.
 
     Raises:
-      OSError: the disk is full.
+      OSError: if the disk is full.
     """
     folder = builder.data_path
-    for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):  # of a killed preparation
+    for leftover in folder.parent.glob(f"incomplete.*_{folder.name}"):  # left by a preparation that was killed
         shutil.rmtree(leftover)
     with tfds.core.utils.incomplete_dir(str(folder)) as temporary, show_progress() as progress:
         infos = [_write_split(builder, Path(temporary), *split, progress) for split in splits.items()]
@@ -162,7 +162,7 @@ def _write_split(
     records, written = _load_ahead(split), 0
     for number, (first, last) in enumerate(itertools.pairwise([0, *ends])):
         path = template.sharded_filepath(shard_index=number, num_shards=num_files)
-        writer = ArrayRecordWriter(str(path), "group_size:1")  # as TFDS does: a record is found without its neighbours
+        writer = ArrayRecordWriter(str(path), "group_size:1")  # as TFDS does: records are read one by one
         for record in itertools.islice(records, last - first):
             writer.write(record)
             written += len(record)
@@ -173,7 +173,7 @@ def _write_split(
 
 
 def _load_ahead(split: Split) -> Iterator[bytes]:
-    """Yields the records in order, loaded by a few threads."""
+    """Yields the records in order; a few threads load them in advance."""
     threads = (os.cpu_count() or 1) + 1
     with ThreadPoolExecutor(threads) as pool:
         ahead: collections.deque[Future[bytes]] = collections.deque()
@@ -186,7 +186,7 @@ def _load_ahead(split: Split) -> Iterator[bytes]:
 
 
 def show_progress() -> Progress:
-    """Returns a bar for each task, with its share and the time that remains."""
+    """Returns a display with a progress bar for each task, its share done and the remaining time."""
     return Progress(
         TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn()
     )

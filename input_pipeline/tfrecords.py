@@ -1,4 +1,4 @@
-"""TFRecord files, read in any order: an index of where their records begin, built once and kept; checksums checked.
+"""Reads records of TFRecord files in any order, by a stored index of their offsets, and checks their checksums.
 
 The format (tensorflow.org/tutorials/load_data/tfrecord): the data's length, uint64; its masked CRC-32C, uint32; the
 data; their masked CRC-32C, uint32; all little-endian.
@@ -25,15 +25,15 @@ _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
 
 
 class TFRecords:
-    """The records of TFRecord files, bytes, by their number; readable from any thread.
+    """The records of TFRecord files, as bytes, by their number; any thread may read them.
 
     Args:
-      instructions: which records of which files, as TFDS's split infos have them: filename, skip, take and
+      instructions: from TFDS's split infos; each says which records of which file: filename, skip, take and
         examples_in_shard.
 
     Raises:
-      ValueError: a file is damaged, or holds another number of records than examples_in_shard.
-      OSError: a file cannot be read.
+      ValueError: if a file is damaged, or its number of records is not examples_in_shard.
+      OSError: if a file cannot be read.
     """
 
     def __init__(self, instructions: Sequence):
@@ -55,14 +55,15 @@ class TFRecords:
         """Returns a record's data.
 
         Raises:
-          ValueError: the data do not fit their checksum.
-          OSError: the file cannot be read.
+          ValueError: if the data do not match their checksum.
+          OSError: if the file cannot be read.
         """
         file = bisect.bisect_right(self._ends, record)
         instruction = self._instructions[file]
         position = instruction.skip + instruction.take - (self._ends[file] - record)
         first, last = (int(offset) for offset in self._offsets[file][position : position + 2])
-        # Opened anew each time, 10 microseconds: a split of 1,024 files would use up the open files of a process.
+        # The file is opened for each record, which takes 10 microseconds: keeping all 1,024 files of a split open would
+        # reach the limit on a process's open files.
         with open(instruction.filename, "rb", buffering=0) as stream:
             data = os.pread(stream.fileno(), last - first - _HEADER.size - _FOOTER.size, first + _HEADER.size)
             checksum = os.pread(stream.fileno(), _FOOTER.size, last - _FOOTER.size)
@@ -72,38 +73,39 @@ class TFRecords:
 
 
 def masked_crc32c(data: bytes) -> int:
-    """Returns the CRC-32C (Castagnoli) of data as TFRecord files store it, rotated and shifted."""
+    """Returns the masked CRC-32C (Castagnoli) of data, as TFRecord files store it: rotated, plus a constant."""
     crc = google_crc32c.value(data)
     return ((crc >> 15 | crc << 17) + 0xA282EAD8) & 0xFFFFFFFF
 
 
 def record_offsets(paths: Sequence[str]) -> dict[str, np.ndarray]:
-    """Finds where records begin, by the index beside the files or, where that folder is read-only, in CACHE_DIR.
+    """Returns the offsets of the records in TFRecord files, from a stored index if it covers the files.
 
-    The index is extended by files that are new or have another size or time of change.
+    The index is stored beside the files or, if that folder is read-only, in CACHE_DIR. A file is read again if its size
+    or modification time differs from the index.
 
     Args:
       paths: TFRecord files of one folder.
 
     Returns:
-      A map from each path to int64 (records + 1,): the byte where each record begins, and the file's end.
+      A dict from each path to int64 (records + 1,): the byte where each record begins, and the file's end.
 
     Raises:
-      ValueError: a file is damaged: its records do not follow each other, or a length does not fit its checksum.
-      OSError: a file cannot be read.
+      ValueError: if a file is damaged: a length does not match its checksum, or the last record is incomplete.
+      OSError: if a file cannot be read.
     """
     folder = Path(paths[0]).absolute().parent
     cached = CACHE_DIR.expanduser() / f"{hashlib.sha256(str(folder).encode()).hexdigest()[:16]}-{INDEX_NAME}"
     index: dict[str, np.ndarray] = {}
     for place in (cached, folder / INDEX_NAME):
-        # A damaged index is built again.
+        # A damaged index is ignored and built again.
         with contextlib.suppress(OSError, ValueError, EOFError, zipfile.BadZipFile), np.load(place) as file:
             index |= dict(file)
     stamps = {path: (os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths}
     missing = [path for path in paths if tuple(index.get(os.path.basename(path), ())[:2]) != stamps[path]]
     if missing:
         print(f"indexing {len(missing)} TFRecord files of {folder}", flush=True)
-        # The threads wait for the disk: of each record only its length is read.
+        # Several threads hide the latency of the disk, because only the length of each record is read.
         with ThreadPoolExecutor(32) as pool:
             for path, offsets in zip(missing, pool.map(_scan, missing), strict=True):
                 index[os.path.basename(path)] = np.array([*stamps[path], *offsets], np.int64)
@@ -126,7 +128,7 @@ def _scan(path: str) -> list[int]:
 
 
 def _keep(index: dict[str, np.ndarray], places: Sequence[Path]) -> None:
-    """Writes the index to the first place that can be written; without one, it is built again next time."""
+    """Writes the index to the first of the places that is writable; if none is, the next run builds it again."""
     for place in places:
         temporary = place.with_name(f".{uuid.uuid4().hex}.npz")
         try:
