@@ -1,12 +1,12 @@
 """Measures how fast networks run: python benchmark.py --models=resnet50,vgg* --mode=train,infer --batch_sizes=64,auto.
 
 Each combination of model, data type, image size, mode and batch size gives a row: images/s, the times of the steps, of
-compiling and of the first step, memory, and the share of this machine's peak, which the same run measures.
---rows=FILE reads the rows of an earlier run instead, to compare or to draw them.
+compiling and of the first step, memory, and the share of this machine's peak, which the same run measures. With
+--rows=FILE the program measures nothing, but compares or draws the rows of an earlier run.
 
 Exit codes: 0 done; 1 slower than the rows of --compare by more than --tolerance; 2 invalid flags, config or data; 3 a
-row could not be measured, and says why; 130 and 143 after SIGINT and SIGTERM. The files of --json and --csv then hold
-the rows so far; standard output (-) gets them only at the end.
+row could not be measured (its error is in the row); 130 and 143 after SIGINT and SIGTERM. The files of --json and --csv
+are written after each row, so an interrupted run leaves its rows; standard output (-) gets them only at the end.
 """
 
 import datetime

@@ -2,8 +2,9 @@
 
 python convert.py --config=configs/resnet50.py --weights=resnet50.pth --workdir=DIR makes a workdir for train.py,
 evaluate.py and predict.py from a state dict with torchvision's or timm's names: a file of safetensors, numpy.savez or
-torch.save, which may be a training checkpoint. --key=state_dict_ema chooses one of several state dicts in it.
-python convert.py --workdir=DIR --to=safetensors writes DIR/MODEL.safetensors, which PyTorch loads.
+torch.save. The file may be a training checkpoint; --key=state_dict_ema chooses one of several state dicts in it.
+
+python convert.py --workdir=DIR --to=safetensors writes DIR/MODEL.safetensors, which PyTorch can load.
 """
 
 import pathlib

@@ -1,6 +1,7 @@
 """Evaluates a checkpoint exactly: python evaluate.py --workdir=DIR [--step=N|best] [--split=NAME] [--json=FILE].
 
-Every image of the split counts once. The default is the newest checkpoint, with averaged weights if the run kept them.
+Every image of the split counts once. The default is the newest checkpoint. If the run kept averaged weights, these are
+evaluated.
 """
 
 import json
@@ -64,7 +65,7 @@ def main() -> None:
 
 
 def describe(result: dict, left_out: int) -> str:
-    """Returns the result in words; left_out is how many damaged images do not count."""
+    """Returns the result in words; left_out is the number of damaged images that were left out."""
     top1, top5 = (100 * result[name] for name in ("accuracy_top1", "accuracy_top5"))
     images = f"{result['examples']:,} {result['split']} images of {result['dataset']}"
     images += f" ({left_out:,} damaged ones left out)" if left_out else ""

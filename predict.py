@@ -1,7 +1,8 @@
 """Classifies images: python predict.py --workdir=DIR --images=a.jpg,folder/ [--step=N|best].
 
 Prints the five likeliest classes of each image. For arrays that are preprocessed already:
-python predict.py --workdir=DIR --inputs=x.npy --logits=y.npz; x holds (N, H, W, C) float32, y gets the raw `logits`.
+python predict.py --workdir=DIR --inputs=x.npy --logits=y.npz, where x.npy holds (N, H, W, C) float32 and the program
+writes the array `logits` to y.npz.
 """
 
 import pathlib
@@ -72,10 +73,10 @@ def predict_files(files: list[pathlib.Path], config: ConfigDict, predict: Predic
 
 
 def image_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the path itself, or the files in a folder and below, sorted.
+    """Returns the path itself if it is a file, or the files in the folder and below, sorted.
 
     Raises:
-      FileNotFoundError: if there is no file and no folder at the path.
+      FileNotFoundError: if the path is neither a file nor a folder.
     """
     if not (path.is_file() or path.is_dir()):
         raise FileNotFoundError(f"{path} is no file and no folder; give image files or folders")
@@ -85,7 +86,7 @@ def image_files(path: pathlib.Path) -> list[pathlib.Path]:
 def read_images(
     files: list[pathlib.Path], transform: Callable[[bytes], np.ndarray], max_bytes: int
 ) -> list[tuple[pathlib.Path, np.ndarray]]:
-    """Returns the readable files with their pixels, uint8 (H, W, C), and names the other files on standard error."""
+    """Returns the readable files with their pixels, uint8 (H, W, C); reports the other files on standard error."""
     pairs = []
     for file in files:
         try:

@@ -1,8 +1,9 @@
 """Prepares a dataset: python prepare.py NAME [--archive=FILE ...] [--data_dir=DIR] [--max_side=N].
 
-NAME: imagenet2012, imagenette/160px-v2 (320px-v2, full-size-v2), cifar10, cifar100, mnist, fashion_mnist, another
-dataset of TFDS, or a folder of images in class folders. It is written as ArrayRecord, under TFDS's name and in its
-layout, and read by --config.dataset=NAME, by tfds.data_source and others. docs/data.md says how to get each.
+NAME is imagenet2012, imagenette/160px-v2 (or 320px-v2 or full-size-v2), cifar10, cifar100, mnist, fashion_mnist,
+another dataset of TFDS, or a folder of images in class folders. The program writes ArrayRecord files under TFDS's name
+and in TFDS's layout, so that --config.dataset=NAME, tfds.data_source and other programs can read the dataset.
+docs/data.md says how to get the archives of each dataset.
 """
 
 from absl import flags

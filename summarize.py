@@ -1,13 +1,13 @@
-"""Takes networks apart: python summarize.py [--config.model=vgg16] [--config.batch_size=1] [--json=FILE] ...
+"""Summarizes networks: python summarize.py [--config.model=vgg16] [--config.batch_size=1] [--json=FILE] ...
 
-With a model, or a recipe in --config, each layer gives a row: its shape, parameters and multiply-accumulates (MACs) for
-one image, the memory of its output for the batch, its receptive field. Without a model, each network gives a row, with
-the published accuracy in percent. All numbers are counted from the traced program, which allocates no array. The tables
-are Markdown. --picture=FILE.png draws the size and the channels of the maps over the depth, of the network or of six
-landmarks.
+With a model, or a recipe in --config, the table has a row for each layer: its shape, its parameters, its
+multiply-accumulates (MACs) for one image, the memory of its output for the batch, and its receptive field. Without a
+model, the table has a row for each network, with the published accuracy in percent. All numbers are counted in the
+traced program, which allocates no array. The tables are Markdown. --picture=FILE.png draws the sides and the channels
+of the maps over the depth, for the model or, without one, for six well-known networks.
 
-python summarize.py --workdir=DIR --effective_receptive_field=FILE.png [--images=64] draws which pixels of the run's
-evaluation images influence the unit in the middle of the last map, by the gradient with the newest weights.
+python summarize.py --workdir=DIR --effective_receptive_field=FILE.png [--images=64] draws how much each pixel of the
+run's evaluation images influences the unit in the middle of the last map, by the gradient with the newest weights.
 """
 
 import gc
@@ -38,7 +38,7 @@ def main() -> None:
     with command_line.refusing_bad_input():
         if _WORKDIR.value or _FIELD.value:
             return draw_effective_receptive_field()
-        # A trace makes many small objects that live on: looking for garbage took a quarter of the time.
+        # Tracing makes many small objects that stay alive, and garbage collection took a quarter of the time.
         gc.set_threshold(100_000)
         flag = flags.FLAGS["config"]
         if config_flags.get_config_filename(flag) == str(BASE) and "model" not in config_flags.get_override_values(
@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def summarize_network() -> None:
-    """Takes one network apart, layer by layer."""
+    """Prints and writes the table of one network's layers."""
     summary = summarize(_CONFIG.value, _BACKWARD.value)
     rows = summary_report.sort_rows([summary_report.as_row(layer) for layer in summary.layers], _SORT.value)
     write_files(summary_report.as_row(summary) | {"layers": rows}, rows)
@@ -61,7 +61,7 @@ def summarize_network() -> None:
 
 
 def summarize_all_networks() -> None:
-    """Lists all networks."""
+    """Prints and writes the table of all networks."""
     rows = summary_report.sort_rows(summary_report.network_rows(_CONFIG.value, _BACKWARD.value), _SORT.value)
     write_files(rows, rows)
     if _PICTURE.value:
@@ -72,7 +72,7 @@ def summarize_all_networks() -> None:
 
 
 def write_files(result: dict | list, rows: list[dict]) -> None:
-    """Writes the result as JSON and its rows as CSV, where the flags ask for it; - is standard output."""
+    """Writes the result as JSON and its rows as CSV, if --json and --csv are given; - is standard output."""
     for path, text in ((_JSON.value, json.dumps(result, indent=2) + "\n"), (_CSV.value, summary_report.as_csv(rows))):
         if path == "-":
             print(text, end="")

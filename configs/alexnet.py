@@ -5,9 +5,8 @@ Run: python train.py --config=configs/alexnet.py
 Ablations: --config.model=alexnet_no_lrn, or alexnet_ungrouped
 Published: 57.1 % top-1, 80.2 % top-5 (the BVLC replica, centre crop).
 Measured: nothing yet.
-The paper divides the rate by 10 when the validation error stalls, three times in about 90 epochs; here it falls every
-20 epochs, as in BVLC's replica.
-Its colour augmentation by principal components is left out.
+The paper divides the learning rate by 10 when the validation error stalls, three times in about 90 epochs; here the
+rate drops every 20 epochs, as in BVLC's replica. The paper's colour augmentation by principal components is left out.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@ Paper: Lin, Chen, Yan 2013, Network in network, section 4.2; the rates are those
 Run: python train.py --config=configs/cifar10_nin.py
 Published: 91.19 % top-1 (8.81 % error), with flips and shifts.
 Measured: nothing yet.
-The paper normalises contrast and whitens with ZCA, which is left out.
+The paper's contrast normalisation and ZCA whitening are left out.
 """
 
 from ml_collections import ConfigDict

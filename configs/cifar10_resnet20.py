@@ -2,7 +2,7 @@
 
 Paper: He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition, section 4.2 and Table 6.
 Run: python train.py --config=configs/cifar10_resnet20.py
-Others of the table: --config.model=resnet56, or plain56 for its twin without shortcuts; ResNet-110 has its own recipe.
+Others of the table: --config.model=resnet56, or plain56, the same without shortcuts; ResNet-110 has its own recipe.
 Published: 91.25 % top-1 (8.75 % error).
 Measured: nothing yet.
 """

@@ -2,10 +2,10 @@
 
 Paper: Szegedy et al. 2014, Going deeper with convolutions; Ioffe and Szegedy 2015, Batch normalization.
 Run: python train.py --config=configs/googlenet_bn.py
-torchvision's, with 3x3 kernels for 5x5: --config.model=googlenet_bn_3x3
+torchvision's version, with 3x3 instead of 5x5 kernels: --config.model=googlenet_bn_3x3
 Published: 69.778 % top-1, 89.530 % top-5 (torchvision V1, of googlenet_bn_3x3).
 Measured: nothing yet.
-The rates are those of configs/resnet50.py, which batch normalisation bears.
+The learning rates are those of configs/resnet50.py; with batch normalisation the network trains at these high rates.
 """
 
 from ml_collections import ConfigDict

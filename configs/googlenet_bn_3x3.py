@@ -1,4 +1,4 @@
-"""GoogLeNet as torchvision has it: batch normalisation, 3x3 where the paper has 5x5, on ImageNet.
+"""GoogLeNet in torchvision's version, with batch normalisation, and 3x3 instead of the paper's 5x5, on ImageNet.
 
 Paper: Szegedy et al. 2014, Going deeper with convolutions; Ioffe and Szegedy 2015, Batch normalization.
 Run: python train.py --config=configs/googlenet_bn_3x3.py

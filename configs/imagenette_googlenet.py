@@ -5,8 +5,8 @@ Run: python train.py --config=configs/imagenette_googlenet.py
 Ablations: --config.aux_weight=0, --config.model=googlenet_bn: benchmarks/studies/auxiliary_classifiers.py runs all four
 Published: no figure for this dataset.
 Measured: nothing yet on a GPU; docs/results.md has what two CPU cores reach at 64 pixels.
-Batch, rate and decay are those of configs/googlenet.py (BVLC's), which the network starts from without batch
-normalisation and bears with it: 0.01 for 32 images is resnet50's 0.1 for 256, nearly.
+Batch size, learning rate and weight decay are those of configs/googlenet.py (BVLC's). The network learns with them both
+without and with batch normalisation; 0.01 for 32 images is nearly the ratio of resnet50's 0.1 for 256.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,8 @@ Run: python train.py --config=configs/imagenette_resnet18.py
 From a folder: --config.dataset=image_folder:/data/imagenette2-160
 Published: 91.57 % (fastai's leaderboard at 128 px and 20 epochs, mean of 5; another network and recipe).
 Measured: nothing yet on a GPU; docs/results.md has what two CPU cores reach in half an hour.
-Why so: few epochs reward a shallow network, small batches, thus many steps, and crops that hold most of the image.
-benchmarks/studies/imagenette.py says what differs for 5 and 80 epochs.
+Choices: in few epochs a shallow network, small batches (and so many steps) and large crops give the best accuracy.
+benchmarks/studies/imagenette.py has the differences for 5 and 80 epochs.
 """
 
 from ml_collections import ConfigDict

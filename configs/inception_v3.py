@@ -4,8 +4,8 @@ Paper: Szegedy et al. 2015, Rethinking the Inception architecture for computer v
 Run: python train.py --config=configs/inception_v3.py
 Published: 77.294 % top-1, 93.450 % top-5 (torchvision V1, the authors' weights).
 Measured: nothing yet.
-The paper's batch of 32 is that of each of 50 asynchronous replicas. Its weights' average, weight decay and the weight
-of the auxiliary loss are those of the authors' published code.
+In the paper each of 50 asynchronous replicas takes batches of 32. The average of the weights, the weight decay and the
+weight of the auxiliary loss are those of the authors' published code.
 """
 
 from ml_collections import ConfigDict

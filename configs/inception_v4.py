@@ -4,7 +4,7 @@ Paper: Szegedy et al. 2016, Inception-v4, Inception-ResNet and the impact of res
 Run: python train.py --config=configs/inception_v4.py
 Published: 80.144 % top-1, 94.982 % top-5 (timm, the authors' weights).
 Measured: nothing yet.
-The paper trains as for Inception-v3, on 20 replicas, and without an auxiliary classifier here.
+The paper uses the training of Inception-v3, on 20 replicas. This recipe trains without an auxiliary classifier.
 """
 
 from ml_collections import ConfigDict

@@ -5,9 +5,9 @@ Run: python train.py --config=configs/mobilenet_v1.py
 Thinner: --config.model=mobilenet_v1_075, mobilenet_v1_050 or mobilenet_v1_025
 Published: 70.6 % top-1, 89.5 % top-5 (the paper; Keras).
 Measured: nothing yet.
-The paper trains with RMSProp as for Inception-v3, whose rates these are, but with less regularisation: no label
-smoothing, no auxiliary classifier, milder crops, and hardly any weight decay on the depthwise filters (here all have
-the same small one).
+The paper trains with RMSProp as for Inception-v3, and the learning rates here are Inception-v3's. It uses less
+regularisation: no label smoothing, no auxiliary classifier, milder crops, and hardly any weight decay on the depthwise
+filters (here all weights have the same small weight decay).
 """
 
 from ml_collections import ConfigDict

@@ -2,7 +2,7 @@
 
 Paper: Lin, Chen, Yan 2013, Network in network; the network and its rates are those of the authors' Caffe model.
 Run: python train.py --config=configs/nin.py
-Published: no figure by the paper.
+Published: the paper has no figure for ImageNet.
 Measured: nothing yet.
 """
 

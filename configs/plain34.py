@@ -2,7 +2,7 @@
 
 Paper: He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition, section 4.1 and Table 2.
 Run: python train.py --config=configs/plain34.py
-Its shallower twin, which learns better: --config.model=plain18
+The shallower plain network, which reaches a higher accuracy: --config.model=plain18
 Published: 71.46 % top-1, against 72.06 % of plain-18 (10 crops).
 Measured: nothing yet.
 """

@@ -2,7 +2,8 @@
 
 Paper: He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition, section 3.4.
 Run: python train.py --config=configs/resnet34.py
-Published: 73.314 % top-1, 91.420 % top-5 (torchvision V1); the paper's own is option A: --config.model=resnet34_a.
+The paper's version, with shortcuts without parameters (option A): --config.model=resnet34_a
+Published: 73.314 % top-1, 91.420 % top-5 (torchvision V1).
 Measured: nothing yet.
 """
 

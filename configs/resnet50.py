@@ -5,7 +5,8 @@ Run: python train.py --config=configs/resnet50.py
 Pre-activation (He 2016): --config.model=resnet50_v2
 Published: 76.130 % top-1, 92.862 % top-5 (torchvision V1).
 Measured: nothing yet.
-The crops are Szegedy's 2014 (random area and aspect) and the drops at 30 and 60 epochs, as torchvision trained these.
+As in torchvision's training, the crops have a random area and aspect ratio (Szegedy 2014), and the learning rate drops
+at 30 and 60 epochs.
 """
 
 from ml_collections import ConfigDict

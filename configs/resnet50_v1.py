@@ -5,8 +5,8 @@ Run: python train.py --config=configs/resnet50_v1.py
 Deeper: --config.model=resnet101_v1 or resnet152_v1
 Published: 75.3 % top-1, 92.2 % top-5 (the paper's model, 1 crop).
 Measured: nothing yet.
-The paper jitters the scale and divides the rate by 10 when the error stalls, for 600,000 steps; the epochs of the drops
-are those of configs/resnet50.py.
+The paper uses scale jitter, trains for 600,000 steps, and divides the learning rate by 10 when the error stalls. Here
+the epochs of the drops are those of configs/resnet50.py.
 """
 
 from ml_collections import ConfigDict

@@ -5,8 +5,9 @@ Run: python train.py --config=configs/vgg16.py
 Others of Table 1: --config.model=vgg11, vgg13, vgg16_c or vgg19
 Published: 71.592 % top-1, 90.382 % top-5 (torchvision V1); 74.4 % top-1 (the paper's Table 3, scale jitter).
 Measured: nothing on ImageNet yet; docs/results.md shows that the loss leaves its plateau.
-The paper starts from the trained configuration A; with the fan-out initialisation (He 2015) and its rate of 0.01 the
-network needs no such start. The epochs of the drops are ours: the paper's three follow its validation accuracy.
+The paper starts from the trained configuration A. With He's fan-out initialisation (2015) the network can be trained
+from random weights at the paper's learning rate of 0.01. The paper drops the rate three times, when the validation
+accuracy stalls; the epochs of the drops here are ours.
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@ Paper: Chollet 2016, Xception: deep learning with depthwise separable convolutio
 Run: python train.py --config=configs/xception.py
 Published: 79.0 % top-1, 94.5 % top-5 (the paper; Keras).
 Measured: nothing yet.
-The paper names neither the size of its batches nor how long it trains.
+The paper states neither the batch size nor the length of the training.
 """
 
 from ml_collections import ConfigDict

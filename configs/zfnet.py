@@ -2,10 +2,10 @@
 
 Paper: Zeiler and Fergus 2013, Visualizing and understanding convolutional networks, section 3.
 Run: python train.py --config=configs/zfnet.py
-Published: 61.6 % top-1, 83.5 % top-5 (the paper's one convnet as Fig. 3, 10 crops).
+Published: 61.6 % top-1, 83.5 % top-5 (the paper's single convnet of Fig. 3, 10 crops).
 Measured: nothing yet.
-The paper divides the rate when the validation error stalls and stops after 70 epochs; the epochs of the drops are ours,
-and the weight decay is AlexNet's. Its renormalisation of filters to a norm of 0.1 is left out.
+The paper divides the learning rate when the validation error stalls, and stops after 70 epochs. The epochs of the drops
+here are ours, and the weight decay is AlexNet's. The paper's renormalisation of filters to a norm of 0.1 is left out.
 """
 
 from ml_collections import ConfigDict
