@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import input_pipeline
+from input_pipeline.files import local_path
 from training import command_line, configuration
 from training.checkpoints import Checkpoints, has_checkpoints, list_steps
 from training.command_line import say
@@ -42,7 +43,7 @@ from training.workdir import (
 )
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/ + config + overrides.")
+_WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "Where the run lives; default: runs/ + config + overrides.")
 flags.DEFINE_bool("options", False, "Print every option with its default and meaning, and exit.")
 flags.mark_flag_as_required("config")
 
@@ -202,7 +203,7 @@ def start_state(config: ConfigDict, program: Program) -> State:
     """Returns the state before the first step: initial values, or the weights of config.init_from."""
     state = program.initial_state()
     if config.init_from:
-        state, new = initialize_from(state, pathlib.Path(config.init_from), program.mesh)
+        state, new = initialize_from(state, local_path(config.init_from), program.mesh)
         say(f"weights are those of {config.init_from}, but for {', '.join(new) or 'nothing'}")
     return state
 

@@ -3,6 +3,7 @@
 import collections
 import functools
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -51,6 +52,23 @@ Pillow also opens files that are no images (EPS, for which it starts Ghostscript
 """
 
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+
+def local_path(text: str | Path) -> Path:
+    """Returns a path as a shell understands it: with `~` and environment variables replaced.
+
+    Raises:
+      ValueError: it is remote (gs://bucket/folder), or it names a user or a variable that does not exist, and is no
+        file or folder as it stands.
+    """
+    if re.match(r"[A-Za-z][\w+.-]*://", str(text)):
+        raise ValueError(f"{str(text)!r} is remote, which is not supported; give a path on this machine")
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    unknown = re.search(r"^~[^/]*|\$(\w+|\{[^}]*\})", expanded)
+    if unknown and not os.path.lexists(expanded):
+        kind = "user" if unknown[0].startswith("~") else "environment variable"
+        raise ValueError(f"{str(text)!r} names {unknown[0]}, but there is no such {kind}; write the path out")
+    return Path(expanded)
 
 
 def regular_files(folder: str | Path, entered: set[tuple[int, int]]) -> tuple[list[str], collections.Counter[str]]:

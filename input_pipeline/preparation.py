@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming, registered
 
 from input_pipeline.archives import MAX_BYTES, members
-from input_pipeline.files import read_file
+from input_pipeline.files import local_path, read_file
 from input_pipeline.image_folder import FolderSplit, find_images
 from input_pipeline.official_archives import EXAMPLES, READERS, find_archives
 from input_pipeline.record_files import Example, Split, prepared_split, shrunk, shuffled, write
@@ -52,6 +52,8 @@ def prepare(
       ValueError: the dataset is unknown or needs TensorFlow, or an archive is not what it should be.
       OSError: an archive cannot be found, downloaded or read; the disk is full.
     """
+    for path in (name, *archives):
+        local_path(path)  # refuses what is remote before anything is written
     data_dir = default_data_dir(data_dir)
     downloads = data_dir / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
@@ -81,7 +83,7 @@ def prepare(
 
 
 def _is_folder(name: str) -> bool:
-    return re.split("[/:]", name)[0] not in READERS and Path(name).expanduser().is_dir()
+    return re.split("[/:]", name)[0] not in READERS and local_path(name).is_dir()
 
 
 def _check_prepared(builder: tfds.core.DatasetBuilder, read_splits: Callable[[], dict[str, Split]] | None) -> None:
@@ -113,7 +115,7 @@ def _source(
     if archives and not known:
         raise ValueError(f"--archive is for {', '.join(READERS)}, not for {name!r}; see docs/data.md")
     if _is_folder(name):
-        return _folder(Path(name).expanduser(), data_dir)
+        return _folder(local_path(name), data_dir)
     prepared = open_builder(name, data_dir)
     if not prepared and not known:
         _prepare_by_tfds(name, data_dir)
@@ -124,7 +126,7 @@ def _source(
     builder = _tfds_builder(name, data_dir)
 
     def read_splits() -> dict[str, Split]:
-        paths = [Path(archive).expanduser() for archive in archives] or find_archives(builder, data_dir / "downloads")
+        paths = [local_path(archive) for archive in archives] or find_archives(builder, data_dir / "downloads")
         for path in paths:
             if not path.exists():
                 raise FileNotFoundError(f"there is no archive {path}")

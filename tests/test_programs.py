@@ -24,15 +24,15 @@ SHORT += ("--config.checkpoint_every_steps=10", "--config.evaluate_every_epochs=
 ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "120"}
 
 
-def start(program, *arguments):
-    command = [sys.executable, program, *map(str, arguments)]
+def start(program, *arguments, cwd=ROOT, **variables):
+    command = [sys.executable, ROOT / program, *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=cwd, env=ENVIRONMENT | variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
-def run(program, *arguments, exit_code=0):
-    process = start(program, *arguments)
+def run(program, *arguments, exit_code=0, **place):
+    process = start(program, *arguments, **place)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == exit_code, output + errors
     return output if exit_code == 0 else errors
@@ -269,6 +269,53 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, program, arguments, 
     errors = run(program, *arguments, *extra, exit_code=2)
     assert len(errors.splitlines()) == 1 and message in errors
     assert not list(tmp_path.iterdir())
+
+
+BASE = f"--config={ROOT}/configs/base.py"
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("train.py", [BASE, "--workdir=gs://bucket/run"]),
+        ("train.py", [BASE, "--config.init_from=s3://bucket/run"]),
+        ("train.py", [BASE, "--config.dataset=image_folder:gs://bucket/images"]),
+        ("train.py", [BASE, "--config.dataset=gs://bucket/imagenet2012"]),
+        ("train.py", [BASE, "--config.dataset=cifar10", "--config.data_dir=gs://bucket"]),
+        ("train.py", [BASE, "--config.compilation_cache_dir=gs://bucket"]),
+        ("train.py", ["--config=gs://bucket/recipe.py"]),
+        ("evaluate.py", ["--workdir=memory://run"]),
+        ("predict.py", ["--workdir=run", "--images=https://server/cat.jpg"]),
+        ("convert.py", [BASE, "--weights=x.pth", "--workdir=gs://bucket/run"]),
+        ("summarize.py", ["--workdir=gs://bucket/run", "--effective_receptive_field=x.png"]),
+        ("benchmark.py", ["--json=gs://bucket/rows.json"]),
+        ("prepare.py", ["cifar10", "--data_dir=gs://bucket"]),
+        ("prepare.py", ["cifar10", "--archive=s3://bucket/cifar10.tar.gz"]),
+    ],
+)
+def test_remote_paths_are_refused_at_once(tmp_path, program, arguments):
+    errors = run(program, *arguments, exit_code=2, cwd=tmp_path, HOME=str(tmp_path))
+    assert len(errors.splitlines()) == 1 and "is remote, which is not supported" in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_home_and_environment_variables_in_paths(tmp_path):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (home / "images").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(home / "images" / "zero.png")
+    (home / "recipe.py").write_text((ROOT / "configs" / "base.py").read_text())
+    place = {"cwd": elsewhere, "HOME": str(home), "IMAGES": "images", "PYTHONPATH": str(ROOT)}
+    quick = "--config=~/recipe.py", "--config.num_steps=1", "--config.compilation_cache_dir=$HOME/compiled"
+    run("train.py", *quick, "--workdir=~/first", **place)
+    output = run("train.py", *quick, "--workdir=${HOME}/second", "--config.init_from=~/first", **place)
+    assert "weights are those of ~/first" in output
+    run("evaluate.py", "--workdir=~/second", "--json=$HOME/result.json", **place)
+    assert "zero.png" in run("predict.py", "--workdir=~/second", "--images=~/$IMAGES", **place)
+    assert {"first", "second", "compiled", "result.json"} <= {path.name for path in home.iterdir()}
+    errors = run("train.py", *quick, "--workdir=$NOWHERE/run", exit_code=2, **place)
+    assert "names $NOWHERE, but there is no such environment variable" in errors
+    assert not list(elsewhere.iterdir())
 
 
 def test_the_options_are_listed():

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import base
 from configs._option import nearest_name
+from input_pipeline.files import local_path
 from training import configuration
 from training.platform import prepare_process
 
@@ -115,6 +116,22 @@ def _end(message: str, exit_code: int) -> NoReturn:
     sys.exit(exit_code)
 
 
+class _PathParser(flags.ArgumentParser):
+    """Parses the path of a file or folder: `~` and environment variables are replaced, remote paths refused."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return str(local_path(argument)) if argument else argument
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+PATH = _PathParser()
+"""The parser of every flag that is a path: flags.DEFINE(PATH, name, default, help)."""
+
+
 class _OptionalParser(flags.ArgumentParser):
     """Parses None besides what another parser parses; the options' table says which options take it."""
 
@@ -156,7 +173,9 @@ def _parse(argv: list[str], default_config: pathlib.Path | None, argument: str |
         sys.exit(0)
     if default_config and not any(re.match("--?config(=|$)", word) for word in argv):
         argv = [argv[0], f"--config={default_config}", *argv[1:]]
-    words = [word.lstrip("-") for word in _joined(argv) if word.startswith("-")]
+    with refusing_bad_input():
+        argv = [argv[0], *_with_config_path(argv[1:])]
+    words = [word.lstrip("-") for word in argv if word.startswith("-")]
     path = next((word.removeprefix("config=") for word in words if word.startswith("config=")), None)
     if "config" in flags.FLAGS:
         _check_typed_names(words)
@@ -183,10 +202,15 @@ def _parse(argv: list[str], default_config: pathlib.Path | None, argument: str |
     return rest
 
 
-def _joined(argv: list[str]) -> list[str]:
-    """Returns the words with `--config FILE` as `--config=FILE`."""
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
-    return [f"{word}={following}" if word in ("-config", "--config") else word for word, following in pairs]
+def _with_config_path(argv: list[str]) -> list[str]:
+    """Returns the words with `--config FILE` as `--config=FILE`, and `~` and environment variables in FILE replaced."""
+    words, result = iter(argv), []
+    for word in words:
+        if word in ("-config", "--config"):
+            word += f"={next(words, '')}"
+        flag, _, path = word.partition("=")
+        result.append(f"{flag}={local_path(path)}" if path and flag in ("-config", "--config") else word)
+    return result
 
 
 def _check_typed_names(words: list[str]) -> None:
