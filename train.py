@@ -111,14 +111,14 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         feed = Feed(config, mesh, train_data, eval_data)
         program = make_program(config, mesh, feed.steps_per_epoch, feed.cache)
         program.trace()  # refuses what only training cannot do, before anything is written
-        state = None if has_checkpoints(workdir) else start_state(config, program)
+        state = None if has_checkpoints(workdir) else start_state(config, program, train_data.class_names)
     with contextlib.ExitStack() as held:
         with command_line.refusing_bad_input((ValueError,)):
             held.enter_context(exclusive_run(workdir))
             check_workdir(workdir, config)  # again: another run may have begun and ended since
             write_config(workdir, config, train_data.class_names)
             checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-            state = state or checkpoints.restore(program.target) or start_state(config, program)
+            state = state or checkpoints.restore(program.target) or start_state(config, program, train_data.class_names)
         take_steps(workdir, interruption, feed, program, checkpoints, state)
 
 
@@ -199,12 +199,14 @@ def take_steps(
     log.farewell()
 
 
-def start_state(config: ConfigDict, program: Program) -> State:
+def start_state(config: ConfigDict, program: Program, class_names: tuple[str, ...]) -> State:
     """Returns the state before the first step: initial values, or the weights of config.init_from."""
     state = program.initial_state()
     if config.init_from:
-        state, new = initialize_from(state, local_path(config.init_from), program.mesh)
-        say(f"weights are those of {config.init_from}, but for {', '.join(new) or 'nothing'}")
+        start = initialize_from(state, local_path(config.init_from), config, class_names, program.mesh)
+        reason = f", which stay new: {start.differing_classes}" if start.differing_classes else ""
+        say(f"weights are those of {config.init_from}, but for {', '.join(start.new) or 'nothing'}{reason}")
+        return start.state
     return state
 
 

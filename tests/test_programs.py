@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -316,6 +317,38 @@ def test_home_and_environment_variables_in_paths(tmp_path):
     errors = run("train.py", *quick, "--workdir=$NOWHERE/run", exit_code=2, **place)
     assert "names $NOWHERE, but there is no such environment variable" in errors
     assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "resnet18", "batch_size": 1},
+        {"model": "resnet18", "batch_size": 4, "bn_virtual_batch_size": 1},
+        {"model": "resnet18", "batch_size": 4, "accumulation_steps": 4},
+        {"model": "googlenet_bn", "batch_size": 1, "aux_weight": 0.3},
+    ],
+)
+def test_batch_normalisation_over_one_value_a_channel_is_refused(tmp_path, options):
+    """Only training mode refuses it: at 32 pixels the last maps have one pixel."""
+    options = {"dataset": "synthetic", "num_classes": 10, "image_size": 32, "num_steps": 1, **options}
+    words = [f"--config.{name}={value}" for name, value in options.items()]
+    errors = run("train.py", BASE, *words, f"--workdir={tmp_path / 'run'}", exit_code=2)
+    assert len(errors.splitlines()) == 1 and "groups of 1 images with maps of 1x1 pixels sees one value" in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_best_checkpoint_that_is_gone_is_an_error(finished, tmp_path):
+    workdir, best = tmp_path / "run", read_json(finished / "summary.json")["best"]["step"]
+    shutil.copytree(finished, workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(best))
+    for program, arguments in (
+        ("evaluate.py", ["--json=" + str(tmp_path / "result.json")]),
+        ("convert.py", ["--to=safetensors"]),
+        ("predict.py", [f"--images={finished / 'curves.png'}"]),
+    ):
+        errors = run(program, f"--workdir={workdir}", "--step=best", *arguments, exit_code=2)
+        assert len(errors.splitlines()) == 1 and f"that of step {best}, whose checkpoint is gone" in errors
+    assert not (tmp_path / "result.json").exists() and not list(workdir.glob("*.safetensors"))
 
 
 def test_the_options_are_listed():

@@ -109,14 +109,10 @@ def _lock(file: Any, workdir: pathlib.Path) -> None:
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict, class_names: tuple[str, ...]) -> None:
-    """Writes config.json: all options resolved, the classes' names, versions, hardware and git commit.
-
-    Classes without a name, where num_classes exceeds the dataset's, are called by their number.
-    """
+    """Writes config.json: all options resolved, `all_class_names`, versions, hardware and git commit."""
     if (workdir / "config.json").exists() and read_config(workdir).to_dict() == config.to_dict():
         return  # a resumed run: the record says where it began
-    spare = tuple(map(str, range(len(class_names), config.num_classes)))
-    options, names = json.loads(config.to_json()), class_names + spare
+    options, names = json.loads(config.to_json()), all_class_names(class_names, config.num_classes)
     content = {"config": options, **describe_environment(), "class_names": names}
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
@@ -138,6 +134,11 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or choose another --workdir") from error
     return ConfigDict({name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+
+
+def all_class_names(class_names: tuple[str, ...], num_classes: int) -> tuple[str, ...]:
+    """Returns a dataset's class names, and for the classes that num_classes has beyond them their numbers."""
+    return class_names + tuple(map(str, range(len(class_names), num_classes)))
 
 
 def read_class_names(workdir: pathlib.Path) -> list[str]:
