@@ -91,7 +91,7 @@ def read_images(
         try:
             pairs.append((file, transform(read_file(file, max_bytes))))
         except (ValueError, OSError) as error:
-            print(f"cannot read {printable(file)}: {error}", file=sys.stderr)
+            print(printable(f"cannot read {file}: {error}"), file=sys.stderr)
     return pairs
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.dataset import Dataset, held_out_records, held_out_split
-from input_pipeline.files import local_path
+from input_pipeline.files import local_path, printable
 from input_pipeline.image_folder import open_image_folder
 from input_pipeline.stored_datasets import default_data_dir, not_prepared, open_builder, open_stored_dataset
 
@@ -58,7 +58,7 @@ def _fetch(name: str, data_dir: Path) -> Any:
 
     if not preparation.fetchable(name):
         raise not_prepared(name, data_dir)
-    print(f"dataset {name} is not in {data_dir} yet", flush=True)
+    print(printable(f"dataset {name} is not in {data_dir} yet"), flush=True)
     preparation.prepare(name, data_dir=str(data_dir))
     return open_builder(name, data_dir)
 

@@ -142,12 +142,14 @@ def most_bytes(max_image_pixels: int) -> int:
     return max_image_pixels + 2**24
 
 
-def printable(text: str | Path) -> str:
-    """Returns text in which newlines, control characters and what is no Unicode are escaped."""
-    return str(text) if str(text).isprintable() else repr(str(text))[1:-1]
+def printable(text: str | Path, kept: str = "") -> str:
+    """Returns text in which newlines, control characters and what is no Unicode are escaped, except those kept."""
+    return "".join(
+        char if char.isprintable() or char in kept else char.encode("unicode_escape").decode() for char in str(text)
+    )
 
 
 @functools.cache
 def say_once(message: str) -> None:
     """Prints a message on standard error, however often it is said in this process."""
-    print(message, file=sys.stderr)
+    print(printable(message), file=sys.stderr)

@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming, registered
 
 from input_pipeline.archives import MAX_BYTES, members
-from input_pipeline.files import local_path, read_file
+from input_pipeline.files import local_path, printable, read_file
 from input_pipeline.image_folder import FolderSplit, find_images
 from input_pipeline.official_archives import EXAMPLES, READERS, find_archives
 from input_pipeline.record_files import Example, Split, prepared_split, shrunk, shuffled, write
@@ -76,7 +76,7 @@ def prepare(
                     error = f"the disk is full: make room in {data_dir}, and run the same command again"
                 raise OSError(str(error)) from None
     found = {split: info.num_examples for split, info in builder.info.splits.items()}
-    print(f"{builder.info.full_name} is in {builder.data_path}: {_counts(found)} images")
+    print(printable(f"{builder.info.full_name} is in {builder.data_path}: {_counts(found)} images"))
     official = EXAMPLES.get(name.split(":")[0], {})
     if any(found.get(split) != size for split, size in official.items()):
         print(f"note: the official archives hold {_counts(official)} images")
@@ -88,7 +88,7 @@ def _is_folder(name: str) -> bool:
 
 def _check_prepared(builder: tfds.core.DatasetBuilder, read_splits: Callable[[], dict[str, Split]] | None) -> None:
     """Says that a dataset is there already; raises an error if a file of it is missing, or the folder has changed."""
-    print(f"{builder.data_path} is there already and stays as it is; to prepare it again, remove it")
+    print(printable(f"{builder.data_path} is there already and stays as it is; to prepare it again, remove it"))
     for split in builder.info.splits:
         open_records(builder, split)
     if read_splits:
@@ -130,7 +130,7 @@ def _source(
         for path in paths:
             if not path.exists():
                 raise FileNotFoundError(f"there is no archive {path}")
-        print(f"preparing {builder.info.full_name} from {', '.join(map(str, paths))}", flush=True)
+        print(printable(f"preparing {builder.info.full_name} from {', '.join(map(str, paths))}"), flush=True)
         splits = READERS[builder.name](builder, [file for path in paths for file in members(path, scratch)])
         if not splits:
             raise ValueError(f"there are no images of {name} in {', '.join(map(str, paths))}; see docs/data.md")
@@ -241,7 +241,7 @@ def _exclusive_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that prepares a dataset in {folder.parent}", flush=True)
+            print(printable(f"waiting for another process that prepares a dataset in {folder.parent}"), flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

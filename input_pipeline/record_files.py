@@ -188,5 +188,8 @@ def _load_ahead(split: Split) -> Iterator[bytes]:
 def show_progress() -> Progress:
     """Returns a bar for each task, with its share and the time that remains."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn()
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
     )

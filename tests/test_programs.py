@@ -220,6 +220,33 @@ def test_predict_images(finished, tmp_path):
     assert len(errors.splitlines()) == 1 and "broken.jpg" in errors
 
 
+def test_names_are_printed_neither_as_markup_nor_as_control_characters(finished, tmp_path):
+    workdir, names = tmp_path / "run[/b]:cat:$\x1b[31m", [f"[bold]{number}[/b]\x1b[2J:cat:" for number in range(10)]
+    shutil.copytree(finished, workdir)
+    config = read_json(workdir / "config.json")
+    (workdir / "config.json").write_text(json.dumps(config | {"class_names": names}))
+    image = pathlib.Path("d[/b]\x1b[31m.png")
+    (tmp_path / image).parent.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / image)
+    shutil.copy(tmp_path / image, os.fsencode(tmp_path / image.parent) + b"/\xff:cat:\r.png")
+    (tmp_path / image.parent / "broken\x1b[31m.png").write_text("no image")
+    arguments = [f"--workdir={workdir}", f"--images={image.parent}"]
+    process = start("predict.py", *arguments, cwd=tmp_path, COLUMNS="400")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and errors.startswith("cannot read d[/broken")
+    assert r"d[/b]\x1b[31m.png" in output and r"d[/\udcff:cat:\r.png" in output
+    assert r"[bold]0[/b]\x1b[2J:cat: " in output and r"broken\x1b[31m.png" in errors
+    assert all(character.isprintable() for character in (output + errors).replace("\n", ""))
+
+    errors = run("predict.py", f"--workdir={workdir}", "--images=\x1b[31m\udcff", exit_code=2)
+    assert len(errors.splitlines()) == 1 and r"\x1b[31m\udcff" in errors
+    new = tmp_path / "new[/b]:cat:$^$\x1b[31m"  # in a title of curves.png $^$ would be a damaged formula
+    for _ in range(2):  # a run, and "is finished"
+        output = run("train.py", SHORT[0], "--config.num_steps=1", f"--workdir={new}")
+        assert r"new[/b]:cat:$^$\x1b[31m" in output and "\x1b" not in output
+    assert (new / "curves.png").exists()
+
+
 def test_predict_arrays(finished, tmp_path):
     inputs = np.random.RandomState(0).standard_normal((70, 32, 32, 1)).astype(np.float32)
     np.save(tmp_path / "x.npy", inputs)

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import base
 from configs._option import nearest_name
-from input_pipeline.files import local_path
+from input_pipeline.files import local_path, printable
 from training import configuration
 from training.platform import prepare_process
 
@@ -53,9 +53,9 @@ def register_parsers() -> None:
 
 
 def say(text: str) -> None:
-    """Prints a text at once; if that fails, at a closed pipe or a full disk, the program goes on and prints no more."""
+    """Prints lines at once; if that fails, at a closed pipe or a full disk, the program goes on and prints no more."""
     try:
-        print(text, flush=True)
+        print(printable(text, kept="\n"), flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -103,9 +103,7 @@ def step(value: str | None) -> int | str | None:
 
 def one_line(text: str) -> str:
     """Returns the text on one line, with control characters escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in " ".join(text.split())
-    )
+    return printable(" ".join(text.split()))
 
 
 def _end(message: str, exit_code: int) -> NoReturn:
