@@ -35,14 +35,26 @@ _BATCH_SIZES = flags.DEFINE_list("batch_sizes", None, "Numbers; auto: the larges
 _IMAGE_SIZE = flags.DEFINE_list("image_size", None, "Pixels a side, one or several; default: the network's own.")
 _DTYPE = flags.DEFINE_list("dtype", None, f"Of {', '.join(DTYPES)}, one or several; default: the config's.")
 _SECONDS = flags.DEFINE_float("seconds", 10.0, "Most time for a row's steps; 1 % precision ends it.", lower_bound=0)
-_JSON = flags.DEFINE_string("json", None, "A file for the rows; -: standard output, which then has nothing else.")
-_CSV = flags.DEFINE_string("csv", None, "A file for the rows; -: standard output, which then has nothing else.")
-_ROWS = flags.DEFINE_string("rows", None, "A file that --json wrote: its rows are read, and nothing is measured.")
-_COMPARE = flags.DEFINE_string("compare", None, "A file that --json wrote: its rows are compared with the new ones.")
+_JSON = flags.DEFINE(
+    command_line.PATH, "json", None, "A file for the rows; -: standard output, which then has nothing else."
+)
+_CSV = flags.DEFINE(
+    command_line.PATH, "csv", None, "A file for the rows; -: standard output, which then has nothing else."
+)
+_ROWS = flags.DEFINE(
+    command_line.PATH, "rows", None, "A file that --json wrote: its rows are read, and nothing is measured."
+)
+_COMPARE = flags.DEFINE(
+    command_line.PATH, "compare", None, "A file that --json wrote: its rows are compared with the new ones."
+)
 _TOLERANCE = flags.DEFINE_float("tolerance", 0.05, "For --compare: share of images/s that may be lost.", 0, 1)
-_REPORT = flags.DEFINE_string("report", None, "A folder for pictures.")
-_RUNS = flags.DEFINE_string("runs", None, "For --report: finished runs whose accuracy is drawn too: 'runs/*'.")
-_PROFILE = flags.DEFINE_string("profile", None, "A folder for a profile of each row, for xprof and Perfetto.")
+_REPORT = flags.DEFINE(command_line.PATH, "report", None, "A folder for pictures.")
+_RUNS = flags.DEFINE(
+    command_line.PATH, "runs", None, "For --report: finished runs whose accuracy is drawn too: 'runs/*'."
+)
+_PROFILE = flags.DEFINE(
+    command_line.PATH, "profile", None, "A folder for a profile of each row, for xprof and Perfetto."
+)
 
 
 def main() -> int:

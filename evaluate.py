@@ -19,14 +19,14 @@ from training.step import make_eval_step
 from training.transfer import load_weights
 from training.workdir import read_class_names, write_atomically
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made.", required=True)
+_WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
 _SPLIT = flags.DEFINE_string("split", None, "train, eval or the dataset's own name of a split; default: eval.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "The folder of TFDS datasets; default: as in training.")
+_DATA_DIR = flags.DEFINE(command_line.PATH, "data_dir", None, "The folder of TFDS datasets; default: as in training.")
 _ON_BAD_IMAGE = flags.DEFINE_enum(
     "on_bad_image", None, ["raise", "skip"], "skip: leave damaged images out; default: as in training."
 )
-_JSON = flags.DEFINE_string("json", None, "A file for the result; - for standard output.")
+_JSON = flags.DEFINE(command_line.PATH, "json", None, "A file for the result; - for standard output.")
 
 
 def main() -> None:

@@ -14,7 +14,7 @@ from absl import flags
 from ml_collections import ConfigDict
 
 from analysis import tables
-from input_pipeline.files import most_bytes, printable, read_file, regular_files
+from input_pipeline.files import local_path, most_bytes, printable, read_file, regular_files
 from input_pipeline.images import evaluation_transform
 from training import command_line
 from training.platform import prepare_platform
@@ -23,11 +23,11 @@ from training.state import make_mesh
 from training.transfer import load_weights
 from training.workdir import read_class_names
 
-_WORKDIR = flags.DEFINE_string("workdir", None, "The folder that train.py made.", required=True)
+_WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
 _IMAGES = flags.DEFINE_list("images", [], "Image files and folders of them.")
-_INPUTS = flags.DEFINE_string("inputs", None, "A .npy file of preprocessed float32 images, (N, H, W, C).")
-_LOGITS = flags.DEFINE_string("logits", None, "The .npz file for the logits of --inputs.")
+_INPUTS = flags.DEFINE(command_line.PATH, "inputs", None, "A .npy file of preprocessed float32 images, (N, H, W, C).")
+_LOGITS = flags.DEFINE(command_line.PATH, "logits", None, "The .npz file for the logits of --inputs.")
 
 Predictor = Callable[[np.ndarray], np.ndarray]
 
@@ -37,7 +37,7 @@ def main() -> None:
     with command_line.refusing_bad_input():
         if bool(_IMAGES.value) == bool(_INPUTS.value) or bool(_INPUTS.value) != bool(_LOGITS.value):
             raise ValueError("give --images=FILES, or --inputs=FILE.npy with --logits=FILE.npz")
-        files = [file for name in _IMAGES.value for file in image_files(pathlib.Path(name))]
+        files = [file for name in _IMAGES.value for file in image_files(local_path(name))]
         if _IMAGES.value and not files:
             raise FileNotFoundError(f"there are no files in {', '.join(_IMAGES.value)}; give images")
         mesh, step = make_mesh(), command_line.step(_STEP.value)
@@ -92,7 +92,7 @@ def read_images(
         try:
             pairs.append((file, transform(read_file(file, max_bytes))))
         except (ValueError, OSError) as error:
-            print(f"cannot read {printable(file)}: {error}", file=sys.stderr)
+            print(printable(f"cannot read {file}: {error}"), file=sys.stderr)
     return pairs
 
 

@@ -12,7 +12,9 @@ from input_pipeline.preparation import prepare
 from training import command_line
 
 _ARCHIVE = flags.DEFINE_multi_string("archive", [], "A file or folder that NAME comes in; none: it is downloaded.")
-_DATA_DIR = flags.DEFINE_string("data_dir", None, "Where to; default: $TFDS_DATA_DIR or ~/tensorflow_datasets.")
+_DATA_DIR = flags.DEFINE(
+    command_line.PATH, "data_dir", None, "Where to; default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
+)
 _MAX_SIDE = flags.DEFINE_integer(
     "max_side", 0, "Longest side of an image, pixels: larger ones are shrunk, into NAME_max_side_N; 0: any.", 0
 )

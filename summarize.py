@@ -25,11 +25,17 @@ BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/; default: base.py.")
 _BACKWARD = flags.DEFINE_bool("backward", False, "Also count the backward pass of a training step.")
 _SORT = flags.DEFINE_string("sort", None, "A column to sort by, numbers from the largest; default: not sorted.")
-_JSON = flags.DEFINE_string("json", None, "A file for the result; -: standard output, which then has nothing else.")
-_CSV = flags.DEFINE_string("csv", None, "A file for the rows; -: standard output, which then has nothing else.")
-_PICTURE = flags.DEFINE_string("picture", None, "A file for a picture of maps and channels over the depth.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "For --effective_receptive_field: the folder that train.py made.")
-_FIELD = flags.DEFINE_string("effective_receptive_field", None, "A file for a picture of it.")
+_JSON = flags.DEFINE(
+    command_line.PATH, "json", None, "A file for the result; -: standard output, which then has nothing else."
+)
+_CSV = flags.DEFINE(
+    command_line.PATH, "csv", None, "A file for the rows; -: standard output, which then has nothing else."
+)
+_PICTURE = flags.DEFINE(command_line.PATH, "picture", None, "A file for a picture of maps and channels over the depth.")
+_WORKDIR = flags.DEFINE(
+    command_line.PATH, "workdir", None, "For --effective_receptive_field: the folder that train.py made."
+)
+_FIELD = flags.DEFINE(command_line.PATH, "effective_receptive_field", None, "A file for a picture of it.")
 _IMAGES = flags.DEFINE_integer("images", 64, "For --effective_receptive_field: evaluation images.", lower_bound=1)
 
 

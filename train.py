@@ -20,6 +20,7 @@ from absl import flags
 from ml_collections import ConfigDict, config_flags
 
 import input_pipeline
+from input_pipeline.files import local_path
 from training import command_line, configuration
 from training.checkpoints import Checkpoints, has_checkpoints, list_steps
 from training.command_line import say
@@ -42,7 +43,7 @@ from training.workdir import (
 )
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/ + config + overrides.")
+_WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "Where the run lives; default: runs/ + config + overrides.")
 flags.DEFINE_bool("options", False, "Print every option with its default and meaning, and exit.")
 flags.mark_flag_as_required("config")
 
@@ -109,15 +110,15 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
     with command_line.refusing_bad_input():
         feed = Feed(config, mesh, train_data, eval_data)
         program = make_program(config, mesh, feed.steps_per_epoch, feed.cache)
-        program.trace()  # raises an error if the network cannot be trained so, before any file is written
-        state = None if has_checkpoints(workdir) else start_state(config, program)
+        program.trace()  # refuses what only training cannot do, before anything is written
+        state = None if has_checkpoints(workdir) else start_state(config, program, train_data.class_names)
     with contextlib.ExitStack() as held:
         with command_line.refusing_bad_input((ValueError,)):
             held.enter_context(exclusive_run(workdir))
             check_workdir(workdir, config)  # again, because another run may have used the workdir since the first check
             write_config(workdir, config, train_data.class_names)
             checkpoints = Checkpoints(workdir, config.keep_checkpoints)
-            state = state or checkpoints.restore(program.target) or start_state(config, program)
+            state = state or checkpoints.restore(program.target) or start_state(config, program, train_data.class_names)
         take_steps(workdir, interruption, feed, program, checkpoints, state)
 
 
@@ -199,12 +200,14 @@ def take_steps(
     log.farewell()
 
 
-def start_state(config: ConfigDict, program: Program) -> State:
+def start_state(config: ConfigDict, program: Program, class_names: tuple[str, ...]) -> State:
     """Returns the state before the first step: initial values, or the weights of config.init_from."""
     state = program.initial_state()
     if config.init_from:
-        state, new = initialize_from(state, pathlib.Path(config.init_from), program.mesh)
-        say(f"weights are those of {config.init_from}, but for {', '.join(new) or 'nothing'}")
+        start = initialize_from(state, local_path(config.init_from), config, class_names, program.mesh)
+        reason = f", which stay new: {start.differing_classes}" if start.differing_classes else ""
+        say(f"weights are those of {config.init_from}, but for {', '.join(start.new) or 'nothing'}{reason}")
+        return start.state
     return state
 
 

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from analysis.rows import Row
+from input_pipeline.files import printable
 
 WIDEST_LINE = 10_000  # characters: a Markdown table is never broken to the width of a terminal
 
@@ -43,7 +44,7 @@ def line(columns: Sequence[Column], row: Row) -> str:
         names = [column for column in columns if column.unit is None]
         table = _headed([*names, Column("", 0, "error")], show_header=False)
         cells = [*cells[: len(names)], f"{row['status']}: {row['error']}"]
-    table.add_row(*map(Text, cells))
+    table.add_row(*map(_plain, cells))
     return _markdown(table)
 
 
@@ -57,19 +58,19 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Se
     """
     table = Table(box=MARKDOWN)
     for name, is_number in zip(headings, numbers or [False] * len(headings), strict=True):
-        table.add_column(Text(name), justify="right" if is_number else "left", no_wrap=True)
+        table.add_column(_plain(name), justify="right" if is_number else "left", no_wrap=True)
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(_plain, row))
     return _markdown(table)
 
 
 def print_boxed(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """Prints a table with lines around its cells; long cells are wrapped to the width of the terminal."""
-    table = Table(title=title and Text(title))
+    table = Table(title=title and _plain(title))
     for name in headings:
-        table.add_column(Text(name), overflow="fold")
+        table.add_column(_plain(name), overflow="fold")
     for row in rows:
-        table.add_row(*map(Text, row))
+        table.add_row(*map(_plain, row))
     Console().print(table)
 
 
@@ -83,7 +84,7 @@ class Display:
           total: the number of steps of the bar.
           to_errors: whether to print to standard error, because standard output is for the results.
         """
-        self._console = Console(stderr=to_errors, highlight=False, markup=False, soft_wrap=True)
+        self._console = Console(stderr=to_errors, highlight=False, markup=False, emoji=False, soft_wrap=True)
         description = TextColumn("{task.description}", markup=False)
         columns = BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), description
         hidden = not (self._console.is_terminal and total)
@@ -99,15 +100,19 @@ class Display:
 
     def say(self, text: str) -> None:
         """Prints lines above the bar."""
-        self._console.print(text)
+        self._console.print(printable(text, kept="\n"))
 
     def begin(self, text: str) -> None:
         """Shows beside the bar what is being measured."""
-        self._progress.update(self._task, description=text)
+        self._progress.update(self._task, description=printable(text))
 
     def advance(self) -> None:
         """Moves the bar by one."""
         self._progress.advance(self._task)
+
+
+def _plain(cell: str) -> Text:
+    return Text(printable(cell))
 
 
 def _headed(columns: Sequence[Column], show_header: bool = True) -> Table:

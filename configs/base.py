@@ -36,7 +36,9 @@ SECTIONS = {
         "dtype": Option(
             "float32", ("float32", "bfloat16", "float64"), "type of the computation; parameters are at least float32"
         ),
-        "init_from": Option("", "", "workdir whose newest weights the run starts from, except a head of another size"),
+        "init_from": Option(
+            "", "", "workdir whose newest weights the run starts from; the head stays new if it lacks a class"
+        ),
     },
     "Dataset": {
         "dataset": Option("digits", "", "digits, synthetic, image_folder:/path, or a dataset of TFDS: docs/data.md"),

@@ -10,22 +10,23 @@ from input_pipeline.class_names import imagenet_words
 from input_pipeline.dataset import Dataset
 
 
-def match_classes(names: Sequence[str], known: Sequence[str]) -> list[int]:
+def match_classes(names: Sequence[str], known: Sequence[str], by_number: bool = True) -> list[int]:
     """Returns the position in `known` of each of the names.
 
-    An ImageNet class may be named by its WordNet id or in words. The names 0 to n - 1, as ImageNet-V2's folders have
-    them, are the class numbers of a network with n classes.
+    ImageNet's classes match whether they are called by WordNet id or in words. Folders that are called 0 to n - 1, as
+    ImageNet-V2's are, name the classes of a network with n classes by number, unless by_number is False.
 
     Args:
       names: a dataset's classes.
       known: a network's classes, in the order of its logits.
+      by_number: whether the numbers 0 to n - 1 may stand for the names of a network's n classes.
 
     Raises:
       ValueError: if the network lacks a class of the dataset, or two names are of one class; the message lists them.
     """
     if list(names) == list(known):
         return list(range(len(names)))
-    if set(names) == set(map(str, range(len(known)))):
+    if by_number and set(names) == set(map(str, range(len(known)))):
         return [int(name) for name in names]
     positions = {_canonical(name): position for position, name in enumerate(known)}
     unknown = [name for name in names if _canonical(name) not in positions]

@@ -7,6 +7,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.dataset import Dataset, held_out_records, held_out_split
+from input_pipeline.files import local_path, printable
 from input_pipeline.image_folder import open_image_folder
 from input_pipeline.stored_datasets import default_data_dir, not_prepared, open_builder, open_stored_dataset
 
@@ -45,6 +46,7 @@ def load_dataset(config: ConfigDict, split: str) -> Dataset:
             split_seed=config.split_seed,
             max_image_pixels=config.max_image_pixels,
         )
+    local_path(config.dataset)  # refuses gs://bucket/folder
     data_dir = default_data_dir(config.data_dir)
     builder = open_builder(config.dataset, data_dir) or _fetch(config.dataset, data_dir)
     return open_stored_dataset(builder, config.dataset, split)
@@ -56,7 +58,7 @@ def _fetch(name: str, data_dir: Path) -> Any:
 
     if not preparation.fetchable(name):
         raise not_prepared(name, data_dir)
-    print(f"dataset {name} is not in {data_dir} yet", flush=True)
+    print(printable(f"dataset {name} is not in {data_dir} yet"), flush=True)
     preparation.prepare(name, data_dir=str(data_dir))
     return open_builder(name, data_dir)
 

@@ -3,6 +3,7 @@
 import collections
 import functools
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -51,6 +52,23 @@ Pillow's other formats are left out: they need a plugin or an external program, 
 """
 
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
+
+
+def local_path(text: str | Path) -> Path:
+    """Returns a path as a shell understands it: with `~` and environment variables replaced.
+
+    Raises:
+      ValueError: it is remote (gs://bucket/folder), or it names a user or a variable that does not exist, and is no
+        file or folder as it stands.
+    """
+    if re.match(r"[A-Za-z][\w+.-]*://", str(text)):
+        raise ValueError(f"{str(text)!r} is remote, which is not supported; give a path on this machine")
+    expanded = os.path.expanduser(os.path.expandvars(text))
+    unknown = re.search(r"^~[^/]*|\$(\w+|\{[^}]*\})", expanded)
+    if unknown and not os.path.lexists(expanded):
+        kind = "user" if unknown[0].startswith("~") else "environment variable"
+        raise ValueError(f"{str(text)!r} names {unknown[0]}, but there is no such {kind}; write the path out")
+    return Path(expanded)
 
 
 def regular_files(folder: str | Path, entered: set[tuple[int, int]]) -> tuple[list[str], collections.Counter[str]]:
@@ -124,12 +142,14 @@ def most_bytes(max_image_pixels: int) -> int:
     return max_image_pixels + 2**24
 
 
-def printable(text: str | Path) -> str:
-    """Returns the text with newlines, control characters and invalid Unicode escaped."""
-    return str(text) if str(text).isprintable() else repr(str(text))[1:-1]
+def printable(text: str | Path, kept: str = "") -> str:
+    """Returns text in which newlines, control characters and what is no Unicode are escaped, except those kept."""
+    return "".join(
+        char if char.isprintable() or char in kept else char.encode("unicode_escape").decode() for char in str(text)
+    )
 
 
 @functools.cache
 def say_once(message: str) -> None:
-    """Prints a message on standard error; repeated calls with the same message print nothing."""
-    print(message, file=sys.stderr)
+    """Prints a message on standard error, however often it is said in this process."""
+    print(printable(message), file=sys.stderr)

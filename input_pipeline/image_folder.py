@@ -13,6 +13,7 @@ from input_pipeline.files import (
     SUFFIXES,
     identity,
     is_hidden,
+    local_path,
     most_bytes,
     printable,
     read_file,
@@ -102,7 +103,7 @@ def find_images(folder: str | Path, split: str, *, validation_share: float = 0.2
       ValueError: if the split does not exist, a class has no images, or two classes have the same name.
       OSError: if a folder cannot be read.
     """
-    name, root = f"image_folder:{folder}", Path(folder).expanduser()
+    name, root = f"image_folder:{folder}", local_path(folder)
     if not str(folder) or not root.is_dir():
         raise FileNotFoundError(f"no folder {str(root)!r}: dataset=image_folder:/path needs a folder of class folders")
     root = _unwrapped(root)

@@ -15,6 +15,7 @@ from tensorflow_datasets.core.download import checksums
 from input_pipeline import class_names
 from input_pipeline.archives import Member, download, tar_members
 from input_pipeline.decoding import open_image
+from input_pipeline.files import printable
 from input_pipeline.record_files import Example, Split, encode, show_progress, shuffled
 
 EXAMPLES = {
@@ -59,7 +60,7 @@ def find_archives(builder: tfds.core.DatasetBuilder, downloads: Path) -> list[Pa
     targets = {url: downloads / builder.name / info.filename for url, info in urls.items()}
     for url, target in targets.items():
         if not target.exists():
-            print(f"downloading {url}, {urls[url].size / 1e6:.0f} MB, to {target}", flush=True)
+            print(printable(f"downloading {url}, {urls[url].size / 1e6:.0f} MB, to {target}"), flush=True)
             with show_progress() as progress:
                 task = progress.add_task(target.name, total=urls[url].size)
                 advance = functools.partial(progress.advance, task)

@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming, registered
 
 from input_pipeline.archives import MAX_BYTES, members
-from input_pipeline.files import read_file
+from input_pipeline.files import local_path, printable, read_file
 from input_pipeline.image_folder import FolderSplit, find_images
 from input_pipeline.official_archives import EXAMPLES, READERS, find_archives
 from input_pipeline.record_files import Example, Split, prepared_split, shrunk, shuffled, write
@@ -52,6 +52,8 @@ def prepare(
       ValueError: if the dataset is unknown or needs TensorFlow, or an archive has the wrong content.
       OSError: if an archive cannot be found, downloaded or read, or the disk is full.
     """
+    for path in (name, *archives):
+        local_path(path)  # refuses what is remote before anything is written
     data_dir = default_data_dir(data_dir)
     downloads = data_dir / "downloads"
     downloads.mkdir(parents=True, exist_ok=True)
@@ -74,19 +76,19 @@ def prepare(
                     error = f"the disk is full: make room in {data_dir}, and run the same command again"
                 raise OSError(str(error)) from None
     found = {split: info.num_examples for split, info in builder.info.splits.items()}
-    print(f"{builder.info.full_name} is in {builder.data_path}: {_counts(found)} images")
+    print(printable(f"{builder.info.full_name} is in {builder.data_path}: {_counts(found)} images"))
     official = EXAMPLES.get(name.split(":")[0], {})
     if any(found.get(split) != size for split, size in official.items()):
         print(f"note: the official archives hold {_counts(official)} images")
 
 
 def _is_folder(name: str) -> bool:
-    return re.split("[/:]", name)[0] not in READERS and Path(name).expanduser().is_dir()
+    return re.split("[/:]", name)[0] not in READERS and local_path(name).is_dir()
 
 
 def _check_prepared(builder: tfds.core.DatasetBuilder, read_splits: Callable[[], dict[str, Split]] | None) -> None:
-    """Prints that a dataset is prepared already; raises an error if its files are incomplete or the folder changed."""
-    print(f"{builder.data_path} is there already and stays as it is; to prepare it again, remove it")
+    """Says that a dataset is there already; raises an error if a file of it is missing, or the folder has changed."""
+    print(printable(f"{builder.data_path} is there already and stays as it is; to prepare it again, remove it"))
     for split in builder.info.splits:
         open_records(builder, split)
     if read_splits:
@@ -113,7 +115,7 @@ def _source(
     if archives and not known:
         raise ValueError(f"--archive is for {', '.join(READERS)}, not for {name!r}; see docs/data.md")
     if _is_folder(name):
-        return _folder(Path(name).expanduser(), data_dir)
+        return _folder(local_path(name), data_dir)
     prepared = open_builder(name, data_dir)
     if not prepared and not known:
         _prepare_by_tfds(name, data_dir)
@@ -124,11 +126,11 @@ def _source(
     builder = _tfds_builder(name, data_dir)
 
     def read_splits() -> dict[str, Split]:
-        paths = [Path(archive).expanduser() for archive in archives] or find_archives(builder, data_dir / "downloads")
+        paths = [local_path(archive) for archive in archives] or find_archives(builder, data_dir / "downloads")
         for path in paths:
             if not path.exists():
                 raise FileNotFoundError(f"there is no archive {path}")
-        print(f"preparing {builder.info.full_name} from {', '.join(map(str, paths))}", flush=True)
+        print(printable(f"preparing {builder.info.full_name} from {', '.join(map(str, paths))}"), flush=True)
         splits = READERS[builder.name](builder, [file for path in paths for file in members(path, scratch)])
         if not splits:
             raise ValueError(f"there are no images of {name} in {', '.join(map(str, paths))}; see docs/data.md")
@@ -239,7 +241,7 @@ def _exclusive_lock(folder: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"waiting for another process that prepares a dataset in {folder.parent}", flush=True)
+            print(printable(f"waiting for another process that prepares a dataset in {folder.parent}"), flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

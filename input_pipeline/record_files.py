@@ -188,5 +188,8 @@ def _load_ahead(split: Split) -> Iterator[bytes]:
 def show_progress() -> Progress:
     """Returns a display with a progress bar for each task, its share done and the remaining time."""
     return Progress(
-        TextColumn("{task.description}"), BarColumn(), TextColumn("{task.percentage:.0f} %"), TimeRemainingColumn()
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TextColumn("{task.percentage:.0f} %"),
+        TimeRemainingColumn(),
     )

@@ -11,7 +11,7 @@ from typing import Any
 
 from input_pipeline.class_names import in_words
 from input_pipeline.dataset import Dataset
-from input_pipeline.files import printable
+from input_pipeline.files import local_path, printable
 
 TFDS_NAMES = (
     "beans", "caltech101", "cats_vs_dogs", "cifar10", "cifar100", "fashion_mnist", "food101", "imagenet2012",
@@ -22,8 +22,8 @@ TFDS_NAMES = (
 
 
 def default_data_dir(data_dir: str | None) -> Path:
-    """Returns the folder of TFDS's datasets: data_dir, or else $TFDS_DATA_DIR, or else ~/tensorflow_datasets."""
-    return Path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets").expanduser()
+    """Returns where TFDS's datasets lie: data_dir, or $TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    return local_path(data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def open_stored_dataset(builder: Any, name: str, split: str) -> Dataset:

@@ -19,6 +19,8 @@ from pathlib import Path
 import google_crc32c
 import numpy as np
 
+from input_pipeline.files import printable
+
 INDEX_NAME = "record_offsets.npz"
 CACHE_DIR = Path("~/.cache/convnets/tfrecords")
 _HEADER, _FOOTER = struct.Struct("<QI"), struct.Struct("<I")
@@ -104,8 +106,8 @@ def record_offsets(paths: Sequence[str]) -> dict[str, np.ndarray]:
     stamps = {path: (os.stat(path).st_size, os.stat(path).st_mtime_ns) for path in paths}
     missing = [path for path in paths if tuple(index.get(os.path.basename(path), ())[:2]) != stamps[path]]
     if missing:
-        print(f"indexing {len(missing)} TFRecord files of {folder}", flush=True)
-        # Several threads hide the latency of the disk, because only the length of each record is read.
+        print(printable(f"indexing {len(missing)} TFRecord files of {folder}"), flush=True)
+        # The threads wait for the disk: of each record only its length is read.
         with ThreadPoolExecutor(32) as pool:
             for path, offsets in zip(missing, pool.map(_scan, missing), strict=True):
                 index[os.path.basename(path)] = np.array([*stamps[path], *offsets], np.int64)

@@ -270,7 +270,8 @@ class BatchNorm(Module):
         count = size * height * width
         if count < 2:
             raise ValueError(
-                "batch normalisation in training needs more than one value a channel; use more images a group"
+                f"batch normalisation over groups of {size} images with maps of {height}x{width} pixels sees one value "
+                "a channel, and training needs more; give a larger batch_size, bn_virtual_batch_size or image_size"
             )
         y, mean, var = operations.normalize(groups, scale, bias, self.mean.get_value(), self.epsilon, activation)
         self._update(self.mean, mean)

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,15 +25,15 @@ SHORT += ("--config.checkpoint_every_steps=10", "--config.evaluate_every_epochs=
 ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "120"}
 
 
-def start(program, *arguments):
-    command = [sys.executable, program, *map(str, arguments)]
+def start(program, *arguments, cwd=ROOT, **variables):
+    command = [sys.executable, ROOT / program, *map(str, arguments)]
     return subprocess.Popen(
-        command, cwd=ROOT, env=ENVIRONMENT, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+        command, cwd=cwd, env=ENVIRONMENT | variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     )
 
 
-def run(program, *arguments, exit_code=0):
-    process = start(program, *arguments)
+def run(program, *arguments, exit_code=0, **place):
+    process = start(program, *arguments, **place)
     output, errors = process.communicate(timeout=300)
     assert process.returncode == exit_code, output + errors
     return output if exit_code == 0 else errors
@@ -219,6 +220,33 @@ def test_predict_images(finished, tmp_path):
     assert len(errors.splitlines()) == 1 and "broken.jpg" in errors
 
 
+def test_names_are_printed_neither_as_markup_nor_as_control_characters(finished, tmp_path):
+    workdir, names = tmp_path / "run[/b]:cat:$\x1b[31m", [f"[bold]{number}[/b]\x1b[2J:cat:" for number in range(10)]
+    shutil.copytree(finished, workdir)
+    config = read_json(workdir / "config.json")
+    (workdir / "config.json").write_text(json.dumps(config | {"class_names": names}))
+    image = pathlib.Path("d[/b]\x1b[31m.png")
+    (tmp_path / image).parent.mkdir()
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / image)
+    shutil.copy(tmp_path / image, os.fsencode(tmp_path / image.parent) + b"/\xff:cat:\r.png")
+    (tmp_path / image.parent / "broken\x1b[31m.png").write_text("no image")
+    arguments = [f"--workdir={workdir}", f"--images={image.parent}"]
+    process = start("predict.py", *arguments, cwd=tmp_path, COLUMNS="400")
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == 0 and errors.startswith("cannot read d[/broken")
+    assert r"d[/b]\x1b[31m.png" in output and r"d[/\udcff:cat:\r.png" in output
+    assert r"[bold]0[/b]\x1b[2J:cat: " in output and r"broken\x1b[31m.png" in errors
+    assert all(character.isprintable() for character in (output + errors).replace("\n", ""))
+
+    errors = run("predict.py", f"--workdir={workdir}", "--images=\x1b[31m\udcff", exit_code=2)
+    assert len(errors.splitlines()) == 1 and r"\x1b[31m\udcff" in errors
+    new = tmp_path / "new[/b]:cat:$^$\x1b[31m"  # in a title of curves.png $^$ would be a damaged formula
+    for _ in range(2):  # a run, and "is finished"
+        output = run("train.py", SHORT[0], "--config.num_steps=1", f"--workdir={new}")
+        assert r"new[/b]:cat:$^$\x1b[31m" in output and "\x1b" not in output
+    assert (new / "curves.png").exists()
+
+
 def test_predict_arrays(finished, tmp_path):
     inputs = np.random.RandomState(0).standard_normal((70, 32, 32, 1)).astype(np.float32)
     np.save(tmp_path / "x.npy", inputs)
@@ -269,6 +297,85 @@ def test_bad_input_is_one_line_and_writes_nothing(tmp_path, program, arguments, 
     errors = run(program, *arguments, *extra, exit_code=2)
     assert len(errors.splitlines()) == 1 and message in errors
     assert not list(tmp_path.iterdir())
+
+
+BASE = f"--config={ROOT}/configs/base.py"
+
+
+@pytest.mark.parametrize(
+    ("program", "arguments"),
+    [
+        ("train.py", [BASE, "--workdir=gs://bucket/run"]),
+        ("train.py", [BASE, "--config.init_from=s3://bucket/run"]),
+        ("train.py", [BASE, "--config.dataset=image_folder:gs://bucket/images"]),
+        ("train.py", [BASE, "--config.dataset=gs://bucket/imagenet2012"]),
+        ("train.py", [BASE, "--config.dataset=cifar10", "--config.data_dir=gs://bucket"]),
+        ("train.py", [BASE, "--config.compilation_cache_dir=gs://bucket"]),
+        ("train.py", ["--config=gs://bucket/recipe.py"]),
+        ("evaluate.py", ["--workdir=memory://run"]),
+        ("predict.py", ["--workdir=run", "--images=https://server/cat.jpg"]),
+        ("convert.py", [BASE, "--weights=x.pth", "--workdir=gs://bucket/run"]),
+        ("summarize.py", ["--workdir=gs://bucket/run", "--effective_receptive_field=x.png"]),
+        ("benchmark.py", ["--json=gs://bucket/rows.json"]),
+        ("prepare.py", ["cifar10", "--data_dir=gs://bucket"]),
+        ("prepare.py", ["cifar10", "--archive=s3://bucket/cifar10.tar.gz"]),
+    ],
+)
+def test_remote_paths_are_refused_at_once(tmp_path, program, arguments):
+    errors = run(program, *arguments, exit_code=2, cwd=tmp_path, HOME=str(tmp_path))
+    assert len(errors.splitlines()) == 1 and "is remote, which is not supported" in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_home_and_environment_variables_in_paths(tmp_path):
+    home, elsewhere = tmp_path / "home", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    (home / "images").mkdir(parents=True)
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(home / "images" / "zero.png")
+    (home / "recipe.py").write_text((ROOT / "configs" / "base.py").read_text())
+    place = {"cwd": elsewhere, "HOME": str(home), "IMAGES": "images", "PYTHONPATH": str(ROOT)}
+    quick = "--config=~/recipe.py", "--config.num_steps=1", "--config.compilation_cache_dir=$HOME/compiled"
+    run("train.py", *quick, "--workdir=~/first", **place)
+    output = run("train.py", *quick, "--workdir=${HOME}/second", "--config.init_from=~/first", **place)
+    assert "weights are those of ~/first" in output
+    run("evaluate.py", "--workdir=~/second", "--json=$HOME/result.json", **place)
+    assert "zero.png" in run("predict.py", "--workdir=~/second", "--images=~/$IMAGES", **place)
+    assert {"first", "second", "compiled", "result.json"} <= {path.name for path in home.iterdir()}
+    errors = run("train.py", *quick, "--workdir=$NOWHERE/run", exit_code=2, **place)
+    assert "names $NOWHERE, but there is no such environment variable" in errors
+    assert not list(elsewhere.iterdir())
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"model": "resnet18", "batch_size": 1},
+        {"model": "resnet18", "batch_size": 4, "bn_virtual_batch_size": 1},
+        {"model": "resnet18", "batch_size": 4, "accumulation_steps": 4},
+        {"model": "googlenet_bn", "batch_size": 1, "aux_weight": 0.3},
+    ],
+)
+def test_batch_normalisation_over_one_value_a_channel_is_refused(tmp_path, options):
+    """Only training mode refuses it: at 32 pixels the last maps have one pixel."""
+    options = {"dataset": "synthetic", "num_classes": 10, "image_size": 32, "num_steps": 1, **options}
+    words = [f"--config.{name}={value}" for name, value in options.items()]
+    errors = run("train.py", BASE, *words, f"--workdir={tmp_path / 'run'}", exit_code=2)
+    assert len(errors.splitlines()) == 1 and "groups of 1 images with maps of 1x1 pixels sees one value" in errors
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_best_checkpoint_that_is_gone_is_an_error(finished, tmp_path):
+    workdir, best = tmp_path / "run", read_json(finished / "summary.json")["best"]["step"]
+    shutil.copytree(finished, workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(best))
+    for program, arguments in (
+        ("evaluate.py", ["--json=" + str(tmp_path / "result.json")]),
+        ("convert.py", ["--to=safetensors"]),
+        ("predict.py", [f"--images={finished / 'curves.png'}"]),
+    ):
+        errors = run(program, f"--workdir={workdir}", "--step=best", *arguments, exit_code=2)
+        assert len(errors.splitlines()) == 1 and f"that of step {best}, whose checkpoint is gone" in errors
+    assert not (tmp_path / "result.json").exists() and not list(workdir.glob("*.safetensors"))
 
 
 def test_the_options_are_listed():

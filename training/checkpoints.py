@@ -17,6 +17,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from input_pipeline.files import printable
 from training.state import AVERAGED_BATCH_STATS, State
 
 
@@ -114,7 +115,7 @@ class Checkpoints:
                 reasons[candidate] = str(error).strip().split("\n")[0][:200] or type(error).__name__
                 continue
             for damaged, reason in reasons.items():
-                print(f"checkpoint {damaged} in {self.directory} is damaged: {reason}", file=sys.stderr)
+                print(printable(f"checkpoint {damaged} in {self.directory} is damaged: {reason}"), file=sys.stderr)
                 if not self._read_only:
                     self._set_aside(str(damaged))
             self._manager.reload()

@@ -17,6 +17,7 @@ from ml_collections import ConfigDict, config_flags
 
 from configs import base
 from configs._option import nearest_name
+from input_pipeline.files import local_path, printable
 from training import configuration
 from training.platform import prepare_process
 
@@ -52,9 +53,9 @@ def register_parsers() -> None:
 
 
 def say(text: str) -> None:
-    """Prints and flushes a text. If the pipe is closed or the disk is full, the program continues without printing."""
+    """Prints lines at once; if that fails, at a closed pipe or a full disk, the program goes on and prints no more."""
     try:
-        print(text, flush=True)
+        print(printable(text, kept="\n"), flush=True)
     except OSError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -102,9 +103,7 @@ def step(value: str | None) -> int | str | None:
 
 def one_line(text: str) -> str:
     """Returns the text on one line, with control characters escaped."""
-    return "".join(
-        char if char.isprintable() else char.encode("unicode_escape").decode() for char in " ".join(text.split())
-    )
+    return printable(" ".join(text.split()))
 
 
 def _end(message: str, exit_code: int) -> NoReturn:
@@ -113,6 +112,22 @@ def _end(message: str, exit_code: int) -> NoReturn:
     if jax.distributed.is_initialized():
         os._exit(exit_code)  # sys.exit would wait for the other processes, which may be waiting for this one
     sys.exit(exit_code)
+
+
+class _PathParser(flags.ArgumentParser):
+    """Parses the path of a file or folder: `~` and environment variables are replaced, remote paths refused."""
+
+    syntactic_help = "a path"
+
+    def parse(self, argument: str) -> str:
+        return str(local_path(argument)) if argument else argument
+
+    def flag_type(self) -> str:
+        return "path"
+
+
+PATH = _PathParser()
+"""The parser of every flag that is a path: flags.DEFINE(PATH, name, default, help)."""
 
 
 class _OptionalParser(flags.ArgumentParser):
@@ -156,7 +171,9 @@ def _parse(argv: list[str], default_config: pathlib.Path | None, argument: str |
         sys.exit(0)
     if default_config and not any(re.match("--?config(=|$)", word) for word in argv):
         argv = [argv[0], f"--config={default_config}", *argv[1:]]
-    words = [word.lstrip("-") for word in _joined(argv) if word.startswith("-")]
+    with refusing_bad_input():
+        argv = [argv[0], *_with_config_path(argv[1:])]
+    words = [word.lstrip("-") for word in argv if word.startswith("-")]
     path = next((word.removeprefix("config=") for word in words if word.startswith("config=")), None)
     if "config" in flags.FLAGS:
         _check_typed_names(words)
@@ -183,10 +200,15 @@ def _parse(argv: list[str], default_config: pathlib.Path | None, argument: str |
     return rest
 
 
-def _joined(argv: list[str]) -> list[str]:
-    """Returns the words with `--config FILE` joined to `--config=FILE`."""
-    pairs = zip(argv, [*argv[1:], ""], strict=True)
-    return [f"{word}={following}" if word in ("-config", "--config") else word for word, following in pairs]
+def _with_config_path(argv: list[str]) -> list[str]:
+    """Returns the words with `--config FILE` as `--config=FILE`, and `~` and environment variables in FILE replaced."""
+    words, result = iter(argv), []
+    for word in words:
+        if word in ("-config", "--config"):
+            word += f"={next(words, '')}"
+        flag, _, path = word.partition("=")
+        result.append(f"{flag}={local_path(path)}" if path and flag in ("-config", "--config") else word)
+    return result
 
 
 def _check_typed_names(words: list[str]) -> None:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 import models
 from configs import base
 from input_pipeline import crops
+from input_pipeline.files import local_path
 from training.platform import loops_are_fast
 from training.state import make_model
 from training.step import make_apply
@@ -60,6 +61,9 @@ def resolve_network(config: ConfigDict, typed: Iterable[str] = ()) -> ConfigDict
     config = config.copy_and_resolve_references()
     for name, option in base.OPTIONS.items():
         option.check(name, config[name])
+    for name in ("init_from", "data_dir", "compilation_cache_dir"):
+        local_path(config[name] or "")
+    local_path(config.dataset.removeprefix("image_folder:"))
     entry = models.get_entry(config.model)
     for option in ("image_size", "channels", "dropout_rate"):
         if config[option] is None:

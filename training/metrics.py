@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from input_pipeline.files import printable
 from training.environment import peak_host_memory
 from training.loss import means
 from training.workdir import write_atomically
@@ -48,7 +49,7 @@ class RunLog:
         self._tensorboard = _open_tensorboard(workdir / "tensorboard", start_step + 1) if self._first else None
         self._seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
         self._start, self._start_step = time.perf_counter(), start_step
-        self._console = Console(highlight=False, soft_wrap=True)
+        self._console = Console(highlight=False, emoji=False, soft_wrap=True)
         self._progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(bar_width=16),
@@ -85,8 +86,8 @@ class RunLog:
     def say(self, text: str) -> None:
         """Prints a line above the live line; the run continues even if the terminal or the pipe is closed."""
         try:
-            self._console.print(text, markup=False)
-        except (OSError, SystemExit):  # rich calls sys.exit if the pipe is closed
+            self._console.print(printable(text, kept="\n"), markup=False)
+        except (OSError, SystemExit):  # rich leaves the program when a pipe is closed
             self._progress.stop()
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
@@ -218,6 +219,11 @@ def _open_tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
     return TensorBoard(folder, purge_step)
 
 
+def _plain(text: str) -> str:
+    """A text that matplotlib shows as it is: dollar signs would begin a formula."""
+    return printable(text).replace("$", r"\$")
+
+
 def is_evaluation(row: Row) -> bool:
     """Whether a row is of an evaluation; the split may be any, even train."""
     return "learning_rate" not in row
@@ -249,13 +255,14 @@ def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
             chosen = [row for row in rows if (row["split"], is_evaluation(row)) == (split, evaluated) and name in row]
             if chosen:
                 points = np.transpose([(row["epoch"], scale * row[name]) for row in chosen])
-                axes.plot(*points, label=split, marker="o" if evaluated or len(chosen) == 1 else None, markersize=3)
+                marker = "o" if evaluated or len(chosen) == 1 else None
+                axes.plot(*points, label=_plain(split), marker=marker, markersize=3)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
     if rows:
         figure.axes[0].legend()
-    figure.suptitle(workdir.name)
+    figure.suptitle(_plain(workdir.name))
     temporary = workdir / ".curves.png"
     figure.savefig(temporary, dpi=110)
     temporary.rename(workdir / "curves.png")

@@ -5,7 +5,6 @@ import ctypes
 import functools
 import logging
 import os
-import pathlib
 import sys
 import threading
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ import jax
 from ml_collections import ConfigDict
 
 from input_pipeline import prepare_image_libraries
+from input_pipeline.files import local_path
 
 CompilerOptions = dict[str, bool | str]
 
@@ -101,9 +101,8 @@ def prepare_platform(config: ConfigDict) -> None:
     if jax.default_backend() == "gpu":
         jax.config.update("jax_default_matmul_precision", "tensorfloat32" if config.tf32 else "highest")
     if config.compilation_cache_dir:
-        cache = pathlib.Path(config.compilation_cache_dir).expanduser()
-        jax.config.update("jax_compilation_cache_dir", str(cache))
-        # By default JAX does not cache programs that compile in less than a second, such as those of small networks.
+        jax.config.update("jax_compilation_cache_dir", str(local_path(config.compilation_cache_dir)))
+        # By default programs that compile in under a second, evaluation's or a small network's, are not kept.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
 

@@ -1,14 +1,16 @@
 """Loads the weights of a run, and starts a run from the weights of another one, for example to fine-tune them."""
 
 import pathlib
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import models
+from input_pipeline import match_classes
 from training.checkpoints import Checkpoints
 from training.metrics import best_evaluation, read_rows
 from training.optimizer import make_optimizer
@@ -23,7 +25,7 @@ from training.state import (
     select,
     start_average,
 )
-from training.workdir import read_config, write_config
+from training.workdir import all_class_names, read_class_names, read_config, write_config
 
 
 def load_weights(
@@ -107,29 +109,65 @@ def save_weights(
         checkpoints.save(state)
 
 
-def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[State, list[str]]:
-    """Replaces the weights of an initial state with those of another run.
+class Initialized(NamedTuple):
+    """A fresh state with the weights of another run.
 
-    An array keeps its initial value if the other network lacks it or has it in another shape, as the last layer does if
-    the number of classes differs.
+    Attributes:
+      state: of the training.
+      new: names of the arrays that keep their initial values.
+      differing_classes: why the arrays of the classes are among them, or "".
+    """
 
-    Returns:
-      The state, and the names of the arrays that keep their initial values.
+    state: State
+    new: list[str]
+    differing_classes: str
+
+
+def initialize_from(
+    state: State, workdir: pathlib.Path, config: ConfigDict, class_names: tuple[str, ...], mesh: Mesh
+) -> Initialized:
+    """Gives a fresh state the weights of another run.
+
+    Arrays that hold a part for each class, as the last layer and those of auxiliary classifiers do, are put together by
+    the names of the classes, and stay new if a class is none of the other run's. What the other network lacks, or has
+    in another shape, stays new too.
+
+    Args:
+      state: before the first step.
+      workdir: of the other run.
+      config: of this run, resolved.
+      class_names: of this run's dataset, in the order of its labels.
+      mesh: the devices.
 
     Raises:
-      ValueError: if more than half of the arrays do not fit, because the other run trained another network.
-      FileNotFoundError: if the folder is not a workdir or has no checkpoint.
+      ValueError: if most of the arrays do not fit: the other run trained another network.
+      FileNotFoundError: if the folder is no workdir or has no checkpoint.
     """
     _, params, batch_stats, _ = load_weights(workdir, mesh)
-    new = []
+    class_axes, positions, differing_classes, new = _class_axes(config), None, "", []
+    class_names = all_class_names(class_names, config.num_classes)
+    try:
+        positions = match_classes(class_names, read_class_names(workdir), by_number=False)
+    except ValueError as error:
+        differing_classes = str(error)
+
+    def find(path: tuple, value: jax.Array, found: dict) -> jax.Array | None:
+        """Returns the other run's array for ours, or None."""
+        array, axis = found.get(path), class_axes.get(path)
+        if array is not None and axis is not None:
+            if positions is None:
+                return None
+            if positions != list(range(array.shape[axis])):
+                array = jax.device_put(np.take(jax.device_get(array), positions, axis), value.sharding)
+        return array if array is not None and array.shape == value.shape else None
 
     def choose(ours: dict, theirs: dict) -> dict:
         found = dict(nnx.traversals.flatten_mapping(theirs))
         chosen = {}
         for path, value in nnx.traversals.flatten_mapping(ours).items():
-            fits = path in found and found[path].shape == value.shape
-            chosen[path] = found[path].astype(value.dtype) if fits else value
-            if not fits:
+            array = find(path, value, found)
+            chosen[path] = value if array is None else array.astype(value.dtype)
+            if array is None:
                 new.append(".".join(map(str, path)))
         return nnx.traversals.unflatten_mapping(chosen)
 
@@ -138,5 +176,23 @@ def initialize_from(state: State, workdir: pathlib.Path, mesh: Mesh) -> tuple[St
     if 2 * len(new) > total:
         raise ValueError(f"init_from={workdir} holds another network: {len(new)} of {total} arrays do not fit")
     averages = start_average({"params": state["params"], "batch_stats": state["batch_stats"]}, state)
-    # The step donates the state, and an array can be donated only once, so the averages are copies.
-    return state | jax.tree.map(lambda leaf: leaf.copy(), averages), new
+    # Copies: the step gives up each array of the state once.
+    return Initialized(state | jax.tree.map(lambda leaf: leaf.copy(), averages), new, differing_classes)
+
+
+def _class_axes(config: ConfigDict) -> dict[tuple, int]:
+    """Returns the axis of the classes of each array that has one: the one that grows with the number of classes."""
+    larger = config.copy_and_resolve_references()
+    larger.num_classes += 1
+    shapes, larger_shapes = (
+        {path: value.shape for path, value in nnx.traversals.flatten_mapping(params).items()}
+        for params in (
+            nnx.to_pure_dict(nnx.state(make_model(each, training=True), nnx.Param)) for each in (config, larger)
+        )
+    )
+    axes = {}
+    for path, shape in shapes.items():
+        for axis, (size, larger_size) in enumerate(zip(shape, larger_shapes[path], strict=True)):
+            if size != larger_size:
+                axes[path] = axis
+    return axes

@@ -13,6 +13,7 @@ import jax
 from ml_collections import ConfigDict
 
 from configs import base
+from input_pipeline.files import printable
 from training.environment import describe_environment
 
 
@@ -106,18 +107,14 @@ def _lock(file: Any, workdir: pathlib.Path) -> None:
         holder = file.read() or "another process"
         raise ValueError(f"workdir {workdir} is in use by {holder}; wait for it, or choose another --workdir") from None
     except OSError as error:  # a file system without locks
-        print(f"note: workdir {workdir} cannot be locked ({error.strerror}); start no second run there")
+        print(printable(f"note: workdir {workdir} cannot be locked ({error.strerror}); start no second run there"))
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict, class_names: tuple[str, ...]) -> None:
-    """Writes config.json: all resolved options, the names of the classes, versions, hardware and git commit.
-
-    If num_classes is larger than the number of the dataset's classes, each surplus class has its number as its name.
-    """
+    """Writes config.json: all options resolved, `all_class_names`, versions, hardware and git commit."""
     if (workdir / "config.json").exists() and read_config(workdir).to_dict() == config.to_dict():
-        return  # a resumed run keeps the record of the machine on which it began
-    spare = tuple(map(str, range(len(class_names), config.num_classes)))
-    options, names = json.loads(config.to_json()), class_names + spare
+        return  # a resumed run: the record says where it began
+    options, names = json.loads(config.to_json()), all_class_names(class_names, config.num_classes)
     content = {"config": options, **describe_environment(), "class_names": names}
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
@@ -139,6 +136,11 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or choose another --workdir") from error
     return ConfigDict({name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+
+
+def all_class_names(class_names: tuple[str, ...], num_classes: int) -> tuple[str, ...]:
+    """Returns a dataset's class names, and for the classes that num_classes has beyond them their numbers."""
+    return class_names + tuple(map(str, range(len(class_names), num_classes)))
 
 
 def read_class_names(workdir: pathlib.Path) -> list[str]:

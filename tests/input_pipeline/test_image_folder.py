@@ -11,7 +11,7 @@ from PIL import Image
 import input_pipeline
 from input_pipeline import DamagedImageError
 from input_pipeline.batches import read_image
-from input_pipeline.files import FORMATS, read_file, say_once
+from input_pipeline.files import FORMATS, local_path, read_file, say_once
 from input_pipeline.image_folder import find_images, open_image_folder, split_kind
 
 REPOSITORY = Path(input_pipeline.__file__).parents[1]
@@ -195,3 +195,16 @@ print(next(int(line.split()[1]) for line in open("/proc/self/status") if line.st
     result = subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY, capture_output=True, text=True)
     read, megabytes = result.stdout.split()
     assert float(read) >= 2 and int(megabytes) < 1000, result.stderr
+
+
+def test_home_and_variables_in_paths_and_names_that_look_like_them(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("PETS", "cats")
+    assert local_path("~/$PETS/${PETS}") == tmp_path / "cats" / "cats"
+    assert local_path("a~b/c") == Path("a~b/c") and local_path("a:/b") == Path("a:/b")
+    price = tmp_path / "5$each.png"
+    price.touch()
+    assert local_path(price) == price
+    for path in ("$NO_SUCH_VARIABLE/x", "~no_such_user/x", "gs://bucket/x"):
+        with pytest.raises(ValueError, match="is remote|there is no such"):
+            local_path(path)

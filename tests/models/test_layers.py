@@ -93,7 +93,7 @@ def test_batch_norm_refuses_what_does_not_divide_and_what_does_not_vary():
     with pytest.raises(ValueError, match="6 images do not divide into groups of bn_virtual_batch_size=4"):
         layer(normal(6, 2, 2, 1))
     layer.virtual_batch_size = 1
-    with pytest.raises(ValueError, match="more than one value a channel"):
+    with pytest.raises(ValueError, match="groups of 1 images with maps of 1x1 pixels sees one value a channel"):
         layer(normal(6, 1, 1, 1))
 
 
