@@ -3,6 +3,8 @@ PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= requirements.txt
 RUN = $(VENV)/bin/python
+# Each process takes whole files of tests, about 2 GB of memory and a core.
+PYTEST = $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
 .PHONY: demo test test-all smoke test-lowest lint format
 
@@ -10,14 +12,14 @@ demo: $(VENV)/installed
 	$(RUN) train.py --config=configs/lenet5_digits.py
 
 test: $(VENV)/installed
-	$(RUN) -m pytest
+	$(PYTEST)
 
 test-all: $(VENV)/installed
-	$(RUN) -m pytest -m "slow or not slow"
+	$(PYTEST) -m "slow or not slow"
 
 # Tests that show whether another Python or other versions of the libraries work.
 smoke: $(VENV)/installed
-	$(RUN) -m pytest -m smoke
+	$(PYTEST) -m smoke
 
 # The smoke tests with the lowest versions that requirements.txt allows.
 test-lowest:

@@ -65,13 +65,16 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Se
 
 
 def print_boxed(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
-    """Prints a table with lines around its cells; long cells are wrapped to the width of the terminal."""
+    """Prints a table with lines around its cells; long cells are wrapped on a terminal, not in a pipe or a file."""
     table = Table(title=title and _plain(title))
     for name in headings:
         table.add_column(_plain(name), overflow="fold")
     for row in rows:
         table.add_row(*map(_plain, row))
-    Console().print(table)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=WIDEST_LINE)
+    console.print(table)
 
 
 class Display:

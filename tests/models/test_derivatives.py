@@ -13,7 +13,7 @@ from models import REGISTRY, DropoutKey, create_model, dropout_keys, operations
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
-def plain_only(plain, for_cpu, *arrays):
+def plain_only(plain, *arrays, **forms):
     """operations._choose, but for the choice."""
     return plain(*arrays)
 

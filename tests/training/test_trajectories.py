@@ -44,7 +44,9 @@ def follow(golden: dict, dtype: str, num_steps: int) -> tuple[list[float], dict[
     shape = (golden["batch_size"], 3, golden["image_size"], golden["image_size"])
     for _ in range(num_steps):
         images, labels = random.standard_normal(shape), random.randint(0, 10, shape[0])
-        batch = {"image": images.transpose(0, 2, 3, 1).astype(dtype), "label": labels.astype(np.int32)}
+        # The images are normalised already, and the step normalises pixels: these are the pixels that give them.
+        pixels = 255 * (images.transpose(0, 2, 3, 1) * config.std[0] + config.mean[0])
+        batch = {"image": pixels.astype(dtype), "label": labels.astype(np.int32)}
         sums = jax.tree.map(lambda zero: zero.astype(dtype), zero_sums(len(config.aux_heads)))
         state, sums = step(state, jax.device_put(sums, everywhere), batch)
         losses.append(float(sums["loss"]) / shape[0])
