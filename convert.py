@@ -17,7 +17,7 @@ from training import command_line, conversion
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe whose network the weights are for.")
 _WEIGHTS = flags.DEFINE_string("weights", None, "PyTorch's file.")
 _KEY = flags.DEFINE_string("key", None, "For --weights: the state dict in a checkpoint; default: state_dict or model.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "The workdir to make, or to take weights from.", required=True)
+_WORKDIR = flags.DEFINE_string("workdir", None, "The workdir to make or, for --to, to read.", required=True)
 _TO = flags.DEFINE_enum("to", None, ["safetensors"], "The format to write the workdir's weights in.")
 _STEP = flags.DEFINE_string("step", None, "For --to: the checkpoint's step, or best; default: the newest.")
 

@@ -42,7 +42,7 @@ from training.workdir import (
 )
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-_WORKDIR = flags.DEFINE_string("workdir", None, "Where the run lives; default: runs/ + config + overrides.")
+_WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the run; default: runs/ + config + overrides.")
 flags.DEFINE_bool("options", False, "Print every option with its default and meaning, and exit.")
 flags.mark_flag_as_required("config")
 
