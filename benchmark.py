@@ -30,7 +30,7 @@ BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/; default: base.py.")
 _MODELS = flags.DEFINE_list("models", None, "Names, patterns such as vgg*, or all; default: the config's.")
-_MODE = flags.DEFINE_list("mode", ["train"], f"Of {', '.join(MODES)}: input is the loader alone, real the whole loop.")
+_MODE = flags.DEFINE_list("mode", ["train"], f"Some of {', '.join(MODES)}; real: from the dataset; input: loader only.")
 _BATCH_SIZES = flags.DEFINE_list("batch_sizes", None, "Numbers; auto: the largest that fits; default: the config's.")
 _IMAGE_SIZE = flags.DEFINE_list("image_size", None, "Pixels a side, one or several; default: the network's own.")
 _DTYPE = flags.DEFINE_list("dtype", None, f"Of {', '.join(DTYPES)}, one or several; default: the config's.")

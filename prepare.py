@@ -16,9 +16,9 @@ _DATA_DIR = flags.DEFINE(
     command_line.PATH, "data_dir", None, "Where to; default: $TFDS_DATA_DIR or ~/tensorflow_datasets."
 )
 _MAX_SIDE = flags.DEFINE_integer(
-    "max_side", 0, "Longest side of an image, pixels: larger ones are shrunk, into NAME_max_side_N; 0: any.", 0
+    "max_side", 0, "Longest side, pixels: larger images are shrunk, and the name is NAME_max_side_N; 0: no limit.", 0
 )
-_QUALITY = flags.DEFINE_integer("quality", 90, "Of the JPEG files that --max_side writes.", 1, 95)
+_QUALITY = flags.DEFINE_integer("quality", 90, "Quality of the JPEGs that --max_side writes.", 1, 95)
 
 
 def main(name: str) -> None:

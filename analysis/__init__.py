@@ -1,4 +1,4 @@
-"""Costs and receptive fields of networks, read from the traced program, benchmarks, and pictures of both."""
+"""Costs and receptive fields of networks, counted in the traced program; benchmarks; and pictures of both."""
 
 from analysis import effective_receptive_field
 from analysis.costs import Layer

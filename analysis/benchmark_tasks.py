@@ -215,7 +215,7 @@ def has_failed(rows: Sequence[Row]) -> bool:
 def _measure_once(
     config: ConfigDict, mode: str, seconds: float, profile_folder: pathlib.Path | None, layer_times: bool
 ) -> list[Row]:
-    """Measures a mode of a network: one row, or in the mode input one for each stage."""
+    """Measures a mode of a network; returns one row, or in the mode input one row for each stage."""
     config = throughput.resolve(config, mode)
     if mode == "input":
         from analysis.input_stages import measure_input  # imports Grain and OpenCV, which only this mode needs

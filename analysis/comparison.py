@@ -11,7 +11,7 @@ RATE = ("images_per_second", "images_per_second_low", "images_per_second_high")
 
 
 def compare(rows: list[Row], old: list[Row], tolerance: float) -> list[Row]:
-    """Returns how much faster each row became, of those that the old run also has.
+    """Returns how much faster or slower each row became, for the rows that the old run has too.
 
     Args:
       rows: of this run.
@@ -52,7 +52,7 @@ def compare(rows: list[Row], old: list[Row], tolerance: float) -> list[Row]:
 
 
 def differing_conditions(rows: list[Row], old: list[Row]) -> list[str]:
-    """Returns in words how hardware, JAX and its flags differ between two runs: that too changes the ratios."""
+    """Returns in words how hardware, JAX and its flags differ between two runs, because that changes the ratios too."""
     values = {name: [sorted({str(row.get(name)) for row in run}) for run in (old, rows)] for name in CONDITIONS}
     return [f"{name}: {', '.join(now)}, was {', '.join(then)}" for name, (then, now) in values.items() if now != then]
 

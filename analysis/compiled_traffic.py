@@ -1,7 +1,8 @@
 """The kernels of a program that XLA compiled for a GPU, and the bytes that each one reads and writes.
 
 A compiled program is a list of kernels: convolutions and products of libraries, and fusions that XLA wrote itself.
-Every kernel reads its operands from memory and writes its results there, so the text of the program tells the traffic.
+Every kernel reads its operands from memory and writes its results there, so the traffic follows from the program's
+text.
 """
 
 import math
@@ -9,7 +10,7 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-SMALL = 4e6  # bytes; kernels below work on parameters and statistics, and starting them is most of their time
+SMALL = 4e6  # bytes; smaller kernels work on parameters and statistics, and most of their time is the launch
 
 CONVOLUTION = "convolution"
 INPUT_GRADIENT, WEIGHT_GRADIENT = "convolution: input gradient", "convolution: weight gradient"

@@ -58,7 +58,7 @@ class Traced(NamedTuple):
     """An equation of a traced program.
 
     Attributes:
-      equation: itself.
+      equation: the equation itself.
       scope: the names of the modules around it.
       repeats: how often it runs.
       image_inputs: how many of its inputs depend on the image.
@@ -106,9 +106,9 @@ def walk(
 
 
 def _inner(equation: JaxprEqn) -> tuple[Jaxpr | None, list]:
-    """The function that an equation calls, or None, and the variables that are its arguments.
+    """Returns the function that an equation calls, or None, and the variables that are its arguments.
 
-    Of the branches of lax.platform_dependent it is the last one, the default: the counts depend on no platform.
+    For lax.platform_dependent the function is the last branch, the default, so that the counts depend on no platform.
     """
     inner = list(jaxprs_in_params(equation.params))
     return (inner[-1], equation.invars[-len(inner[-1].invars) :]) if inner else (None, equation.invars)
@@ -148,11 +148,11 @@ def count_bytes(jaxpr: Jaxpr) -> int:
     whichever are fewer. A program that keeps maps in a cache, or fuses one layer into the next, moves less.
     """
     total, numbers = 0, itertools.count()
-    # The bytes read to make an array, by its number; 0 where they are counted already.
+    # The bytes that are read to make an array, by the array's number; 0 if they are counted already.
     read_for: dict[int, int] = {}
 
     def stored(variable) -> dict[int, int]:
-        """The arrays that a value is read from, each a number and its bytes: here one array of its own."""
+        """Returns the arrays from which a value is read, as numbers and bytes: here one new array."""
         return {next(numbers): _bytes(variable)}
 
     def run(jaxpr: Jaxpr, inputs: list[dict[int, int]], repeats: int) -> list[dict[int, int]]:
@@ -269,7 +269,7 @@ def _leaf_modules(model: nnx.Module) -> dict[str, nnx.Module]:
 
 
 def _kind(equation: JaxprEqn) -> str | None:
-    """The kind of layer that an equation is; None for those that are no layer on their own."""
+    """Returns the kind of layer that an equation is; None if the equation is not a layer on its own."""
     name, parameters = equation.primitive.name, equation.params
     if name == "conv_general_dilated":
         groups, features = parameters["feature_group_count"], parameters["dimension_numbers"].lhs_spec[1]

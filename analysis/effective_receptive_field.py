@@ -152,7 +152,7 @@ def measure_workdir(workdir: pathlib.Path, count: int) -> tuple[EffectiveField, 
     count = min(count, len(dataset))
 
     def record(number: int) -> int:
-        """The images lie class by class: so each class has its share."""
+        """Returns the index of an image of the sample, evenly spaced because datasets may be sorted by class."""
         return number * len(dataset) // count
 
     sample = dataclasses.replace(

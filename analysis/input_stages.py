@@ -34,7 +34,7 @@ def measure_input(config: ConfigDict, *, seconds: float) -> list[Row]:
 
     Returns:
       A row for each stage: stage, channels, images_per_second with an interval of at least 95 % (None if there was no
-      time for six turns), images_per_second_per_core, peak_memory_bytes (the most that all batches in memory take; None
+      time for six turns), images_per_second_per_core, peak_memory_bytes (the most bytes of all batches in memory; None
       for stages that make no batches) and its source.
 
     Raises:
@@ -85,7 +85,7 @@ def _stages_of_an_image(dataset: input_pipeline.Dataset, config: ConfigDict) -> 
     yield "read", lambda number: dataset[records[number]]
     if not dataset.needs_transform:
         return
-    from input_pipeline import images  # only where it is needed: it imports the decoders
+    from input_pipeline import images  # imported only here, because it imports the decoders
 
     sample = [dataset[record][0] for record in records]
     uniforms = np.random.default_rng(0).random((SAMPLE, crops.UNIFORMS))

@@ -54,7 +54,7 @@ def measure(
                 jax.block_until_ready(step())
         newest = max(folder.glob("plugins/profile/*/*.trace.json.gz"), key=lambda path: path.stat().st_mtime)
         trace = json.loads(gzip.decompress(newest.read_bytes()))
-    except (RuntimeError, OSError, ValueError) as error:  # the row keeps its other figures
+    except (RuntimeError, OSError, ValueError) as error:  # without a profile the row still has its other figures
         logging.error("no profile in %s: %s", folder, error)
         return {column(kind): None for kind in KINDS}
     origins = read_origins(compiled.as_text() or "")

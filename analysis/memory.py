@@ -26,10 +26,10 @@ def compiled_bytes(compiled: jax.stages.Compiled) -> int:
 
 
 def check_fit(compiled: jax.stages.Compiled) -> None:
-    """Refuses a program that does not fit, before it allocates anything: a host would kill the process.
+    """Checks that a program fits into memory before it allocates anything, because a host would kill the process.
 
     Raises:
-      MemoryError: if it needs more than a device has, or on a CPU more than HOST_SHARE of what the host has free.
+      MemoryError: if the program needs more than a device has, or on a CPU more than HOST_SHARE of the free memory.
     """
     stats = jax.local_devices()[0].memory_stats() or {}
     needed, free = compiled_bytes(compiled), stats.get("bytes_limit")
@@ -46,7 +46,7 @@ def free_host_bytes() -> int:
         free = 1024 * int(re.findall(r"MemAvailable:\s+(\d+)", meminfo.read_text())[0])
     else:
         free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    with contextlib.suppress(OSError, ValueError):  # there is no such file, or it says "max"
+    with contextlib.suppress(OSError, ValueError):  # the file does not exist, or contains "max"
         group = pathlib.Path("/sys/fs/cgroup")
         limit, used = (int((group / name).read_text()) for name in ("memory.max", "memory.current"))
         free = min(free, limit - used)
@@ -54,17 +54,17 @@ def free_host_bytes() -> int:
 
 
 class PeakMemory:
-    """The most memory taken since this object was made, if that can be known.
+    """The peak memory since this object was made, if it can be known.
 
-    The counters of devices cannot be reset: they help only if they rose above their value before. The host's counter
-    can be reset on Linux.
+    The counters of devices cannot be reset, so they are used only if they rose since then. The host's counter can be
+    reset on Linux.
     """
 
     def __init__(self):
-        """Resets the counter of the host, and notes that of the devices."""
+        """Resets the counter of the host, and stores the value of the devices' counter."""
         self._host_before = peak_host_memory()
         with contextlib.suppress(OSError):
-            pathlib.Path("/proc/self/clear_refs").write_text("5")  # proc(5): the peak becomes what is held now
+            pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak to the current memory, see proc(5)
             self._host_before = 0
         self._device_before = _device_peak()
 

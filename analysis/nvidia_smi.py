@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import jax
 
-MIN_READINGS = 5  # the first ones are of a GPU that is still idle
+MIN_READINGS = 5  # at least this many, because in the first ones the GPU is still idle
 
 
 class PowerMeter:
@@ -24,7 +24,7 @@ class PowerMeter:
 
 @contextlib.contextmanager
 def measuring_power() -> Iterator[PowerMeter]:
-    """A context; at its end the meter holds the median draw, as the first readings are of idle GPUs."""
+    """A context at whose end the meter holds the median draw; a mean would include the first readings, of idle GPUs."""
     meter = PowerMeter()
     if not _is_there():
         yield meter

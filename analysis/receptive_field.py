@@ -20,7 +20,7 @@ class Axis:
     """The part of the image, in pixels, that the units along the height or the width of an array see.
 
     Attributes:
-      dimension: the array's dimension that the axis is; None once a unit sees the whole map.
+      dimension: the number of the axis in the array; None once a unit sees the whole map.
       first: the first pixel of the first unit's field, counted from the image's edge.
       end: the pixel after the last unit's field.
       field: the pixels that a unit sees.

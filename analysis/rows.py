@@ -34,7 +34,7 @@ def read(path: str) -> list[Row]:
 
 
 def check_file(flag: str, path: str) -> None:
-    """Raises OSError if a file that a flag asks for could not be written once its rows are there."""
+    """Raises OSError if the file of a flag is not writable, before any row is measured."""
     file = pathlib.Path(path).absolute()
     if file.is_dir():
         raise IsADirectoryError(f"--{flag}={path} is a folder; give a file")
@@ -45,7 +45,7 @@ def check_file(flag: str, path: str) -> None:
 
 
 def record(path: pathlib.Path, row: Row, same: Iterable[str]) -> None:
-    """Adds a row to those of a JSON file, a line each, in the place of the one that is the same in some keys."""
+    """Adds a row to a JSON file with a line for each row, and removes the old row with the same values of some keys."""
     others = json.loads(path.read_text()) if path.exists() else []
     others = [other for other in others if any(other.get(key) != row[key] for key in same)]
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -53,12 +53,12 @@ def record(path: pathlib.Path, row: Row, same: Iterable[str]) -> None:
 
 
 def as_json(rows: list[Row]) -> str:
-    """Returns the rows as a list of objects, all with the keys of all."""
+    """Returns the rows as a JSON list of objects, each with the keys of all rows."""
     return json.dumps([{name: row.get(name) for name in _keys(rows)} for row in rows], indent=2) + "\n"
 
 
 def as_csv(rows: list[Row]) -> str:
-    """Returns the rows as comma-separated values, empty where there is none."""
+    """Returns the rows as comma-separated values; a missing value is empty."""
     text = io.StringIO()
     writer = csv.DictWriter(text, _keys(rows), lineterminator="\n")
     writer.writeheader()
@@ -67,5 +67,5 @@ def as_csv(rows: list[Row]) -> str:
 
 
 def _keys(rows: list[Row]) -> list[str]:
-    """All that rows have, in the order of the fullest: failed ones lack much."""
+    """Returns the keys of all rows, in the order of the row with the most keys, because failed rows lack many."""
     return list(dict.fromkeys(name for row in sorted(rows, key=len, reverse=True) for name in row))

@@ -101,11 +101,11 @@ def read_reference() -> dict[str, dict[str, str]]:
 
 
 def trace_train_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Traced:
-    """Returns the step that train.py runs, traced and not compiled; allocates nothing.
+    """Traces the step that train.py runs, without compiling it or allocating anything.
 
     Args:
       config: with the network's options resolved and num_classes given.
-      mesh: the devices; a compiler's description of devices that this machine lacks is enough.
+      mesh: the devices; they may be a compiler's description of devices that this machine does not have.
     """
     config = config.copy_and_resolve_references()
     config.num_steps = config.num_steps or 1

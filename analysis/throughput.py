@@ -35,7 +35,7 @@ from training.program import make_program
 from training.state import count_parameters, make_mesh, make_model, select
 from training.step import Batch, make_apply, make_train_step
 
-# So small that the weights stay near their initial values: NaNs could change the time of a step.
+# So small that the weights stay near their initial values, because NaNs could change the time of a step.
 LEARNING_RATE = 1e-6
 # How XLA, CUDA and its libraries say that the memory is full.
 FULL = "RESOURCE_EXHAUSTED|out[ _]of[ _]memory|ALLOC_FAILED"
@@ -47,7 +47,7 @@ class Work(NamedTuple):
     Attributes:
       program: a jitted function.
       arguments: their shapes, types and shardings.
-      begin: makes of the compiled program a function that runs it once more, and returns an array to wait for.
+      begin: turns the compiled program into a function that runs it once more and returns an array to wait for.
       parameters: the number of trainable numbers.
       steps: the training steps of one run of the program.
       single: the same program for one step, to count its costs: the length of a loop is unknown to the trace.
@@ -240,7 +240,7 @@ def _processor() -> str:
 def _training(
     config: ConfigDict, mesh: Mesh, batches: Iterator[Batch], cache: input_pipeline.DeviceCache | None
 ) -> Work:
-    """The very step that train.py runs, or where the dataset is on the devices, its loop of steps."""
+    """Returns the same step that train.py runs or, if the dataset is on the devices, train.py's loop of steps."""
     program = make_program(config, mesh, steps_per_epoch=config.num_steps / config.num_epochs, cache=cache)
     single = config.copy_and_resolve_references()
     single.steps_per_dispatch = 1
@@ -264,7 +264,7 @@ def _training(
 
 
 def _inference(config: ConfigDict, mesh: Mesh, batches: Iterator[Batch]) -> Work:
-    """The network's logits, added to those of the batch before, so that one batch runs at a time."""
+    """Returns the program of the logits, which adds them to the previous ones so that only one batch runs at a time."""
     model = make_model(config, training=False)
     apply, (replicated, split) = make_apply(config, model), _shardings(mesh)
     variables = [nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat)]

@@ -372,7 +372,7 @@ def _label(
         taken.append(np.array(legend.get_window_extent().extents))
     angles = np.array(
         sorted(np.linspace(-widest_angle, widest_angle, 17), key=abs)
-    )  # the right comes first among equals
+    )  # of equally good directions the first, the right, is taken
     directions = np.stack([np.cos(angles), np.sin(angles)], axis=-1)
     for number, (center, text, point) in enumerate(zip(centers, texts, points, strict=True)):
         color = colors[number] if colors else "black"

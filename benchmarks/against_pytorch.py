@@ -1,10 +1,10 @@
 """Measures our networks beside PyTorch's on the same machine: python benchmarks/against_pytorch.py --torch_python=PATH.
 
-Training steps and inference of the same networks, whose parameters are counted on both sides, on the same sizes of
-synthetic uint8 batches that lie on the device, with the same loss and SGD with momentum: ours as train.py runs it,
-PyTorch's in a process of its own, channels_last, eager, compiled, and on a GPU compiled into CUDA graphs; bfloat16 on
-a GPU, float32 on a CPU. They take turns, so that the ratios hold when the machine's speed drifts. Rows are written as
-they come, and those that --json has already from other networks, sizes or machines stay.
+Both sides run training steps and inference of the same networks, with equal parameter counts, on synthetic uint8
+batches of the same size on the device, with the same loss and SGD with momentum. Ours runs as in train.py. PyTorch runs
+in its own process, channels_last, eager, compiled, and on a GPU compiled into CUDA graphs. The type is bfloat16 on a
+GPU and float32 on a CPU. The two sides run alternately, so that a drift of the machine's speed does not change the
+ratios. Each row is written when it is measured; the rows of other networks, sizes or machines in --json are kept.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT))
-os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # of a GPU's memory; PyTorch shares it
+os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # share of a GPU's memory; PyTorch needs the rest
 
 import jax
 from absl import flags
@@ -45,7 +45,7 @@ NETWORKS = {
     "mobilenetv1_100": ("timm", "mobilenet_v1", ()),
 }
 MODES, STYLES = ["train", "infer"], ["eager", "compiled", "cuda_graphs"]
-PAUSE_SECONDS = 0.5  # between turns: threads of the side before spin for a while, and then the caches are warmed
+PAUSE_SECONDS = 0.5  # between turns, because the other side's threads spin for a while; then the caches are warmed
 COLUMNS = [
     Column("model", 16, "model"),
     Column("mode", 5, "mode"),
@@ -76,7 +76,7 @@ class PyTorch:
     """PyTorch in its own process, running a network on demand."""
 
     def __init__(self, name: str, batch_size: int, image_size: int, dtype: str):
-        """Starts the process, whose answers tell what it runs."""
+        """Starts the process; its first answer describes PyTorch and the device."""
         library, _, aux_weights = NETWORKS[name]
         words = [_TORCH_PYTHON.value, "-W", "ignore", ROOT / "benchmarks" / "against_pytorch_worker.py"]
         words += [name, library, batch_size, image_size, dtype, *aux_weights]
@@ -86,7 +86,7 @@ class PyTorch:
         self.about = self._answer()
 
     def run(self, mode: str, style: str, steps: int) -> float:
-        """Returns the seconds of that many steps; raises RuntimeError with PyTorch's words if they fail."""
+        """Returns the seconds of that many steps; raises RuntimeError with PyTorch's message if they fail."""
         print(mode, style, steps, file=self._process.stdin, flush=True)
         answer = self._answer()
         if "error" in answer:
@@ -122,7 +122,7 @@ def main() -> int:
                 if _JSON.value:
                     same = ("model", "mode", "batch_size", "image_size", "dtype", "device")
                     rows.record(pathlib.Path(_JSON.value), row, same)
-        except RuntimeError as error:  # the other networks are measured still
+        except RuntimeError as error:  # the other networks are still measured
             print(f"{name}: {error}", file=sys.stderr)
             exit_code = 1
     return exit_code
@@ -154,7 +154,7 @@ def compare(name: str) -> Iterator[Row]:
                 start = time.perf_counter()
                 for _ in range(steps):
                     running = step()
-                    if on_cpu:  # which would run several inferences at once, in each other's way; PyTorch's does not
+                    if on_cpu:  # else JAX would run several inferences at once, unlike PyTorch
                         jax.block_until_ready(running)
                 jax.block_until_ready(running)
                 return time.perf_counter() - start
@@ -169,11 +169,11 @@ def compare(name: str) -> Iterator[Row]:
 
 
 def take_turns(sides: dict[str, Callable[[int], float]], batch_size: int) -> Row:
-    """Runs each side's steps in turn and returns the rates, and ours over the better of PyTorch's, round by round."""
+    """Runs both sides alternately; returns the rates, and for each round our rate over the higher one of PyTorch."""
     row, steps = {}, {}
     for side, run in list(sides.items()):
         try:
-            run(1), run(1)  # compiles, and once more for what settles after it
+            run(1), run(1)  # the first run compiles; after the second the speed is steady
             steps[side] = max(round(_SECONDS.value / run(1)), 1)
         except RuntimeError as error:
             row[f"{side}_error"] = str(error)

@@ -2,8 +2,8 @@
 
 Arguments: the network's name, its library, the batch size, the image size in pixels, the data type and the weights of
 the auxiliary losses. Every line on standard input is a mode (train or infer), a style (eager, compiled or
-cuda_graphs) and how many steps to run; the answer is a line of JSON: the seconds, or what went wrong. The first line of
-all tells about PyTorch.
+cuda_graphs) and how many steps to run. The answer is a line of JSON: the seconds, or an error. The first line of the
+output describes PyTorch and the device.
 """
 
 import json
@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-LEARNING_RATE = 1e-6  # so small that weights stay those of a new network
+LEARNING_RATE = 1e-6  # so small that the weights stay near their initial values
 
 
 def make_network(name: str, library: str, has_aux: bool) -> torch.nn.Module:
@@ -97,7 +97,7 @@ def main() -> None:
             if device == "cuda":
                 torch.cuda.synchronize()
             answer = {"seconds": time.perf_counter() - start}
-        except Exception as error:  # no compiler, out of memory: the row says so
+        except Exception as error:  # for example no compiler, or out of memory: the row has the error
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())}"[:300]}
         print(json.dumps(answer), flush=True)
 

@@ -2,8 +2,8 @@
 
 python benchmarks/compiled_traffic.py --models=resnet50,vgg16 [--json=FILE] compiles the product's own step for the GPU
 that --target describes and lists its kernels, the bytes that they read and write, and the least time that they take at
-the device's rates of copying and multiplying. It needs `pip install "jax[cuda13]"`. The kernels are not timed against
-each other, so the programs are those of XLA's default choices; what a machine really does, benchmark.py measures.
+the device's rates of copying and multiplying. It needs `pip install "jax[cuda13]"`. Without a GPU XLA cannot autotune,
+so the programs have its default kernels; benchmark.py measures the speed on a real machine.
 """
 
 import os

@@ -1,11 +1,11 @@
-"""Compares our input pipeline with tf.data and with Pillow in torch's DataLoader: same JPEGs, same cores, in turns.
+"""Compares our input pipeline with tf.data and with Pillow in torch's DataLoader, on the same JPEGs and cores.
 
 python benchmarks/input_pipelines.py --folder=imagenette2-160/train --image_size=224 --mosaics
     --tensorflow_python=TF/bin/python --torch_python=TORCH/bin/python --json=benchmarks/results/input_pipelines.json
 
 TensorFlow and torch have their own environments; a pipeline whose Python is not given is left out. Each pipeline makes
-random-resized, flipped crops of --image_size in batches in the host's memory. Each turn starts the pipeline anew and
-leaves its first batches out. An existing JSON file keeps its other rows.
+random-resized, flipped crops of --image_size in batches in the host's memory. The pipelines run alternately; each turn
+starts the pipeline again and does not count its first batches. An existing JSON file keeps its other rows.
 """
 
 import io

@@ -1,7 +1,7 @@
-"""One input pipeline, measured on demand: run by input_pipelines.py, each under a Python that has what it needs.
+"""Measures one input pipeline; input_pipelines.py runs this file under a Python that has the pipeline's packages.
 
 Arguments: the pipeline's name, a folder of JPEGs, the image size, the batch size, the number of cores. Every line on
-standard input is a number of seconds; the pipeline is then started, warmed up and measured that long, and ended.
+standard input is a number of seconds: the pipeline is started, warmed up, measured for that long, and ended.
 """
 
 import json
@@ -15,7 +15,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 def ours(files: list[str], size: int, batch_size: int, cores: int) -> Iterator:
-    """This project's: uint8 batches on the host; normalisation belongs to the step."""
+    """Runs this project's pipeline: uint8 batches on the host, because the step normalises them."""
     sys.path.insert(0, str(pathlib.Path(__file__).parent.parent))
     import input_pipeline
     from configs import resnet50
@@ -30,7 +30,7 @@ def ours(files: list[str], size: int, batch_size: int, cores: int) -> Iterator:
 
 
 def tf_data(files: list[str], size: int, batch_size: int, cores: int, as_uint8: bool = False) -> Iterator:
-    """tf.data's as Flax's ImageNet example has it: fused decode and crop, bicubic, flip, normalised float32."""
+    """Runs tf.data as in Flax's ImageNet example: fused decode and crop, bicubic, flip, normalised float32."""
     import tensorflow as tf
 
     def load(path):
@@ -59,7 +59,7 @@ def tf_data(files: list[str], size: int, batch_size: int, cores: int, as_uint8: 
 
 
 def torch(files: list[str], size: int, batch_size: int, cores: int) -> Iterator:
-    """Pillow's as torchvision uses it, uint8, in a DataLoader with a worker process a core."""
+    """Runs Pillow as torchvision uses it, uint8, in a DataLoader with a worker process for each core."""
     from PIL import Image
     from torch.utils.data import DataLoader, Dataset
     from torchvision import transforms
@@ -92,14 +92,14 @@ PIPELINES = {
 
 
 def main() -> None:
-    """Measures as often as it is told to."""
+    """Measures once for each line of standard input."""
     os.environ |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": "", "TF_CPP_MIN_LOG_LEVEL": "3"}
     name, folder, *numbers = sys.argv[1:]
     size, batch_size, cores = map(int, numbers)
     files = sorted(str(path) for path in pathlib.Path(folder).rglob("*") if path.suffix.lower() in (".jpg", ".jpeg"))
     for line in sys.stdin:
         batches = PIPELINES[name](files, size, batch_size, cores)
-        for _ in range(20):  # what is loaded ahead would count for nothing
+        for _ in range(20):  # batches that were loaded before the clock starts do not count
             next(batches)
         start, count = time.perf_counter(), 0
         while time.perf_counter() - start < float(line):

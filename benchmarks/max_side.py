@@ -1,8 +1,9 @@
-"""Measures the speed and the loss of smaller images: python benchmarks/max_side.py --folder=DIR [--json=FILE].
+"""Measures what smaller images gain in speed and lose in detail: python benchmarks/max_side.py --folder=DIR.
 
-The folder, with images in class folders, is prepared without and with several values of --max_side. Our loader cuts
-random-resized crops from each dataset, in turns. Its CPU time is measured, which other programs hardly change. The loss
-is shown by the share of crops that are enlarged, and by how much.
+The folder, with images in class folders, is prepared without and with several values of --max_side. Our loader makes
+random-resized crops of each dataset, alternately. Its CPU time is measured, because other programs hardly change it.
+The loss of detail is given by the share of crops that are enlarged, and by their mean enlargement. --json=FILE writes
+the rows.
 """
 
 import json

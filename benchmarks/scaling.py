@@ -1,7 +1,8 @@
 """Reads the collectives of compiled training steps, and estimates the efficiency that they allow.
 
 python benchmarks/scaling.py [--target=cpu] [--json=FILE] compiles the step of train.py for 8, 64 and 1,024 devices,
-which need not exist, lists its collectives, and compares the time that links take for them with the time of a device.
+which need not exist. It lists the collectives and compares their time on several kinds of links with the time of a
+step on one device.
 
 --target=cpu: virtual devices of this machine. A CPU does not send bfloat16.
 --target=tpu: slices of TPU v5p, with the compiler for TPUs; needs `pip install "jax[tpu]"`, and no TPU.
@@ -155,7 +156,7 @@ def main() -> None:
             "images_per_device": _IMAGES.value,
         }
         content = {"command": " ".join(["python", *sys.argv]), **describe_environment(), **setting}
-        del content["hardware"]  # this machine does not matter, the target does
+        del content["hardware"]  # the result depends on the target and not on this machine
         write_atomically(pathlib.Path(_JSON.value), json.dumps(content | {"rows": rows}, indent=2) + "\n")
 
 

@@ -1,9 +1,9 @@
-"""Measures what an option, an option of XLA or another formulation costs or gains in the training step.
+"""Measures how an option, an option of XLA or another form of an operation changes the time of the training step.
 
-python benchmarks/step_options.py [--json=FILE]. Each variant runs the product's own jitted step on one synthetic batch
-that is on the devices already, in turns with what it is compared with, so that the ratios hold when the machine's speed
-drifts. Rows are written as they come, and those that --json has already from other variants stay. On a CPU it runs
-small, and only shows that it works: most variants are a GPU's.
+python benchmarks/step_options.py [--json=FILE]. Each variant runs train.py's jitted step on one synthetic batch that is
+on the devices already. The variant and its base run alternately, so that a drift of the machine's speed does not change
+the ratios. Each row is written when it is measured; the rows of other variants in --json are kept. On a CPU the sizes
+are small and only show that the program works, because most variants concern GPUs.
 """
 
 import contextlib
@@ -39,7 +39,7 @@ CONVOLVE, NORMALIZE = operations.convolve, operations.normalize
 def convolve_by_products(
     x: jax.Array, kernel: jax.Array, stride: int, padding: operations.Padding, groups: int
 ) -> jax.Array:
-    """1x1 convolutions as products on every platform, not on a CPU alone."""
+    """Computes 1x1 convolutions as products on every platform, not only on a CPU."""
     if kernel.shape[:2] != (1, 1) or groups > 1:
         return CONVOLVE(x, kernel, stride, padding, groups)
     x = x[:, ::stride, ::stride]
@@ -54,7 +54,7 @@ def normalize_then_activate(
     epsilon: float,
     activation: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Batch normalisation and the activation behind it as two operations, each with its own gradient."""
+    """Computes batch normalisation and the activation after it as two operations, each with its own gradient."""
     y, mean, var = NORMALIZE(x, scale, bias, shift, epsilon)
     return operations.activate(y, activation), mean, var
 
@@ -67,7 +67,7 @@ def normalize_without_own_gradient(
     epsilon: float,
     activation: str | None = None,
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Batch normalisation differentiated by JAX."""
+    """Computes batch normalisation with JAX's automatic gradient."""
     mean, var = operations.mean_and_variance(x, shift)
     y = (x.astype(scale.dtype) - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
     y = operations.activate(y, activation).astype(x.dtype)
@@ -75,25 +75,25 @@ def normalize_without_own_gradient(
 
 
 def statistics_in_two_passes(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Mean and variance of bfloat16 maps as of float32 maps: the variance about the mean, in a pass of its own."""
+    """Computes mean and variance of bfloat16 maps in two passes, as for float32 maps."""
     wide = x.astype(shift.dtype)
     mean = wide.mean((1, 2, 3), keepdims=True)
     return mean, jnp.square(wide - mean).mean((1, 2, 3), keepdims=True)
 
 
 def max_pool_by_xla(x: jax.Array, window: tuple[int, int], stride: int, padding: operations.Padding) -> jax.Array:
-    """Max pooling with XLA's own gradient, select-and-scatter."""
+    """Computes max pooling with XLA's own gradient, select-and-scatter."""
     edges = ((0, 0), *padding, (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, stride, stride, 1), edges)
 
 
 def strided_as_it_stands(*_: object) -> None:
-    """In the place of gpu_operations.find_convolution: a GPU has no other form of a strided convolution."""
+    """Replaces gpu_operations.find_convolution, so that a GPU runs the plain strided convolution."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Variant:
-    """What differs from the recipe: its options, XLA's options, functions that replace ours; and the base to compare.
+    """The differences from the recipe: options, XLA's options, functions that replace ours; and the base to compare.
 
     A function is named with its module, as in operations.normalize.
     """
@@ -105,7 +105,7 @@ class Variant:
 
 
 BFLOAT16 = {"dtype": "bfloat16"}
-BY_DEFAULT = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL"  # what XLA puts into command buffers unless it is told
+BY_DEFAULT = "FUSION,CUBLAS,CUBLASLT,CUDNN,CUSTOM_CALL"  # the operations that XLA puts into command buffers by default
 VARIANTS = {
     "bfloat16": Variant(BFLOAT16),
     "command buffers without convolutions": Variant(BFLOAT16, {"xla_gpu_enable_command_buffer": BY_DEFAULT}),
@@ -175,7 +175,7 @@ def make_turn(variant: Variant, batch_size: int, image_size: int) -> Callable[[]
         for name, function in variant.functions.items():
             module, attribute = name.split(".")
             stack.enter_context(mock.patch.object(MODULES[module], attribute, function))
-        jax.clear_caches()  # JAX keeps what it traced of models.operations
+        jax.clear_caches()  # otherwise JAX would reuse its traces of models.operations
         step, _ = throughput.make_step(config, "train")
     jax.clear_caches()
 
@@ -192,7 +192,7 @@ def make_turn(variant: Variant, batch_size: int, image_size: int) -> Callable[[]
 
 
 def measure(name: str, turns: dict[str, Callable[[], float]], batch_size: int, image_size: int) -> Row:
-    """Measures a variant; turns holds those made before, which others are compared with."""
+    """Measures a variant; `turns` holds the functions of the variants so far, which may be bases of others."""
     variant = VARIANTS[name]
     row = {"model": _MODEL.value, "variant": name, "base": variant.base if variant.base != name else None}
     row |= {"batch_size": batch_size, "image_size": image_size}
@@ -202,7 +202,7 @@ def measure(name: str, turns: dict[str, Callable[[], float]], batch_size: int, i
                 turns[needed] = make_turn(VARIANTS[needed], batch_size, image_size)
         own, base = turns[name], turns[variant.base]
         pairs = [(own(), base()) for _ in range(_ROUNDS.value)]
-    except jax.errors.JaxRuntimeError as error:  # an option that this version or this platform does not have
+    except jax.errors.JaxRuntimeError as error:  # this version or this platform lacks the option
         return row | {"status": "error", "error": " ".join(str(error).split())[:200]}
     ratios = sorted(mine / theirs for mine, theirs in pairs)
     row |= {"status": "ok", "images_per_second": batch_size / statistics.median(mine for mine, _ in pairs)}

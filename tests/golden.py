@@ -1,4 +1,4 @@
-"""Weights that are a function of their names, so that PyTorch and we can draw the same ones without storing any."""
+"""Draws weights from the tensors' names, so that PyTorch and our tests use the same weights without stored files."""
 
 import zlib
 
@@ -17,5 +17,5 @@ def make_tensor(name: str, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def make_state_dict(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
-    """Returns the tensors of those names and shapes."""
+    """Returns the tensors with the given names and shapes."""
     return {name: make_tensor(name, shape) for name, shape in shapes.items()}

@@ -1,4 +1,4 @@
-"""benchmark.py as a user meets it: rows in files and on the terminal, pictures, comparisons, refusals."""
+"""benchmark.py as a user runs it: rows in files and on the terminal, pictures, comparisons and errors."""
 
 import csv
 import gzip

@@ -1,4 +1,4 @@
-"""convert.py: PyTorch's weights become a workdir that the other programs take, and come back as they were."""
+"""convert.py makes a workdir of PyTorch's weights for the other programs, and exports the same weights again."""
 
 import json
 import pathlib
@@ -53,7 +53,7 @@ def test_the_other_programs_take_it(weights, tmp_path):
     np.save(tmp_path / "x.npy", inputs)
     run("predict.py", f"--workdir={workdir}", f"--inputs={tmp_path / 'x.npy'}", f"--logits={tmp_path / 'y.npz'}")
     config, params, batch_stats, step = load_weights(workdir, make_mesh(1))
-    # The published networks saw ImageNet's normalisation, whatever the recipe's own is.
+    # The published networks were trained with ImageNet's normalisation, so the recipe's normalisation is replaced.
     assert step == 0 and config.mean == (0.485, 0.456, 0.406)
     model = models.create_model("resnet20")
     model_state = jax.tree.map(np.asarray, {"params": params, "batch_stats": batch_stats})
@@ -123,7 +123,7 @@ def test_a_state_dict_of_a_training_checkpoint_is_chosen_and_the_others_are_name
 
 
 def test_accuracy_does_not_depend_on_the_names_of_the_folders(weights, tmp_path):
-    """One set of images in folders of CIFAR-10's classes, of some of them, and with a class that is none of them."""
+    """The same images in folders of CIFAR-10's classes, in folders of some of them, and with an additional class."""
     names = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
     workdir, images = tmp_path / "run", tmp_path / "images"
     noise = np.random.RandomState(0).randint(0, 256, (10, 2, 32, 32, 3)).astype(np.uint8)
@@ -142,12 +142,12 @@ def test_accuracy_does_not_depend_on_the_names_of_the_folders(weights, tmp_path)
         return json.loads(run("evaluate.py", f"--workdir={workdir}", "--split=val", "--json=-"))
 
     whole = evaluate()
-    # Without its first class the other labels stay what they were.
+    # Without the first class the labels of the other classes do not change.
     shutil.rmtree(images / "val" / names[0])
     subset = evaluate()
     lost = whole["examples"] * whole["loss"] - subset["examples"] * subset["loss"]
     assert (whole["examples"], subset["examples"]) == (20, 18)
-    # What the first class's two images contribute, evaluated alone.
+    # The contribution of the first class's two images, evaluated alone.
     for name in names[1:]:
         shutil.rmtree(images / "val" / name)
     (images / "val" / names[0]).mkdir()

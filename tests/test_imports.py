@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "analysis": {"analysis", "training", "models", "input_pipeline", "configs"},
     "": {"analysis", "training", "models", "input_pipeline", "configs", *PROGRAMS},
 }
-"""What the modules of each folder may import; '' stands for the programs."""
+"""The folders from which the modules of each folder may import; '' stands for the programs."""
 
 
 def module_name(path):
@@ -34,7 +34,7 @@ MODULES |= {name: ROOT / f"{name}.py" for name in PROGRAMS}
 
 
 def imports(name):
-    """The names of all modules that a module imports, inside its functions too, and of those that are ours."""
+    """Returns the names of all modules that a module imports, including those in functions, and those that are ours."""
     found = set()
     for node in ast.walk(ast.parse(MODULES[name].read_text())):
         if isinstance(node, ast.Import):
@@ -48,7 +48,7 @@ def imports(name):
 
 
 def test_there_are_no_circles():
-    """Imports inside functions count: where there is no circle, none of them is there to hide one."""
+    """Imports inside functions count too, so that such an import cannot hide a circle."""
     graph = {name: imports(name)[1] - {name} for name in MODULES}
     order = list(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError, which names the circle
     assert set(order) == set(MODULES) and len(order) > 50
@@ -62,7 +62,7 @@ def test_imports_point_downwards(name):
 
 
 def module_level_calls(name):
-    """What a module calls when it is imported, but for what its assignments, decorators and classes call."""
+    """Returns the calls that a module makes on import, except those in assignments, decorators and classes."""
     statements, calls = list(ast.parse(MODULES[name].read_text()).body), []
     while statements:
         statement = statements.pop()
@@ -81,7 +81,7 @@ def module_level_calls(name):
 
 @pytest.mark.parametrize("name", MODULES)
 def test_a_module_calls_nothing_for_its_effect_when_it_is_imported(name):
-    """Allowed are flags, the derivatives of a function, and a note that a library is missing."""
+    """A module may define flags and a function's derivatives, and print a note that a library is missing."""
     allowed = re.compile(r"print|flags\.(mark_flag_as_required|DEFINE_\w+)|\w+\.def(vjp|jvp|jvps)")
     assert not [call for call in module_level_calls(name) if not allowed.fullmatch(call)]
 
@@ -127,7 +127,7 @@ for name in modules:
 
 
 def test_importing_changes_nothing_in_the_process():
-    """In a process of its own; the libraries come first, for what they change is not ours."""
+    """Runs in its own process and imports the libraries first, because their changes to the process do not count."""
     libraries = {name for module in MODULES for name in imports(module)[0] if name.split(".")[0] not in MAY_IMPORT[""]}
     command = [sys.executable, "-c", WATCH, json.dumps(sorted(libraries)), json.dumps(sorted(MODULES))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)

@@ -1,4 +1,4 @@
-"""What a run leaves behind when it ends, however it ends: nothing. And what it says of images it left out."""
+"""However a run ends, it leaves no threads, processes or shared memory; and it reports images that it left out."""
 
 import dataclasses
 import json

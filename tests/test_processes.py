@@ -1,4 +1,4 @@
-"""Several processes that train together, as a cluster would start them: gloo's collectives between CPU processes."""
+"""Several processes train together, as on a cluster, with gloo's collectives between CPU processes."""
 
 import json
 import os
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.slow
 
 
 def start(count, *command, devices=1):
-    """Starts so many processes of a program, each with so many devices."""
+    """Starts several processes of a program, each with the given number of devices."""
     flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_NUM_PROCESSES": str(count), "COLUMNS": "200"}
     with socket.socket() as free:
@@ -85,8 +85,8 @@ def test_a_signal_to_one_stops_all_at_the_same_step(alone, tmp_path, index):
             break
     finish(processes, exit_code=143)
     (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
-    assert int(saved.name) % 5 == 0 and int(saved.name) < 60  # they agree where they log
-    # One process goes on where two stopped.
+    assert int(saved.name) % 5 == 0 and int(saved.name) < 60  # the processes agree at logged steps
+    # One process resumes the run that two processes began.
     finish(start(1, *TRAIN, f"--workdir={tmp_path / 'run'}", devices=2))
     before = [row for row in rows(alone) if row["step"] > int(saved.name)]
     after = [row for row in rows(tmp_path / "run") if row["step"] > int(saved.name)]
@@ -95,7 +95,7 @@ def test_a_signal_to_one_stops_all_at_the_same_step(alone, tmp_path, index):
 
 
 def test_evaluation_is_exact_over_processes_that_get_unequal_shares(alone):
-    """360 images in batches of 64: of the last one, the first process has 32 and the second 8."""
+    """360 images in batches of 64: of the last batch the first process has 32 images and the second 8."""
     whole = json.loads(finish(start(1, "evaluate.py", f"--workdir={alone}", "--json=-"))[0])
     halves, nothing = finish(start(2, "evaluate.py", f"--workdir={alone}", "--json=-"))
     halves = json.loads(halves[halves.index("{") :])

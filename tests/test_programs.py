@@ -1,4 +1,4 @@
-"""The programs as a user meets them: real processes, real signals, exit codes, one-line errors."""
+"""The programs as a user runs them: real processes, real signals, exit codes, one-line errors."""
 
 import json
 import os
@@ -21,7 +21,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 SHORT = ("--config=configs/lenet5_digits.py", "--config.num_steps=60", "--config.log_every_steps=5")
 SHORT += ("--config.checkpoint_every_steps=10", "--config.evaluate_every_epochs=1", "--config.compilation_cache_dir=")
 
-# One device: what eight virtual ones compute is tested elsewhere, and a process of its own would start them each time.
+# One device: other tests use eight virtual devices, which each process of these tests would have to start.
 ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "120"}
 
 
@@ -40,7 +40,7 @@ def run(program, *arguments, exit_code=0, **place):
 
 
 def stop_at(process, text, number):
-    """Sends a signal as soon as a line of the output holds the text; returns the exit code."""
+    """Sends a signal as soon as a line of the output contains the text; returns the exit code."""
     for line in process.stdout:
         if text in line:
             process.send_signal(number)
@@ -58,7 +58,7 @@ def checksums(workdir, step):
 
 
 def what_was_measured(workdir):
-    """The rows of metrics without what depends on the clock."""
+    """Returns the rows of metrics without the columns that depend on the clock."""
     rows = [json.loads(line) for line in (workdir / "metrics.jsonl").read_text().splitlines()]
     clock = ("seconds", "images_per_second", "input_wait_fraction")
     return [{name: value for name, value in row.items() if name not in clock} for row in rows]
@@ -93,7 +93,7 @@ def test_a_finished_run_says_so(finished):
 
 @pytest.mark.smoke
 def test_killed_and_started_again_it_ends_the_same_to_the_bit(finished, tmp_path):
-    """SIGKILL at several moments: while compiling, in the midst of saves, between them, before an evaluation's save."""
+    """SIGKILL comes at several moments: while compiling, during saves, between saves, before an evaluation's save."""
     workdir = tmp_path / "run"
     moments = ["first step", "step 10/60", "step 23/60 validation", "step 25/60", "step 50/60", "step 60/60"]
     for moment in moments:
@@ -110,7 +110,7 @@ def test_a_signal_saves_at_once_and_the_run_goes_on(finished, tmp_path, number, 
     process = start("train.py", *SHORT, f"--workdir={workdir}")
     assert stop_at(process, "step 5/60", number) == exit_code
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
-    assert 5 <= saved < 60 and (saved % 10 or saved <= 20)  # at once, not at the next multiple of ten
+    assert 5 <= saved < 60 and (saved % 10 or saved <= 20)  # immediately, not at the next multiple of ten
     run("train.py", *SHORT, f"--workdir={workdir}")
     assert checksums(workdir, 60) == checksums(finished, 60)
 
@@ -131,7 +131,7 @@ def test_a_damaged_newest_checkpoint(finished, tmp_path):
 
 
 def test_a_disk_that_refuses_a_checkpoint_is_one_line_and_the_run_goes_on(finished, tmp_path):
-    """A limit of the size of files stands for a full disk: the error comes from the same calls."""
+    """A limit on the size of files replaces a full disk, because the same calls fail."""
     workdir, limit = tmp_path / "run", 100_000
     command = ["bash", "-c", f'ulimit -f {limit // 1024} && exec "$@"', "bash", sys.executable, "train.py", *SHORT]
     process = subprocess.run(
@@ -154,7 +154,7 @@ def test_a_pipe_that_closes_does_not_end_the_run(finished, tmp_path):
 
 
 def test_a_signal_during_the_last_evaluation(finished, tmp_path):
-    """The evaluation is made up for, and --step=best knows it."""
+    """The resumed run makes the missing evaluation, and --step=best takes it into account."""
     workdir = tmp_path / "run"
     assert stop_at(start("train.py", *SHORT, f"--workdir={workdir}"), "step 60/60 loss", signal.SIGTERM) in (0, 143)
     run("train.py", *SHORT, f"--workdir={workdir}")
@@ -394,10 +394,10 @@ def test_a_workdir_of_another_config(finished):
 
 
 def test_weights_of_another_run(finished, tmp_path):
-    """All but the last layer, whose number of classes differs, comes along."""
+    """All layers are taken over except the last one, whose number of classes differs."""
     workdir = tmp_path / "run"
     options = [f"--config.init_from={finished}", "--config.num_classes=12", f"--workdir={workdir}"]
-    # At a learning rate of next to nothing, one step changes nothing.
+    # With a tiny learning rate one step does not change the weights visibly.
     output = run("train.py", SHORT[0], *options, "--config.num_steps=1", "--config.learning_rate=1e-30")
     line = next(line for line in output.splitlines() if line.startswith("weights are those of"))
     (_, theirs, _, _), (_, ours, _, _) = (load_weights(path, make_mesh(1)) for path in (finished, workdir))

@@ -1,4 +1,4 @@
-"""The README's Python code runs, and gives what it says."""
+"""The README's Python code runs, and its results are those that the comments promise."""
 
 import pathlib
 import re
@@ -25,7 +25,7 @@ def test_the_code_under_from_python(tmp_path, monkeypatch):
     names: dict = {}
     exec(code, names)
 
-    # The workdir's weights, and not those of another seed.
+    # The weights are the workdir's, not those of another seed.
     images, expected = names["images"], create_model("lenet5", seed=7)
     np.testing.assert_allclose(names["logits"], expected(images), rtol=1e-5, atol=1e-6)
     assert {name: maps.shape[-1] for name, maps in names["maps"].items()} == get_stages("lenet5")

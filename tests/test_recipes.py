@@ -1,4 +1,4 @@
-"""Every recipe trains: two steps on synthetic images, small, on train.py's own path."""
+"""Every recipe trains by train.py, two steps on small synthetic images."""
 
 import importlib
 import json
@@ -12,8 +12,8 @@ import train
 from training.interruption import Interruption
 from training.state import make_mesh
 
-# Those that take 20 s and more, for their size or the time to compile them, and those that differ from another recipe
-# only in the network, which tests/models/ covers.
+# Recipes that take 20 s and more, because of their size or compile time, and recipes that differ from another one only
+# in the network, which tests/models/ covers.
 SLOW = {"alexnet_owt", "cifar10_densenet40_k12", "densenet121", "googlenet_bn", "inception_resnet_v2", "inception_v3"}
 SLOW |= {"inception_v4", "resnet101", "resnet152", "resnet50_v1", "vgg16", "vgg16_bn", "xception", "zfnet"}
 SLOW |= {"alexnet_ungrouped", "zfnet_wide", "vgg11", "vgg13", "vgg16_c", "vgg19", "vgg11_bn", "vgg13_bn", "vgg19_bn"}
@@ -30,7 +30,7 @@ def parameter(name):
 
 @pytest.mark.parametrize("name", map(parameter, RECIPES))
 def test_recipe(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(train, "make_mesh", lambda: make_mesh(1))  # eight copies of VGG would fill the memory
+    monkeypatch.setattr(train, "make_mesh", lambda: make_mesh(1))  # eight copies of VGG would not fit into memory
     config = importlib.import_module(f"configs.{name}").get_config()
     config.dataset, config.synthetic_examples, config.num_classes = "synthetic", 8, 10
     config.image_size = min(models.get_entry(config.model).image_size, 96)

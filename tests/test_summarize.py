@@ -1,4 +1,4 @@
-"""The program, as one calls it."""
+"""summarize.py as a user runs it."""
 
 import csv
 import json

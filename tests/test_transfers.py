@@ -1,4 +1,4 @@
-"""The training loop copies nothing behind our back: not to the devices, and not from them but when it logs."""
+"""The training loop makes no hidden copies: none to the devices, and copies from the devices only when it logs."""
 
 import json
 
@@ -22,12 +22,12 @@ def config():
 
 @pytest.mark.parametrize("cache", ["", "device"])
 def test_no_implicit_copy_in_the_whole_run(config, tmp_path, cache):
-    """The guard raises on every copy that nobody asked for, in any thread; a CPU sees those to the device."""
+    """The guard raises an error on every implicit copy in any thread; on a CPU it only notices copies to the device."""
     config.cache = cache
     jax.config.update("jax_transfer_guard", "disallow")
     try:
         with pytest.raises(Exception, match="Disallowed host-to-device transfer"):
-            jax.jit(lambda x: x + 1)(np.ones(3))  # the guard is awake
+            jax.jit(lambda x: x + 1)(np.ones(3))  # the guard works
         train.train(config, tmp_path / "run", Interruption())
     finally:
         jax.config.update("jax_transfer_guard", "allow")
@@ -35,7 +35,7 @@ def test_no_implicit_copy_in_the_whole_run(config, tmp_path, cache):
 
 
 class Watched:
-    """An array on the devices that tells when it is read."""
+    """An array on the devices that records when it is read."""
 
     def __init__(self, array, step, reads):
         self.array, self.step, self.reads = array, step, reads

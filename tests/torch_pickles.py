@@ -1,4 +1,4 @@
-"""Pickles as torch.save writes them, with PyTorch's functions and storages by name: PyTorch need not be installed."""
+"""Makes pickles as torch.save does, with PyTorch's functions and storages by name, so that PyTorch is not needed."""
 
 import collections
 import io
@@ -23,7 +23,7 @@ STORAGE_TYPES = {
 
 
 class Storage:
-    """The numbers of an array, by the key of their file."""
+    """The numbers of an array, identified by the key of their file."""
 
     def __init__(self, key, array):
         self.key, self.array = key, array

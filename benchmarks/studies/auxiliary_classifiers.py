@@ -1,8 +1,9 @@
 """GoogLeNet's auxiliary classifiers: python benchmarks/studies/auxiliary_classifiers.py [--size=full|cpu|reduced].
 
-Szegedy et al. 2014, Going deeper with convolutions, section 5, hang two classifiers on inner stages so that gradients
-reach the first ones. Here the network trains with their losses' weight at 0.3, the paper's, and without them, as it was
-published and with batch normalisation: accuracy, and the 2-norm of the gradient of its first convolution.
+Szegedy et al. 2014, Going deeper with convolutions, section 5, attach two classifiers to inner stages so that gradients
+reach the first stages. The study trains the network with the paper's weight of their losses, 0.3, and without them,
+each as published and with batch normalisation. It compares the accuracy and the 2-norm of the gradient of the first
+convolution.
 """
 
 import functools
@@ -14,7 +15,7 @@ import study
 
 from training import command_line
 
-NETWORKS = "googlenet", "googlenet_bn"  # the paper's own, local response normalisation included, and its twin
+NETWORKS = "googlenet", "googlenet_bn"  # the paper's network, and the same with batch normalisation
 WEIGHTS = 0.0, 0.3
 SEEDS = {"full": 3, "cpu": 1, "reduced": 1}
 FIRST = "gradient_norm/conv1"
@@ -41,7 +42,7 @@ def overrides(network: str, size: str) -> dict:
     elif size == "cpu":
         options |= {"image_size": 64, "eval_resize": 72, "eval_batch_size": 157, "num_steps": 750}
         options |= {"log_every_steps": 15, "evaluate_every_epochs": 0}
-    else:  # LeNet-5 compiles at once, and has a conv1 too
+    else:  # LeNet-5 compiles quickly, and has a conv1 too
         options |= {"model": "lenet5", "aux_heads": ("conv1",), "image_size": 28, "eval_resize": 0, "channels": 1}
         options |= {"mean": (0.5,), "std": (0.5,), "dataset": "synthetic", "num_classes": 10, "synthetic_examples": 32}
         options |= {"num_steps": 8, "log_every_steps": 2, "batch_size": 8}

@@ -1,10 +1,10 @@
 """Degradation and its cure: python benchmarks/studies/degradation.py [--size=full|cpu|reduced] [--minutes=9].
 
-Plain networks of 20 and 56 layers on CIFAR-10, and the same with shortcuts; then deeper ones. He, Zhang, Ren, Sun 2015,
-Deep residual learning for image recognition, section 4.2, Table 6 and Fig. 6: the deeper plain network is worse in
-training and in test error, the deeper residual one better in both.
+The study trains plain networks of 20 and 56 layers on CIFAR-10, the same with shortcuts, and then deeper ones. He,
+Zhang, Ren, Sun 2015, Deep residual learning for image recognition, section 4.2, Table 6 and Fig. 6: the deeper plain
+network has a higher training and test error, the deeper residual network a lower one.
 
-With --torch_python=PATH --binaries=FOLDER, ResNet-20's seconds are set beside those of plain_pytorch_resnet20.py.
+With --torch_python=PATH --binaries=FOLDER, ResNet-20's seconds are compared with those of plain_pytorch_resnet20.py.
 """
 
 import json
@@ -54,7 +54,7 @@ def recipe(name: str) -> str:
 def overrides(name: str, size: str) -> dict:
     """Returns what a size changes."""
     if size == "full":
-        # As the paper has it. The figure needs many evaluations, and no checkpoint of each.
+        # As in the paper. The figure needs many evaluations, but no checkpoint for each.
         options = {"log_every_steps": 400, "steps_per_dispatch": 400, "evaluate_every_epochs": 2.048}
         options |= {"keep_best": False}
     elif size == "cpu":

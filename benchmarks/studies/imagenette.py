@@ -1,7 +1,7 @@
 """Imagenette at 128 pixels from random weights: python benchmarks/studies/imagenette.py [--size=full|cpu|reduced].
 
-5, 20 and 80 epochs beside fastai's leaderboard (github.com/fastai/imagenette), by its rules: validation at the training
-size, no tricks at test time, the accuracy of the last epoch.
+The study compares 5, 20 and 80 epochs with fastai's leaderboard (github.com/fastai/imagenette), under its rules:
+validation at the training size, no tricks at test time, the accuracy of the last epoch.
 """
 
 import functools
@@ -13,7 +13,7 @@ from training import command_line
 
 LEADERBOARD = {5: 85.77, 20: 91.57, 80: 93.55}  # top-1 in %, 128 px; the means of five runs, of 80 epochs one run
 SEEDS = {5: 3, 20: 3, 80: 1}
-# What differs from the recipe, which is for 20 epochs: the longer a run, the harder its images.
+# Differences from the recipe, which is for 20 epochs: a longer run has stronger augmentation.
 LENGTHS = {
     5: {"crop_area": (0.6, 1.0), "batch_size": 32, "learning_rate": 0.05},
     20: {},

@@ -1,10 +1,10 @@
-"""ResNet-20 on CIFAR-10 as PyTorch is ordinarily used, to set our training beside: prints one line of JSON.
+"""Trains ResNet-20 on CIFAR-10 in the usual way of PyTorch, to compare with our training; prints one line of JSON.
 
 Run under a Python that has torch, torchvision and NumPy: plain_pytorch_resnet20.py FOLDER [STEPS]. The folder holds the
 official binary files, data_batch_1.bin to data_batch_5.bin and test_batch.bin. The recipe is that of
-configs/cifar10_resnet20.py: 64,000 steps, or fewer, which are only for their speed; an evaluation after every second
-epoch, as often as in degradation.py. A DataLoader with workers crops and flips; channels_last; bfloat16 autocast on a
-GPU.
+configs/cifar10_resnet20.py: 64,000 steps, or fewer to measure only the speed, and an evaluation after every second
+epoch, as in degradation.py. A DataLoader with workers crops and flips; the layout is channels_last; a GPU uses bfloat16
+autocast.
 """
 
 import itertools

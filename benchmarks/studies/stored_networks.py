@@ -1,7 +1,8 @@
-"""Published weights, evaluated here: python benchmarks/studies/stored_networks.py --weights=FILE,FILE [--dataset=NAME].
+"""Evaluates published weights: python benchmarks/studies/stored_networks.py --weights=FILE,FILE [--dataset=NAME].
 
-The CIFAR-10 ResNets of github.com/akamaster/pytorch_resnet_cifar10, in their author's files resnet20-12fca82f.th and so
-on, converted by convert.py and evaluated by evaluate.py on all test images: the errors that he published must come out.
+The weights are those of the CIFAR-10 ResNets of github.com/akamaster/pytorch_resnet_cifar10, in the author's files
+resnet20-12fca82f.th and so on. convert.py converts them, and evaluate.py evaluates them on all test images. The errors
+must equal the published ones.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Ways to a summary: of a registered network, once for all tests, and of any module."""
+"""Fixtures that summarise a registered network (cached for all tests) or any module."""
 
 import functools
 

@@ -1,4 +1,4 @@
-"""What a training step sends, against what must cross the network: each gradient, statistic and metric once."""
+"""A training step sends only the data that it must: each gradient, statistic and metric once."""
 
 import math
 import re
@@ -16,7 +16,7 @@ from training.state import make_mesh, make_model
 
 @pytest.fixture(scope="module")
 def compile_step():
-    """Compiles the training step of a small network for eight devices: its text, and its abstract network."""
+    """Compiles the training step of a small network for eight devices; returns its text and the abstract network."""
 
     def compile_step(**options):
         config = base.get_config()
@@ -30,7 +30,7 @@ def compile_step():
 
 @pytest.fixture(scope="module")
 def resnet20(compile_step):
-    """ResNet-20 with batch normalisation over four images, as many as a device has."""
+    """Compiles ResNet-20 with batch normalisation over four images, the number on each device."""
     return compile_step(bn_virtual_batch_size=4)
 
 
@@ -41,7 +41,7 @@ def count_values(model, kind):
 def test_with_virtual_batches_gradients_statistics_and_metrics_cross_once_and_together(resnet20):
     text, model = resnet20
     (collective,) = find_collectives(text)
-    metrics = 3  # loss, top-1, top-5; how many images there are is known before
+    metrics = 3  # loss, top-1, top-5; the number of images is constant
     values = count_values(model, nnx.Param) + count_values(model, nnx.BatchStat) + metrics
     assert (collective.kind, collective.bytes, collective.repeats) == ("all-reduce", 4 * values, 1)
 
@@ -49,7 +49,7 @@ def test_with_virtual_batches_gradients_statistics_and_metrics_cross_once_and_to
 def test_over_the_whole_batch_each_normalisation_communicates(compile_step):
     text, model = compile_step()
     layers = sum(isinstance(module, BatchNorm) for _, module in nnx.iter_modules(model))
-    # Forward the mean, then the variance about it; backward both sums at once; at last all that is left.
+    # Forward the mean, then the variance about it; backward both sums in one; at the end all the rest.
     assert len(find_collectives(text)) == pytest.approx(3 * layers + 1, abs=2)
 
 
@@ -77,7 +77,7 @@ def test_each_layer_is_named_in_the_compiled_program_forward_and_backward(resnet
 
 
 def test_the_text_of_other_compilers():
-    """An asynchronous all-gather of a GPU, a TPU's layouts, and a reduce-scatter, whose result is a share."""
+    """Reads an asynchronous all-gather of a GPU, a TPU's layouts, and a reduce-scatter, whose result is a share."""
     text = """HloModule jit_f, num_partitions=8
 
 %body (p: (f32[8])) -> (f32[8]) {
@@ -99,7 +99,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 
 def ring_seconds(kind, size, devices, bandwidth):
-    """A ring, step by step: in each a device sends one of the pieces that it cut its data into."""
+    """Compares with a simulated ring: in each step a device sends one piece of its data."""
     rounds = {"all-reduce": 2, "all-gather": 1, "reduce-scatter": 1}[kind]
     return sum(size / devices / bandwidth for _ in range(rounds) for _ in range(devices - 1))
 

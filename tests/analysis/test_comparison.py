@@ -1,4 +1,4 @@
-"""Two runs compared."""
+"""The comparison of two runs of the benchmark."""
 
 import pytest
 
@@ -15,7 +15,7 @@ def row(rate, error=0.01, **others):
     "rate, error, verdict",
     [
         (100, 0.01, "same"),
-        (97, 0.01, "same"),  # slower for sure, but within the tolerance
+        (97, 0.01, "same"),  # significantly slower, but within the tolerance
         (93, 0.01, "slower"),
         (93, 0.2, "unclear"),
         (110, 0.01, "faster"),

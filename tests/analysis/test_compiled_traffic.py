@@ -63,7 +63,7 @@ def test_kernels_have_their_roles_and_bytes():
         (FORWARD_MAPS, MAP + 64 * 4, MAP),
         (CONVOLUTION, MAP + KERNEL, MAP // 2),  # without the scratch memory of cuDNN
         (BACKWARD_SUMS, MAP, 64 * 4),
-        (SMALL_KERNELS, 8 * 64 * 2, 8 * 64 * 2),  # of an operand only the slice is read
+        (SMALL_KERNELS, 8 * 64 * 2, 8 * 64 * 2),  # only a slice of the operand is read
         (WEIGHT_GRADIENT, MAP + MAP // 2, KERNEL),
     ]
     assert sum(bytes_by_role(kernels).values()) == sum(kernel.moved for kernel in kernels)

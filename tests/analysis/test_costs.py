@@ -1,4 +1,4 @@
-"""The counts, against plain loops and the worked examples of lecture notes on convolutional networks."""
+"""The counts equal those of plain loops and of examples in lecture notes on convolutional networks."""
 
 import itertools
 import operator
@@ -16,7 +16,7 @@ from models.layers import BatchNorm, Conv, Module
 
 
 def products(size, in_features, out_features, kernel, stride, padding, groups):
-    """Counts a convolution's products one output element at a time; on padding they are products, too."""
+    """Counts a convolution's products for each output element; products with padding count too."""
     positions = [range(0, size + 2 * pad - side + 1, stride) for side, pad in zip(kernel, padding, strict=True)]
     count = 0
     for _ in itertools.product(*positions, range(out_features)):
@@ -93,10 +93,10 @@ def test_inception_modules(layers_of):
 
 
 class Stack(Module):
-    """Convolutions one after the other, without biases, on maps that stay as they are."""
+    """A chain of convolutions without biases that keep the size of the maps."""
 
     def __init__(self, features, kernels, groups=()):
-        """Builds the layers; features are those before, between and after them."""
+        """Builds the layers; features are the numbers of channels before, between and after them."""
         pairs = itertools.pairwise(features)
         groups = groups or [1] * len(kernels)
         self.convs = nnx.List(
@@ -160,22 +160,22 @@ PRODUCT = 4 * (4 * 8 + 8 * 16 + 4 * 16)  # both factors read, the result written
     "function, arguments, expected",
     [
         (lambda x, w: x @ w, (X, W), PRODUCT),
-        # ReLU, a bias and a shape of its own move nothing: they are fused into the product that reads them.
+        # ReLU, a bias and a reshape move no bytes, because they are fused into the product that reads them.
         (lambda x, w: nnx.relu(x.reshape(8, 4) + 1) @ w[:4], (X, W), 4 * (4 * 8 + 4 * 16 + 8 * 16)),
-        # What is cast before it is multiplied is read in the narrower type, whichever that is.
+        # An array that is cast before the product is read in the narrower of the two types.
         (lambda x, w: x.astype(jnp.bfloat16) @ w.astype(jnp.bfloat16), (X, W), PRODUCT // 2),
-        # Read once, though used twice; the result of the program is written.
+        # The array is used twice and read once; the result of the program is written.
         (lambda x: x * x + x, (X,), 2 * 4 * 32),
-        # A barrier moves nothing.
+        # A barrier moves no bytes.
         (lambda x, w: operator.matmul(*jax.lax.optimization_barrier((x, w))), (X, W), PRODUCT),
-        # The optimizer reads the gradient's factors' product again, and the parameter; it writes the parameter.
+        # The optimizer reads the gradient, which the product wrote, and the parameter; it writes the parameter.
         (lambda x, w: w - 0.1 * (x.T @ (x @ w)), (X, W), PRODUCT + 4 * (32 + 64 + 128) + 3 * 4 * 128),
         (lambda x, w: jax.lax.scan(lambda c, _: (c + (x @ w).sum(), None), 0.0, length=3)[0], (X, W), None),
     ],
 )
 def test_the_fewest_bytes_of_a_program(function, arguments, expected):
     moved = count_bytes(jax.make_jaxpr(jax.jit(function))(*arguments).jaxpr)
-    if expected is None:  # a loop moves its body's bytes as often as it runs
+    if expected is None:  # a loop moves the bytes of its body in each iteration
         assert moved == pytest.approx(3 * (PRODUCT + 4 * 64), abs=3 * 4 + 12)
     else:
         assert moved == expected

@@ -1,4 +1,4 @@
-"""The effective receptive field of convolutions whose gradients are known, and of networks within the theoretical."""
+"""Effective receptive fields of convolutions with known gradients, and of networks, within the theoretical field."""
 
 import jax
 import numpy as np
@@ -16,7 +16,7 @@ from training.state import make_model
 
 
 class Convolutions(Module):
-    """3x3 convolutions of one channel, one after the other."""
+    """A chain of 3x3 convolutions with one channel."""
 
     def __init__(self, count):
         self.convs = nnx.List(Conv(1, 1, 3, padding=1) for _ in range(count))
@@ -28,7 +28,7 @@ class Convolutions(Module):
 
 
 def measure_convolutions(count, size, weight):
-    """The field of convolutions whose weights are all the same, on one image."""
+    """Measures the field of convolutions whose weights are all equal, on one image."""
     graph, variables = nnx.split(Convolutions(count))
     variables = jax.tree.map(lambda leaf: np.full(leaf.shape, weight, np.float32), nnx.to_pure_dict(variables))
     images = np.random.default_rng(0).standard_normal((1, size, size, 1), np.float32)
@@ -46,7 +46,7 @@ def test_one_convolution_sees_three_pixels(size, first):
 
 
 def test_equal_weights_make_a_gaussian():
-    """Luo 2016, section 2.2: n uniform kernels of k make a polynomial's n-th power, of variance n (k^2 - 1) / 12."""
+    """Luo 2016, section 2.2: n uniform kernels of side k give a distribution with the variance n (k^2 - 1) / 12."""
     field = measure_convolutions(10, 31, 1.0)
     coefficients = np.pad(polynomial.polypow([1, 1, 1], 10) / 3**10, 5)
     np.testing.assert_allclose(field.influence, np.outer(coefficients, coefficients), rtol=1e-5, atol=1e-12)

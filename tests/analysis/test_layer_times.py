@@ -1,4 +1,4 @@
-"""From the compiled program's operations to the layers that they came from."""
+"""Operations of a compiled program are assigned to the layers that they come from."""
 
 import pytest
 

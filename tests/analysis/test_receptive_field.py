@@ -1,4 +1,4 @@
-"""Receptive fields: published ones, and the pixels that a gradient reaches."""
+"""Receptive fields equal published ones, and the pixels that a gradient reaches."""
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,7 @@ def test_published_fields(summary_of, name, field):
 
 
 class Branches(Module):
-    """One of everything: strides, padding, pooling, branches, a strided shortcut, a long kernel."""
+    """A network with strides, padding, pooling, branches, a strided shortcut and a long kernel."""
 
     def __init__(self, pooled):
         """Builds the layers; pooled is the map's size after adaptive pooling, or None."""
@@ -53,7 +53,7 @@ class Branches(Module):
 
 
 def extents(module, size, units):
-    """Returns the first and last rows and columns of pixels that each unit depends on: weights of one hide nothing."""
+    """Returns the first and last rows and columns of pixels that each unit depends on; all weights are set to 1."""
     nnx.update(module, jax.tree.map(lambda leaf: jnp.ones(leaf.shape), nnx.to_pure_dict(nnx.state(module, nnx.Param))))
     gradient = jax.jit(jax.grad(lambda image, row, column: module(image)[0, row, column, 0]))
     found = [np.nonzero(gradient(jnp.ones((1, size, size, 1)), *unit)[0, :, :, 0]) for unit in units]
@@ -88,5 +88,5 @@ def test_maxima_and_global_pools(layers_of):
 @pytest.mark.parametrize("size", [224, 256, 161])
 def test_a_dense_layer_sees_the_whole_image_at_any_size(summary_of, size):
     layers = {layer.name: layer for layer in summary_of("vgg16", image_size=size).layers}
-    # All of the map before it, whose fields lie 32 apart: VGG's five poolings.
+    # The dense layer sees the whole last map; VGG's five poolings make the fields of its units 32 pixels apart.
     assert layers["dense1"].receptive_field == 212 + 32 * (size // 32 - 1)

@@ -1,4 +1,4 @@
-"""Ceilings: what is attainable under them, which data sheet a device has, and what the measurement finds."""
+"""The attainable rate under measured ceilings, the data sheets of devices, and the measurement of the ceilings."""
 
 import pytest
 
@@ -8,7 +8,7 @@ from training.state import make_mesh
 
 
 def test_the_ridge():
-    # Williams 2009: below the ridge, here 10 operations a byte, memory bounds, above it arithmetic.
+    # Williams 2009: memory limits the rate below the ridge, here 10 operations a byte, and arithmetic above it.
     ceilings = Ceilings(flops_per_second=100.0, bytes_per_second=10.0)
     assert [ceilings.attainable(flops, 1) for flops in (1, 5, 10, 20)] == [10, 50, 100, 100]
 
@@ -43,7 +43,7 @@ def test_measured_ceilings(monkeypatch):
     monkeypatch.setattr("analysis.roofline.COPY_BYTES", 2**22)
     monkeypatch.setattr("analysis.roofline.LONG_ENOUGH", 0.001)
     ceilings = measure_ceilings("float32", make_mesh(1))
-    # Between a pocket calculator and a rack.
+    # A plausible range for any machine.
     assert 1e8 < ceilings.flops_per_second < 1e16 and 1e8 < ceilings.bytes_per_second < 1e14
 
 

@@ -1,4 +1,4 @@
-"""Files of rows."""
+"""Rows are written to JSON and CSV files and read again."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The shape of a network, as its paper gives it."""
+"""The sides and channels of a network's maps are those of its paper."""
 
 from PIL import Image
 

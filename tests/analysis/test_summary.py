@@ -1,4 +1,4 @@
-"""The whole zoo against published counts, and the lecture notes' tables of AlexNet and VGG-16."""
+"""The summaries of all networks have published counts; those of AlexNet and VGG-16 match lecture notes' tables."""
 
 import pathlib
 import re
@@ -167,6 +167,6 @@ def test_the_documented_table_is_ours(summary_of):
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in text.splitlines() if line.startswith("|")]
     table = {row[0]: row for row in rows}
     assert len(REGISTRY.keys() & table.keys()) > 60
-    for name in REGISTRY.keys() & table.keys():  # the page's first lines say how it is made anew
+    for name in REGISTRY.keys() & table.keys():  # the first lines of the page say how to make the table again
         summary = summary_of(name)
         assert table[name][4] == f"{summary.parameters:,}" and table[name][6] == f"{summary.macs / 1e9:.4f}"

@@ -1,4 +1,4 @@
-"""The search for the largest batch, and what happens to what cannot be measured."""
+"""The search for the largest batch, and the rows of measurements that fail."""
 
 import weakref
 
@@ -14,7 +14,7 @@ from training.state import make_mesh
 
 
 def attempt_on(fits):
-    """A device on which batches up to a size fit; beyond it fails as XLA does."""
+    """A device on which batches up to a size fit; with larger ones it raises XLA's error."""
 
     def measured(size):
         if size > fits:

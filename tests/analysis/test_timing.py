@@ -1,4 +1,4 @@
-"""The statistics of a measurement, against published tables and NumPy, and its loop on a clock of its own."""
+"""The statistics of a measurement equal published tables and NumPy's; its loop is tested with a simulated clock."""
 
 import numpy as np
 import pytest
@@ -48,7 +48,7 @@ def test_errors_of_a_ratio_add_as_squares():
 
 
 class Device:
-    """Runs iterations one after the other, each as long as it is told, on a clock that only it moves."""
+    """Runs iterations of given lengths one after the other, on a simulated clock."""
 
     def __init__(self, monkeypatch, durations):
         self.now, self.busy_until, self.unfinished, self.most = 0.0, 0.0, 0, 0
@@ -63,7 +63,7 @@ class Device:
 
 
 class Running:
-    """What an iteration returns, which can be awaited as a jax.Array."""
+    """The result of an iteration, with the block_until_ready of a jax.Array."""
 
     def __init__(self, device, end):
         self.device, self.end = device, end
@@ -75,7 +75,7 @@ class Running:
 
 
 def test_every_iteration_but_the_warm_up_is_timed_with_one_in_flight(monkeypatch):
-    # Two warm-ups, one that the clock starts after, the measured ones, and the last in flight.
+    # Two warm-up iterations, one before the clock starts, the measured ones, and one still running at the end.
     measured = [1, 2, 1, 1, 5, 1, 3]
     device = Device(monkeypatch, [100, 50, 7, *measured, 9])
     seconds = timing.time_iterations(device.step, limit_seconds=100 + 50 + 7 + sum(measured))

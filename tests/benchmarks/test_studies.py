@@ -1,4 +1,4 @@
-"""The studies' reduced sizes, as a user meets them: rows, tables, figures, and that a stopped one goes on."""
+"""The studies in reduced size, as a user runs them: rows, tables, figures, and the resume of a stopped study."""
 
 import json
 import os
@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
-# make smoke and make test-all run them: a minute and more.
+# These tests take a minute and more; make smoke and make test-all run them.
 pytestmark = [pytest.mark.slow, pytest.mark.smoke]
 
 

@@ -4,7 +4,7 @@ from ml_collections import ConfigDict
 
 @pytest.fixture
 def make_config():
-    """Makes a config of small images from the options that differ."""
+    """Makes a config for small images; takes the options that differ from the test's defaults."""
 
     def make(**options):
         config = dict(

@@ -47,7 +47,7 @@ def test_without_options_there_is_nothing_to_do():
 
 
 def test_an_image_is_changed_by_its_position_alone():
-    """Whichever row it comes in; another position changes it otherwise."""
+    """The row of an image in the batch does not matter; another position gives another result."""
     images, labels = augment(**EVERYTHING)
     pairs = np.arange(16).reshape(8, 2)[::-1].ravel()  # neighbours stay together
     moved, moved_labels = augment(IMAGES[pairs], LABELS[pairs], POSITIONS[pairs], **EVERYTHING)
@@ -69,7 +69,7 @@ def test_seeds_and_purposes_draw_independently():
 def test_shares_have_the_beta_distribution(alpha):
     uniforms = np.arange(1, 4096, dtype=np.float32) / 4096
     found = np.asarray(beta_quantile(alpha, uniforms), np.float64)
-    # Exact at every 1/1024, so that no two distribution functions lie further apart than that.
+    # The table is exact at every 1/1024, so the distribution functions differ by 1/1024 at most.
     lower = uniforms <= 0.5
     assert np.abs(stats.beta(alpha, alpha).cdf(found) - uniforms)[lower].max() < 1 / 1024
     np.testing.assert_allclose(found[::-1], 1 - found, atol=1e-6)
@@ -77,7 +77,7 @@ def test_shares_have_the_beta_distribution(alpha):
 
 @pytest.mark.parametrize("kind", ["mixup", "cutmix"])
 def test_mixed_images_and_their_labels(kind):
-    """Against a plain loop over pairs: black images and white ones tell who gave how much."""
+    """Compares with a plain loop over pairs; black and white images show how much each image contributed."""
     images = np.stack([np.full((12, 10, 3), value, np.float32) for value in (0, 1) * 100])
     labels = np.arange(200, dtype=np.int32)
     uniforms = np.random.RandomState(0).rand(200, 4).astype(np.float32)
@@ -110,7 +110,7 @@ def test_with_both_either_mixes_half_of_the_images():
 
 
 def test_random_erasing():
-    """The share of the images, and the range of the areas and of the aspects, all within rounding to pixels."""
+    """Checks the share of the erased images and the ranges of areas and aspect ratios, up to rounding to pixels."""
     uniforms = np.random.RandomState(0).rand(2000, 23).astype(np.float32)
     image = np.ones((40, 50, 3), np.float32)
     erased = jax.vmap(lambda u: random_erasing(image, u, 0.25, (0.02, 0.4), (0.3, 1 / 0.3), np.zeros(3)))(uniforms)

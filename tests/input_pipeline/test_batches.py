@@ -31,7 +31,7 @@ def numbered():
 
 
 def collect(batches):
-    """All of an iterator's batches, each array joined along its rows."""
+    """Returns all batches of an iterator, with each array joined along its rows."""
     with batches:
         batches = list(batches)
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
@@ -45,7 +45,7 @@ def assert_same(batches, expected):
 
 def test_every_image_comes_once_an_epoch_in_another_order(numbered, make_config):
     labels = collect(train_batches(numbered(20), make_config(batch_size=8), num_steps=10))["label"]
-    epochs = labels.reshape(4, 20)  # 10 batches of 8 are 4 epochs of 20: two of their ends lie inside a batch
+    epochs = labels.reshape(4, 20)  # 10 batches of 8 are 4 epochs of 20; two epochs end inside a batch
     for epoch in epochs:
         assert sorted(epoch) == list(range(20))
     assert len({tuple(epoch) for epoch in epochs}) == 4
@@ -64,7 +64,7 @@ def test_seeds_differ_in_order_and_crops(numbered, make_config):
     dataset = numbered(50)
     runs = [collect(train_batches(dataset, make_config(seed=seed), num_steps=25)) for seed in range(3)]
     orders = [tuple(epoch) for run in runs for epoch in run["label"].reshape(4, 50)]
-    assert len(set(orders)) == 12  # no seed repeats another's epoch either
+    assert len(set(orders)) == 12  # no two seeds have an epoch with the same order
     first = [run["image"][run["label"] == 0][0] for run in runs]
     assert not np.array_equal(first[0], first[1]) and not np.array_equal(first[1], first[2])
 
@@ -147,7 +147,7 @@ def test_damaged_image_is_named(make_config, tmp_path):
     config = make_config(dataset=f"image_folder:{tmp_path}", batch_size=4)
     train, evaluation = load_dataset(config, "train"), load_dataset(config, "eval")
     message = f"damaged image in dataset 'image_folder:{tmp_path}', split '{{}}', record 7, file {{}}: cannot decode"
-    # Through all the threads, to the consumer.
+    # The error passes from the threads to the consumer.
     with to_device(train_batches(train, config), data_mesh(1)) as batches, pytest.raises(ValueError) as raised:
         for _ in range(2):
             next(batches)
@@ -159,7 +159,7 @@ def test_damaged_image_is_named(make_config, tmp_path):
 
 @pytest.fixture
 def damaged(numbered):
-    """Makes a dataset of which some records raise an error."""
+    """Makes a dataset in which some records raise an error."""
 
     def make(size, error, bad):
         def read(record):
@@ -177,7 +177,7 @@ def damaged(numbered):
 def test_the_next_good_image_takes_the_place_of_a_bad_one(numbered, damaged, make_config, capsys, processes, threads):
     config = make_config(batch_size=12, on_bad_image="skip", train_crop="none", random_flip=False)
     expected = collect(train_batches(numbered(20), config, num_steps=5))
-    replaced = {3: 5, 4: 5, 19: 0}  # the first two stand side by side; after the last comes the first
+    replaced = {3: 5, 4: 5, 19: 0}  # records 3 and 4 are neighbours; record 0 follows the last record
     config.decode_threads = threads
     dataset = damaged(20, ValueError(f"{processes} and {threads}"), replaced)
     parts, bad_images = [], set()
@@ -192,7 +192,7 @@ def test_the_next_good_image_takes_the_place_of_a_bad_one(numbered, damaged, mak
         for label, image in zip(part["label"].tolist(), part["image"], strict=True):
             np.testing.assert_array_equal(image, images[label])
     assert bad_images == set(replaced)
-    said = capsys.readouterr().err.splitlines()  # once each, in three epochs
+    said = capsys.readouterr().err.splitlines()  # one message for each record, in three epochs
     assert sorted(said) == [
         f"left out: damaged image in dataset 'damaged', split 'train', record {record}: {processes} and {threads}; "
         "replace or remove it"
@@ -250,7 +250,7 @@ def test_prefetch_is_bounded_and_changes_nothing(numbered, make_config, prefetch
     with to_device(host, data_mesh(1), prefetch) as batches:
         labels = np.concatenate([next(batches)["label"] for _ in range(6)])
     np.testing.assert_array_equal(labels, expected["label"])
-    # Six consumed, the last of which counts as being in memory, too.
+    # Six batches were consumed; the last of them counts as being in memory.
     assert len(reads) <= 4 * 5 + batches.num_bytes // (8 * 8 * 3)
 
 

@@ -1,4 +1,4 @@
-"""Labels are names: datasets and networks are joined by the names of their classes."""
+"""The classes of datasets and networks are matched by their names."""
 
 import dataclasses
 
@@ -21,7 +21,7 @@ def test_imagenets_classes_by_wordnet_id_in_words_and_by_number():
 
 
 def test_some_of_imagenets_classes():
-    # As ImageNet-A and -R ship: every fifth class. Imagenette's are these ten of ILSVRC 2012's 1,000.
+    # A dataset with every fifth class, similar to ImageNet-A and -R; and Imagenette's ten of ILSVRC 2012's 1,000.
     assert match_classes(WORDS[::5], WORDS) == list(range(0, 1000, 5))
     assert match_classes(IMAGENETTE, WORDS) == [0, 217, 482, 491, 497, 566, 569, 571, 574, 701]
 

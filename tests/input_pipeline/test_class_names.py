@@ -8,7 +8,7 @@ def test_imagenets_classes_are_tfds_s_each_with_a_name_of_its_own():
     assert list(imagenet_words()) == labels
     names = known_class_names("imagenet2012")
     assert len(set(names)) == 1000
-    # The places that torchvision's and Keras's lists give them.
+    # The positions are those of torchvision's and Keras's lists.
     assert (names[0], names[217], names[999]) == ("tench", "English springer", "toilet tissue")
     assert names[134] != names[517] and names[134].startswith(names[517])  # two cranes
 

@@ -34,7 +34,7 @@ def test_digits_are_scikit_learns_and_360_are_held_out(make_config):
     train, validation = load_dataset(config, "train"), load_dataset(config, "eval")
     assert (len(train), len(validation), train.num_classes) == (1437, 360, 10)
     assert train.class_names == tuple("0123456789")
-    # Both halves together are the whole: each record is found once, with its label.
+    # Both splits together have each record once, with its label.
     pixels, labels = load_digits(return_X_y=True)
     pixels = np.round(pixels * 255 / 16).astype(int)
     expected = sorted(zip(pixels.tolist(), labels.tolist(), strict=True))
@@ -171,7 +171,7 @@ def prepare_tfds(data_dir, file_format="array_record"):
 
         class Tiny(tfds.core.GeneratorBasedBuilder):
             VERSION = tfds.core.Version("1.2.3")
-            url_infos = None  # looking for them needs importlib_resources, which TFDS 4.9.10 does not install
+            url_infos = None  # otherwise TFDS 4.9.10 needs importlib_resources, which it does not install
 
             def _info(self):
                 features = {
@@ -236,7 +236,7 @@ def write_tfrecord(path, records):
 
 
 def copy_tiny(tfds_dir, data_dir, file_format="array_record"):
-    """Copies dataset 'tiny', its records as TFDS would have written them in another format."""
+    """Copies dataset 'tiny' and writes its records in another format, as TFDS would."""
     source, folder = tfds_dir / "tiny" / "1.2.3", data_dir / "tiny" / "1.2.3"
     folder.mkdir(parents=True)
     for path in source.iterdir():
@@ -309,7 +309,7 @@ def run_python(code):
 
 
 def test_tfds_reads_without_tensorflow(tfds_dir, tmp_path):
-    """An empty TensorFlow stands ready: whoever imports it is seen, and nobody misses it."""
+    """The real TensorFlow is replaced by an empty module, so that an import of it is noticed and does not fail."""
     (tmp_path / "tensorflow.py").touch()
     result = run_python(f"""
         import sys

@@ -1,4 +1,4 @@
-"""Pixels are those that Pillow shows, of every format and mode that it can write; and what is refused."""
+"""Files of every format and mode that Pillow can write give Pillow's pixels; damaged and huge files are refused."""
 
 import io
 import struct
@@ -41,7 +41,7 @@ def encode(image, form, **options):
 
 
 def shown(encoded, channels):
-    """What Pillow shows; grey is made of its RGB."""
+    """Returns Pillow's pixels; grey is computed from its RGB."""
     image = Image.open(io.BytesIO(encoded)).convert("RGB")
     return np.asarray(image if channels == 3 else image.convert("L")).reshape(*image.size[::-1], channels)
 
@@ -60,7 +60,7 @@ def test_every_format_and_mode_that_pillow_writes(installed, form):
     written = 0
     for mode in MODES:
         if (form, mode) == ("PPM", "I"):
-            continue  # it has 16 bits: see below
+            continue  # it has 16 bits, which another test covers
         image = colours().convert("L").convert(mode) if mode in ("I", "F") else colours().convert(mode)
         try:
             encoded = encode(image, form, **({"sizes": [(16, 16)]} if form == "ICO" else {}))
@@ -69,7 +69,7 @@ def test_every_format_and_mode_that_pillow_writes(installed, form):
         assert_shown(encoded)
         written += 1
         if form == "ICNS" and written == 2:
-            break  # each holds sizes of up to 1024 pixels
+            break  # such a file has several sizes of up to 1024 pixels
     assert written
 
 
@@ -89,12 +89,12 @@ OPTIONS = [
 @pytest.mark.filterwarnings("ignore")
 def test_options_of_the_formats(installed, form, mode, options):
     if form == "AVIF" and not features.check("avif"):
-        return  # a build of Pillow without it leaves these files out
+        return  # a Pillow without this format cannot write the file
     assert_shown(encode(colours().convert(mode), form, **options))
 
 
 def png(*chunks):
-    """A PNG of chunks, each (kind, data)."""
+    """Returns a PNG file made of chunks, each (kind, data)."""
     made = (
         struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data)) for kind, data in chunks
     )
@@ -173,7 +173,7 @@ def test_a_truncated_jpeg_is_refused_whatever_follows(follows, progressive, shar
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("form", WRITABLE)
 def test_damaged_files_are_refused_or_read_as_pillow_reads_them(installed, form):
-    """Cut off anywhere, and with bytes changed anywhere: never another exception than ValueError."""
+    """Files that are truncated or have changed bytes at any place raise no exception other than ValueError."""
     mode = {"MSP": "1", "XBM": "1", "BLP": "P"}.get(form, "RGB")
     encoded, random, before = encode(colours().convert(mode), form), np.random.RandomState(0), peak_memory()
     for number in range(60):
@@ -218,7 +218,7 @@ def test_what_is_no_image_starts_nothing(encoded, monkeypatch):
 @pytest.mark.parametrize("tag", range(0, 10))
 @pytest.mark.parametrize("form", ["JPEG", "PNG", "WEBP", "TIFF"])
 def test_exif_orientation(installed, form, tag):
-    """Off by default, as in TFDS and torchvision, but for TIFF, whose own tag it is; on, as Pillow turns images."""
+    """By default only a TIFF is turned, as in TFDS and torchvision; with the option images are turned as by Pillow."""
     exif = Image.Exif()
     exif[0x0112] = tag
     image = colours()
@@ -236,7 +236,7 @@ def test_exif_orientation(installed, form, tag):
 
 
 def claims(form, width, height):
-    """A small file of a format whose header claims a size."""
+    """Returns a small file of a format, whose header claims the given size."""
     if form == "PNG":
         row = (b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
         return png(row, (b"IDAT", zlib.compress(bytes(1000))), (b"IEND", b""))
@@ -256,7 +256,7 @@ def claims(form, width, height):
 
 
 def peak_memory():
-    """Megabytes of this process so far, at most."""
+    """Returns the peak memory of this process so far, in megabytes."""
     status = Path("/proc/self/status").read_text()
     return int(status.partition("VmHWM:")[2].split()[0]) // 1024
 
@@ -266,7 +266,7 @@ BOMBS += [("PNG", 2**31 - 1, 2**31 - 1), ("PNG", 1, 178_956_971), ("JPEG", 65500
 
 
 def test_bombs_are_refused_by_their_headers():
-    """In a process of its own, whose memory is measured."""
+    """Runs in its own process, whose memory is measured."""
     code = """
 from input_pipeline import decoding
 from tests.input_pipeline.test_decoding import BOMBS, claims, peak_memory

@@ -1,4 +1,4 @@
-"""The dataset on the devices: every image once an epoch, the host's crops, nothing but the step to resume from."""
+"""A dataset on the devices: every image comes once an epoch, crops are the host's, and a resume needs only the step."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ PIXELS = np.random.default_rng(0).integers(0, 256, (20, 16, 12, 3), np.uint8)
 
 
 def numbered(shapes=((16, 12),) * 20):
-    """A dataset whose record i has label i and an image of noise."""
+    """Makes a dataset whose record i has label i and an image of noise."""
     return Dataset(
         name="numbered",
         split="train",
@@ -36,7 +36,7 @@ def make_config():
 
 
 def collect(cache, start, ends):
-    """All images and labels of some calls, as a step would make them."""
+    """Returns all images and labels of several calls, made as in a step."""
     make_batch, step, batches = jax.jit(cache.make_batch), start, []
     for end, cached in zip(ends, cache.batches(start, ends), strict=True):
         assert int(cached["count"]) == end - step
@@ -49,14 +49,14 @@ def test_every_image_comes_once_an_epoch_in_another_order(make_config):
     orders = set()
     for seed in (0, 1):
         cache = DeviceCache(numbered(), make_config(seed=seed), make_mesh(1))
-        epochs = collect(cache, 0, range(1, 11))["label"].reshape(4, 20)  # two of the ends lie inside a batch of 8
+        epochs = collect(cache, 0, range(1, 11))["label"].reshape(4, 20)  # two epochs end inside a batch of 8
         assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
         orders |= {tuple(epoch) for epoch in epochs}
     assert len(orders) == 8
 
 
 def test_batches_are_functions_of_the_step(make_config):
-    """However many steps a call takes, whatever the batch size, and wherever the run is resumed."""
+    """Holds for any number of steps in a call, any batch size, and a resume at any step."""
     expected = collect(DeviceCache(numbered(), make_config(), make_mesh(1)), 0, range(1, 11))
     several = DeviceCache(numbered(), make_config(steps_per_dispatch=7), make_mesh(1))
     larger = DeviceCache(numbered(), make_config(batch_size=16), make_mesh(1))
@@ -67,7 +67,7 @@ def test_batches_are_functions_of_the_step(make_config):
 
 
 def test_padded_crops_lie_where_the_paper_puts_them(make_config):
-    """Every crop is found in its image, padded by four black pixels, in all places and both ways round."""
+    """Every crop is part of its image padded by four black pixels; all places occur, mirrored and not mirrored."""
     config = make_config(image_size=12, crop_padding=4)
     batch = collect(DeviceCache(numbered(), config, make_mesh(1)), 0, range(1, 101))
     places = set()
@@ -82,7 +82,7 @@ def test_padded_crops_lie_where_the_paper_puts_them(make_config):
         ]
         assert found
         places |= set(found)
-    assert len(places) > 150  # of 162; 800 draws miss one of them with a probability of 1 in 140
+    assert len(places) > 150  # of 162; in 800 draws a given place is missing with a probability of 1 in 140
 
 
 def test_whole_images_are_the_hosts(make_config):
@@ -105,13 +105,13 @@ def test_the_same_numbers_give_the_hosts_boxes(crop):
     else:
         expected = [crops.scale_jitter_box(*side, 24, (32, 64), u) for side, u in zip(sides, uniforms, strict=True)]
         found = jax.vmap(lambda side, u: crops.device_scale_jitter_box(*side, u, 24, (32, 64)))(sides, uniforms)
-    # A side or a place that falls between two pixels may be rounded otherwise in float32.
+    # In float32 a side or a place half-way between two pixels may be rounded differently.
     same = np.all(np.transpose(found) == np.array(expected), axis=1)
     assert same.mean() > 0.99
 
 
 def test_resized_crops_are_within_one_level_of_the_hosts():
-    """Those that grow, those that shrink a little or much, and those that grow one way and shrink the other."""
+    """The crops grow, shrink a little, shrink a lot, or grow on one side and shrink on the other."""
     random, size = np.random.RandomState(0), 8
     shapes = random.randint(9, 60, (80, 2))
     sources = [random.randint(0, 256, (*shape, 3)).astype(np.uint8) for shape in shapes]
@@ -132,7 +132,7 @@ def test_resized_crops_are_within_one_level_of_the_hosts():
 
 
 def test_images_of_differing_sizes_train(make_config):
-    """Constant images, so that whatever is cut from one has its colour: nothing comes from a neighbour."""
+    """Each image has one colour, so a pixel that came from the neighbouring image in memory would be noticed."""
     shapes = [(9 + number, 30 - number) for number in range(20)]
     data = numbered(shapes)
     constant = Dataset(
@@ -157,7 +157,7 @@ def test_evaluation_batches_are_the_loaders(make_config):
 
 
 def test_bad_images(make_config):
-    """In training the next good record takes the place, as in the loader's batches; in evaluation nothing does."""
+    """In training the next good record replaces a damaged one, as in the host's batches; in evaluation none does."""
 
     def read(record):
         if record == 0:

@@ -1,4 +1,4 @@
-"""Folders as people have them: every usual layout gives the classes and splits that a person sees in it."""
+"""Image folders in every usual layout give the classes and splits that a person sees in them."""
 
 import os
 import subprocess
@@ -118,7 +118,7 @@ def test_every_format_is_read_and_what_is_left_out_is_counted(make_folder, capsy
 
 
 def test_links_and_what_is_no_file(make_folder, capsys):
-    """Each folder once; nothing that blocks, and nothing without end."""
+    """Each folder is read once; named pipes and loops of links do not block or repeat forever."""
     folder = make_folder(*splits("train", "val"))
     elsewhere = make_folder("elsewhere/deep/1.png")
     cat = folder / "train" / "cat"
@@ -159,7 +159,7 @@ def test_a_file_that_becomes_something_else_or_is_too_large(make_folder):
         dataset[0]
     path.unlink()
     path.touch()
-    os.truncate(path, 2**40)  # of which nothing is on the disk
+    os.truncate(path, 2**40)  # a sparse file, which takes no space on the disk
     with pytest.raises(ValueError, match="its 1,099,511,627,776 bytes are more than the 16,777,217"):
         dataset[0]
     with pytest.raises(OSError):
@@ -178,7 +178,7 @@ def test_odd_names_are_escaped_in_messages(make_folder):
 
 
 def test_a_folder_of_bombs_takes_little_memory(make_folder):
-    """The whole pipeline in a process of its own: every file is refused, and less than 1 GB is used."""
+    """The pipeline runs in its own process, refuses every file, and uses less than 1 GB."""
     folder = make_folder("a/0.png", "b/0.png", "b/1.png")
     (folder / "a" / "sparse.png").touch()
     os.truncate(folder / "a" / "sparse.png", 2**36)

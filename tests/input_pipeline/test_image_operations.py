@@ -1,4 +1,4 @@
-"""The operations of RandAugment and TrivialAugment against torchvision's."""
+"""The operations of RandAugment and TrivialAugment give torchvision's results."""
 
 import pathlib
 
@@ -14,14 +14,14 @@ GOLDEN = np.load(pathlib.Path(__file__).parent.parent / "golden" / "image_operat
 
 @pytest.fixture(scope="module")
 def results():
-    """All operations in one compiled call, as a batch meets them."""
+    """Applies all operations in one compiled call, as for a batch."""
     numbers = np.array([OPERATIONS.index(name) for name in GOLDEN["operations"]])
     images = np.repeat(GOLDEN["image"][None], len(numbers), 0)
     return np.asarray(jax.jit(jax.vmap(apply_operation))(images, numbers, GOLDEN["magnitudes"]))
 
 
 def assert_same_levels(found, expected, differing=0.0):
-    """Equal, or for a share of the pixels one level apart: a product may be rounded before it is rounded down."""
+    """Images are equal, or differ by one level in a share of the pixels, where float32 rounding precedes the floor."""
     distance = np.abs(found.astype(int) - expected)
     assert distance.max() <= (1 if differing else 0) and np.mean(distance > 0) <= differing
 
@@ -33,7 +33,7 @@ def test_operation(results, case):
 
 
 def test_equalize_a_grey_image():
-    """Larger: of fewer than 255 pixels torchvision makes nothing."""
+    """The image is larger, because torchvision does not equalize images of fewer than 255 pixels."""
     found = jax.jit(apply_operation)(GOLDEN["large"], OPERATIONS.index("Equalize"), 0.0)
     assert_same_levels(np.asarray(found), GOLDEN["large_equalized"])
 
@@ -57,6 +57,6 @@ def test_a_policy_draws_every_operation_at_torchvisions_strengths(policy, monkey
                 augment(image, np.array([(operation + 0.5) / 14, (strength + 0.5) / 31, sign], np.float32))
                 number, magnitude = (float(value) for value in drawn[-1])
                 expected = GOLDEN[f"{policy}_magnitudes"][operation, strength]
-                signed = 1 <= operation <= 9  # as the second entries of torchvision's tables have it
+                signed = 1 <= operation <= 9  # as the second entries of torchvision's tables say
                 assert number == operation
                 np.testing.assert_allclose(magnitude, -expected if signed and sign < 0.5 else expected, rtol=1e-5)

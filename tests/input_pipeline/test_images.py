@@ -9,7 +9,7 @@ from input_pipeline import crops, decoding, images
 
 
 def smooth_image(height, width):
-    """Waves, different in each channel: JPEG keeps them within a few grey levels."""
+    """Returns an image of waves, different in each channel, which JPEG changes by only a few levels."""
     y, x = np.mgrid[:height, :width]
     waves = [np.sin(y / 9 + x / 7), np.cos(y / 11 - x / 13), np.sin(x / 5)]
     return np.stack([127 + 100 * wave for wave in waves], axis=-1).astype(np.uint8)
@@ -27,7 +27,7 @@ def uniforms(count):
 
 @pytest.fixture(params=["all", "no simplejpeg", "Pillow alone"])
 def installed(request, monkeypatch):
-    """What decodes and resizes: where a library is missing, Pillow does."""
+    """The libraries that decode and resize; Pillow replaces a missing one."""
     if request.param != "all":
         monkeypatch.setattr(decoding, "simplejpeg", None)
     if request.param == "Pillow alone":
@@ -71,7 +71,7 @@ def test_transparency_is_dropped(installed):
 
 def test_orientation_is_ignored():
     exif = Image.Exif()
-    exif[0x0112] = 6  # rotate by 90 degrees to show
+    exif[0x0112] = 6  # to be shown rotated by 90 degrees
     assert decoding.decode(encode(smooth_image(20, 30), "JPEG", exif=exif), 3).shape == (20, 30, 3)
 
 
@@ -83,10 +83,10 @@ def test_truncated_file_is_refused(form):
 
 
 def test_a_jpeg_without_its_end_is_refused_and_one_with_more_is_not():
-    """Pillow refuses the first two; in the third, a file whose second half was never written, it makes up the rest."""
+    """Pillow refuses the first two files; of the third, whose second half is zeros, it would invent the rest."""
     thumbnail = encode(smooth_image(8, 8), "JPEG")
     exif = Image.Exif()
-    exif[0x9286] = thumbnail  # a user comment, which brings an end of its own
+    exif[0x9286] = thumbnail  # a user comment that contains an end marker
     encoded = encode(smooth_image(40, 56), "JPEG", exif=exif)
     assert encoded.count(b"\xff\xd9") == 2
     half = len(encoded) - 200
@@ -117,16 +117,16 @@ def test_a_box_is_that_of_the_whole_image_to_the_bit(options, channels, monkeypa
     full = decoding.decode(encoded, channels)
     pillow = Image.open(io.BytesIO(encoded)).convert("L" if channels == 1 else "RGB")
     pillow = np.asarray(pillow).reshape(full.shape).astype(int)
-    assert np.abs(full - pillow).max() <= 1  # its libjpeg-turbo may be of another version
+    assert np.abs(full - pillow).max() <= 1  # Pillow's libjpeg-turbo may have another version
     for bottom in range(1, 62):
         top = bottom // 3
         box = decoding.decode_box(encoded, channels, lambda height, width, box=(top, 5, bottom - top, 40): box)
         np.testing.assert_array_equal(box, full[top:bottom, 5:45])
-        assert heights[-1] == min(bottom + 1, 61)  # and no more was decoded
+        assert heights[-1] == min(bottom + 1, 61)  # no more rows were decoded
 
 
 def test_an_image_that_shrinks_much_is_decoded_smaller():
-    """Against Pillow's average over whole blocks of the whole image."""
+    """Compares with Pillow's average over blocks of the whole image."""
     image = np.asarray(Image.fromarray(smooth_image(60, 80)).resize((640, 480), Image.Resampling.BICUBIC))
     encoded = encode(image, "JPEG", quality=95)
     for size, scale in ((121, 1), (120, 2), (60, 4), (20, 8)):
@@ -140,7 +140,7 @@ def test_an_image_that_shrinks_much_is_decoded_smaller():
 
 @pytest.mark.parametrize("height, width", [(70, 91), (64, 100), (150, 130), (300, 400)])
 def test_shrinking_is_as_good_as_the_average_by_area(height, width):
-    """By area means: the integral over the pixel's square, here summed with every pixel cut into 64 x 64 parts."""
+    """An average by area is the integral over a pixel's square, computed here from 64 x 64 parts of every pixel."""
     image = np.random.default_rng(0).integers(0, 256, (height // 8 + 2, width // 8 + 2, 1), np.uint8)
     image = np.asarray(Image.fromarray(image[..., 0]).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -161,14 +161,14 @@ def test_a_padded_crop_and_its_mirror_image(installed, channels):
     expected = np.pad(image, ((4, 4), (4, 4), (0, 0)))[6:26, 2:22]
     transform = images.training_transform(config)
     random = np.zeros(crops.UNIFORMS)
-    random[2 * crops.TRIES : 2 * crops.TRIES + 2] = 6.5 / 9, 2.5 / 9  # of nine places each way
+    random[2 * crops.TRIES : 2 * crops.TRIES + 2] = 6.5 / 9, 2.5 / 9  # of nine places in each direction
     np.testing.assert_array_equal(transform(image, random), expected[:, ::-1])
     random[2 * crops.TRIES + 2] = 0.9
     np.testing.assert_array_equal(transform(image, random), expected)
 
 
 def test_shrinking_does_not_alias(installed):
-    """Stripes of one pixel are grey from afar; bilinear resizing alone leaves a deviation of 70 grey levels."""
+    """Stripes of one pixel must become grey; bilinear resizing alone would leave a deviation of 70 grey levels."""
     stripes = np.tile(np.array([0, 255], np.uint8), 100)[None, :, None].repeat(200, 0)
     for size in (190, 150, 133, 101, 80, 67, 57, 31):
         assert images.resize(stripes, size, size)[:, 2:-2].std() < 52, size
@@ -176,7 +176,7 @@ def test_shrinking_does_not_alias(installed):
 
 
 def imagenet_kinds():
-    """What ImageNet has besides ordinary JPEGs, each as a Pillow image and its file."""
+    """Returns the unusual kinds of files in ImageNet, each as a Pillow image and its file."""
     colour = Image.fromarray(smooth_image(60, 80))
     rotated = Image.Exif()
     rotated[0x0112] = 6
@@ -196,7 +196,7 @@ def test_images_of_every_kind_in_imagenet(make_config, image, options):
     decoded, pillows = decoding.decode(file.getvalue(), 3), np.asarray(Image.open(file).convert("RGB")).astype(int)
     assert np.abs(decoded - pillows).max() <= 1
     config = make_config(image_size=32, eval_resize=36, train_resize=(36, 60))
-    # The same, whether it is cut from the file or from Pillow's pixels.
+    # A box of the file and a box of Pillow's pixels are equal.
     transforms = [images.evaluation_transform(config)]
     for config.train_crop in crops.TRAIN_CROPS:
         transform = images.training_transform(config.copy_and_resolve_references())
@@ -269,7 +269,7 @@ def test_centre_crop_is_a_slice_where_nothing_is_resized(height, width):
 
 
 def test_evaluation_agrees_with_pillow():
-    """Pillow's box filter is the area average, too."""
+    """Pillow's box filter is an average by area too."""
     image = smooth_image(160, 240)
     expected = Image.fromarray(image).resize((120, 80), Image.Resampling.BOX).crop((28, 8, 92, 72))
     result = images.resize_and_centre_crop(image, 64, 80)

@@ -90,14 +90,14 @@ def contents(folder):
 
 
 def examples_of(file):
-    """Messages, not bytes: TFDS writes the features of an example in any order, another one in each process."""
+    """Returns parsed messages and not bytes, because TFDS writes an example's features in a random order."""
     with ArrayRecordDataSource(str(file)) as records:
         return [tf_example_pb2.Example.FromString(record) for record in records]
 
 
 @pytest.mark.smoke
 def test_files_are_those_that_tfds_itself_writes(tmp_path, imagenette_archive, capsys):
-    """TFDS shuffles and writes small datasets without TensorFlow, when they do not come from files."""
+    """TFDS itself shuffles and writes small datasets without TensorFlow, if they do not come from files."""
     parent, files = tfds.builder_cls("imagenette"), imagenette_files()
 
     def examples(part):
@@ -142,7 +142,7 @@ def test_imagenette_is_read_by_name(make_config, tmp_path, imagenette_archive):
 
 
 def test_imagenets_tars(tmp_path):
-    """The official layout: a tar of a tar a class, and a tar of validation images, whose labels TFDS brings along."""
+    """Makes archives in the official layout: a tar with a tar for each class, and a tar of validation images."""
     cmyk, png = "n01739381_1309.JPEG", "n02105855_2933.JPEG"
     classes = {
         "n01739381.tar": tar_bytes({cmyk: image(0, mode="CMYK"), "n01739381_1.JPEG": image(10)}),
@@ -160,7 +160,7 @@ def test_imagenets_tars(tmp_path):
     assert {name: labels.int2str(example["label"]) for name, example in found.items()} == {
         cmyk: "n01739381", "n01739381_1.JPEG": "n01739381", png: "n02105855", "n02105855_2.JPEG": "n02105855",
     }  # fmt: skip
-    for name, value in ((cmyk, 255), (png, 90)):  # no ink is white
+    for name, value in ((cmyk, 255), (png, 90)):  # CMYK without ink is white
         with Image.open(io.BytesIO(found[name]["image"])) as fixed:
             assert (fixed.format, fixed.mode, fixed.getpixel((5, 5))) == ("JPEG", "RGB", (value,) * 3)
     assert found["n02105855_2.JPEG"]["image"] == image(20, mode="L")
@@ -168,7 +168,7 @@ def test_imagenets_tars(tmp_path):
         example["file_name"].decode(): labels.int2str(example["label"])
         for example in split_of("imagenet2012", tmp_path, "validation")
     }
-    # ILSVRC2012_validation_ground_truth, as other lists have it: a sea snake, an alp, a Shetland sheepdog ...
+    # The first labels of ILSVRC2012_validation_ground_truth, from other lists: a sea snake, an alp, ...
     assert [validation_labels[f"ILSVRC2012_val_{number:08d}.JPEG"] for number in (1, 2, 3)] == [
         "n01751748", "n09193705", "n02105855",
     ]  # fmt: skip
@@ -214,7 +214,7 @@ def idx(array, magic):
 
 
 class Files(http.server.BaseHTTPRequestHandler):
-    """A server of files in memory that can begin in their midst; it stops after `limit` bytes."""
+    """A server of files in memory that supports ranges and stops after `limit` bytes."""
 
     files, limit, requests = {}, None, []
 
@@ -375,7 +375,7 @@ def test_killed_while_preparing_and_started_again(tmp_path, imagenette_archive):
     killed = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], cwd=REPOSITORY, capture_output=True)
     assert killed.returncode == -9, killed.stderr
     left = [path.name for path in tmp_path.rglob("imagenette-train*")]
-    assert left == ["imagenette-train.array_record-00000-of-00001"]  # it came as far as that
+    assert left == ["imagenette-train.array_record-00000-of-00001"]  # the preparation failed in this file
     assert open_builder("imagenette/160px-v2", tmp_path) is None
     prepare("imagenette/160px-v2", [imagenette_archive], str(tmp_path))
     assert len(split_of("imagenette/160px-v2", tmp_path)) == 4
@@ -397,7 +397,7 @@ def test_a_folder_of_images_keeps_its_training_and_validation_images(make_config
         assert here.class_names == there.class_names
     assert re.fullmatch(r"record 1 \(my_flowers-validation\S+, place 1\), file class\d/\d.png", here.describe(1))
 
-    prepare(str(folder), data_dir=str(tmp_path))  # it is there already
+    prepare(str(folder), data_dir=str(tmp_path))  # prepared already
     (folder / "class0" / "new.png").write_bytes(image(7, form="PNG"))
     with pytest.raises(ValueError, match="has 8 train and 2 validation images, and the folder 8 train and 3"):
         prepare(str(folder), data_dir=str(tmp_path))
@@ -411,7 +411,7 @@ def test_a_folder_of_images_keeps_its_training_and_validation_images(make_config
 
 def test_max_side_writes_another_dataset_with_smaller_images(make_config, tmp_path, imagenette_archive):
     prepare("imagenette/160px-v2", [imagenette_archive], str(tmp_path))
-    prepare("imagenette/160px-v2", data_dir=str(tmp_path), max_side=6)  # from what is prepared
+    prepare("imagenette/160px-v2", data_dir=str(tmp_path), max_side=6)  # from the prepared dataset
     prepare("imagenette/160px-v2", [imagenette_archive], str(tmp_path / "other"), max_side=6)  # from the archive
     folder = "imagenette_max_side_6/160px-v2/1.0.0"
     assert contents(tmp_path / folder) == contents(tmp_path / "other" / folder)
@@ -477,7 +477,7 @@ def test_class_names_that_tfds_would_change_are_refused(tmp_path, name):
         ValueError, str(folder), data_dir=str(tmp_path)
     )
     assert not (tmp_path / "flowers" / "1.0.0").exists()
-    assert load_dataset_of(folder).num_classes == 2  # as it is it can be read
+    assert load_dataset_of(folder).num_classes == 2  # the folder itself can be read
 
 
 def load_dataset_of(folder):
@@ -491,7 +491,7 @@ def test_class_and_file_names_that_are_kept(make_config, tmp_path):
     (folder / "10" / odd).write_bytes(image(1, form="PNG"))
     prepare(str(folder), data_dir=str(tmp_path / "data"))
     stored = open_builder("flowers", tmp_path / "data").info.features["label"].names
-    assert sorted(stored) == sorted(names)  # WordNet ids stay ids
+    assert sorted(stored) == sorted(names)  # WordNet ids are stored as ids
     config = make_config(dataset="flowers", data_dir=str(tmp_path / "data"))
     datasets = [load_dataset(config, split) for split in ("train", "eval")]
     assert "tench" in datasets[0].class_names and datasets[0].class_names == load_dataset_of(folder).class_names

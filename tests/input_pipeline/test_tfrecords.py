@@ -12,7 +12,7 @@ RECORDS = [b"", b"a", bytes(range(256)) * 9, b"123456789"]
 
 
 def masked_crc32c_bit_by_bit(data):
-    """RFC 3720, appendix B.4, with TFRecord's mask."""
+    """The values are those of RFC 3720, appendix B.4, with TFRecord's mask."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc ^= byte
@@ -85,7 +85,7 @@ def test_the_index_is_built_once_and_again_for_a_file_that_changed(tmp_path, mon
 
 
 def test_the_index_of_a_folder_that_cannot_be_written_is_kept_elsewhere(tmp_path, cache_dir, capsys):
-    (tmp_path / "data" / INDEX_NAME).mkdir(parents=True)  # nothing can take its name
+    (tmp_path / "data" / INDEX_NAME).mkdir(parents=True)  # a folder of this name prevents the index from being written
     path = tmp_path / "data" / "a"
     write_tfrecord(path, RECORDS)
     for _ in range(2):

@@ -1,4 +1,4 @@
-"""All of JAX's derivatives of every family, in training mode: forward, and backward and forward in turn."""
+"""All of JAX's derivatives work for every family in training mode: forward mode, and forward over backward."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from flax import nnx
 
 from models import REGISTRY, DropoutKey, create_model, dropout_keys, operations
 
-# Little is computed here and much is compiled.
+# These tests compile a lot and compute little.
 QUICK = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
 
 
@@ -70,7 +70,7 @@ def test_the_forward_derivative_is_the_difference_quotient(family, float64):
         at = jax.tree.map(lambda leaf, part: leaf + step * part, arguments, direction)
         return jax.jvp(loss, at, direction)
 
-    # A step this small hardly ever crosses the kink of a ReLU or of a maximum.
+    # A step this small rarely crosses the kink of a ReLU or of a maximum.
     value_and_derivative, step = compiled(value_and_derivative), 1e-8
     quotient = (value_and_derivative(step)[0] - value_and_derivative(-step)[0]) / (2 * step)
     np.testing.assert_allclose(value_and_derivative(0.0)[1], quotient, rtol=1e-5)
@@ -85,7 +85,7 @@ def test_hessian_vector_products_are_those_of_the_plain_operations(family, float
 
     found = compiled(product)(arguments)
     monkeypatch.setattr(operations, "_choose", plain_only)
-    jax.clear_caches()  # JAX keeps what it traced
+    jax.clear_caches()  # otherwise JAX would reuse traces of the other operations
     expected = compiled(lambda arguments: product(arguments))(arguments)
     jax.clear_caches()
     for ours, plain in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True):

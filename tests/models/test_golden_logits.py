@@ -1,4 +1,4 @@
-"""The logits of torchvision's and timm's networks, in float64: what no shape and no count can show."""
+"""The logits equal those of torchvision's and timm's networks in float64, which tests more than shapes and counts."""
 
 import pathlib
 import zlib

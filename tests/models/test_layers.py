@@ -129,7 +129,7 @@ def pool_by_loop(x, window, stride, padding, ceil, reduce, fill):
 @pytest.mark.parametrize("size", [5, 6, 7, 8])
 @pytest.mark.parametrize("window, stride, padding", [(3, 2, 0), (3, 2, 1), (2, 2, 0), (3, 1, 1), (3, 3, 1)])
 def test_pooling_is_pytorchs(size, window, stride, padding):
-    x = normal(2, size, size, 3) - 3  # a padding of zeros would win
+    x = normal(2, size, size, 3) - 3  # negative numbers, so that zeros in the padding would be the maximum
     for ceil in (False, True):
         expected = pool_by_loop(x, window, stride, padding, ceil, np.max, -np.inf)
         np.testing.assert_array_equal(max_pool(x, window, stride, padding, ceil=ceil), expected)
@@ -201,7 +201,7 @@ def test_convolution_against_a_loop():
 
 @pytest.mark.parametrize("size, stride, edges", [(6, 2, (0, 1)), (7, 2, (1, 1)), (6, 1, (1, 1)), (1, 2, (1, 1))])
 def test_same_padding_is_tensorflows(size, stride, edges):
-    # Of max((ceil(size / stride) - 1) stride + 3 - size, 0) pixels the odd one is below and on the right.
+    # There are max((ceil(size / stride) - 1) stride + 3 - size, 0) pixels of padding; an odd one is below or right.
     same, valid = (materialize(Conv(2, 4, kernel=3, stride=stride, padding=padding)) for padding in ("SAME", 0))
     x = normal(2, size, size, 2)
     padded = np.pad(x, ((0, 0), edges, edges, (0, 0)))

@@ -1,4 +1,4 @@
-"""The forms that a CPU runs against the plain ones, textbook formulas and loops; and which platform compiles which."""
+"""The CPU's and the GPU's forms equal plain operations, formulas and loops; each platform compiles its own forms."""
 
 import functools
 import itertools
@@ -16,7 +16,7 @@ from models.operations import add_bias, convolve, max_pool, mean_and_variance, n
 
 @pytest.fixture(autouse=True)
 def float64():
-    """float64 for each test: what is the same sum agrees to many digits."""
+    """Enables float64 for each test, so that equal sums agree to many digits."""
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
@@ -27,7 +27,7 @@ def normal(*shape):
 
 
 def with_gradients(function, *arguments):
-    """The function's value y, and its gradients where that of y is normal(*y.shape); compiled as one."""
+    """Returns the function's value y and its gradients for the cotangent normal(*y.shape), compiled together."""
 
     def both(*arguments):
         y, gradients = jax.vjp(function, *arguments)

@@ -13,8 +13,8 @@ from analysis.costs import count_macs, walk
 from models import REGISTRY, DropoutKey, create_model, dropout_keys, get_stages, googlenet, initial_values, resnet
 from models.layers import ConvReLU
 
-# Trainable parameters, without and with the network's own auxiliary heads: the counts of torchvision 0.28.0 or timm
-# 1.0.31 where they have the network, and Keras's for MobileNet's multipliers; else counted from the papers' tables.
+# Trainable parameters, without and with the network's own auxiliary heads. The counts are torchvision 0.28.0's or timm
+# 1.0.31's if they have the network, Keras's for MobileNet's multipliers, and otherwise from the papers' tables.
 PARAMETERS = {
     "lenet5": (61_706,),
     "alexnet": (60_965_224,),
@@ -39,7 +39,7 @@ PARAMETERS = {
     "resnet50_v1": (25_557_032,),
     "resnet101_v1": (44_549_160,),
     "resnet152_v1": (60_192_808,),
-    # He 2016: v1's convolutions, a normalisation before each but the shortcuts', and a last one.
+    # He 2016: v1's convolutions, a normalisation before each except those of shortcuts, and one at the end.
     "resnet18_v2": (11_687_720,),
     "resnet34_v2": (21_795_880,),
     "resnet50_v2": (25_549_352,),
@@ -98,7 +98,7 @@ def slow_where(is_slow):
 
 
 def trace(model, batch, size, channels):
-    """Returns the jaxpr and the outputs' shapes of (variables, images) -> outputs, nothing being computed."""
+    """Returns the jaxpr and the output shapes of (variables, images) -> outputs, without computing anything."""
     graph, *state = nnx.split(model, nnx.Param, ...)
     variables = tuple(map(nnx.to_pure_dict, state))
     images = jax.ShapeDtypeStruct((batch, size, size, channels), jnp.float32)
@@ -108,7 +108,7 @@ def trace(model, batch, size, channels):
 
 
 def used_inputs(jaxpr, output=slice(None)):
-    """Returns which inputs the outputs, or some of them, depend on, calls being taken as one."""
+    """Returns which inputs the outputs, or some of them, depend on; a call is treated as one equation."""
     needed = set(jaxpr.outvars[output])
     for equation in reversed(jaxpr.eqns):
         if needed & set(equation.outvars):
@@ -199,7 +199,7 @@ def test_gradients_are_finite_and_reach_every_parameter(name):
             nnx.state(network, nnx.BatchStat)
         )
 
-    # Quickly compiled code, as nothing is measured here: without the emitters of fusions it takes half the time.
+    # Without XLA's fusion emitters compiling takes half the time; the speed of the code does not matter here.
     quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     derivative = jax.jit(jax.grad(loss, has_aux=True), compiler_options=quick)
     gradients, new_stats = derivative(params)
@@ -238,7 +238,7 @@ def test_a_head_that_is_not_asked_for_costs_nothing():
 
 
 def test_naive_and_bottleneck_inception_modules_of_the_worked_example():
-    """Multiplications of 1x1x128, 3x3x192 and 5x5x96 on 28x28x256, with 64-wide bottlenecks or without."""
+    """Counts products of 1x1x128, 3x3x192 and 5x5x96 on 28x28x256, with and without bottlenecks of width 64."""
     for module, multiplications in ((googlenet.NaiveInception, 854_196_224), (googlenet.Inception, 271_351_808)):
         layer = module(256, (128, 64, 192, 64, 96, 64), ConvReLU, 5)
         jaxpr, maps = trace(layer, 1, 28, 256)

@@ -1,4 +1,4 @@
-"""PyTorch's files, written here as torch.save writes them, and files that hold more than tensors, or too much."""
+"""Reads PyTorch's files, written here as torch.save writes them, also with other objects or too much data in them."""
 
 import argparse
 import collections
@@ -94,7 +94,7 @@ def test_code_is_not_run(tmp_path, monkeypatch, torch_pickle, write):
 
 
 class Thing:
-    """Something of a library that is not installed here: pickled by name, with a state, items and elements."""
+    """An object of a library that is not installed here, pickled by name with a state, items and elements."""
 
     def __init__(self, value=None):
         self.value = value
@@ -112,7 +112,7 @@ class SetLike(set):
     pass
 
 
-# What people's training programs save, from a state dict with their prefix.
+# The contents that common training programs save, made from a state dict with their prefix.
 CHECKPOINTS = {
     "torchvision's references": ("", lambda own: {"model": own, "args": argparse.Namespace(lr=0.1), "epoch": 3}),
     "timm": ("", lambda own: {"state_dict": own, "args": argparse.Namespace(model="resnet20"), "metric": 91.0}),

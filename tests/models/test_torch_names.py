@@ -8,7 +8,7 @@ from golden import make_state_dict
 from models import REGISTRY, create_model, get_entry, initial_values
 from models.torch_names import from_torch, rename_old, to_torch, torch_shapes
 
-# Of the files that akamaster/pytorch_resnet_cifar10 publishes for ResNet-20, without the prefix `module.`.
+# Names in the files that akamaster/pytorch_resnet_cifar10 publishes for ResNet-20, without the prefix `module.`.
 CIFAR_BLOCK = [
     *("conv1.weight", "bn1.weight", "bn1.bias", "bn1.running_mean", "bn1.running_var"),
     *("conv2.weight", "bn2.weight", "bn2.bias", "bn2.running_mean", "bn2.running_var"),
@@ -32,7 +32,7 @@ def test_cifar_names_are_those_of_the_published_weights(resnet20):
 
 
 def test_names_and_shapes_of_networks_without_golden_logits():
-    """torchvision 0.28.0's and timm 1.0.31's, where a rule of ours reaches its end."""
+    """Checks names of torchvision 0.28.0 and timm 1.0.31 at the first and last layers to which a rule applies."""
     for name, tensors in {
         "vgg19": {"features.34.weight": (512, 512, 3, 3), "classifier.0.weight": (4096, 25088)},
         "vgg19_bn": {"features.49.weight": (512, 512, 3, 3), "features.50.running_var": (512,)},
@@ -54,7 +54,7 @@ def test_names_and_shapes_of_networks_without_golden_logits():
 
 
 def test_old_names_of_densenet_are_read():
-    """As in torchvision's densenet121-a639ec97.pth; its own loader drops the point in dense layers, and there alone."""
+    """Names as in densenet121-a639ec97.pth; torchvision's loader also removes the dot, and only in dense layers."""
     entry, model = get_entry("densenet121"), create_model("densenet121", abstract=True)
     old = {
         "features.norm0.weight": "features.norm0.weight",

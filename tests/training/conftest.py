@@ -1,4 +1,4 @@
-"""A trainer in few lines: a resolved config, its step and a first state."""
+"""A small trainer for tests: a resolved config, its step and an initial state."""
 
 import dataclasses
 
@@ -13,7 +13,7 @@ from training.state import make_mesh
 
 @dataclasses.dataclass
 class Trainer:
-    """Everything that a step needs."""
+    """The config, the state and the step of a small network."""
 
     config: object
     mesh: object
@@ -32,7 +32,7 @@ class Trainer:
 
 @pytest.fixture
 def make_trainer():
-    """Makes a trainer of a small network on some devices from the options that differ."""
+    """Makes a trainer of a small network on some devices; takes the options that differ from the test's defaults."""
 
     def make(num_devices=1, **options):
         config = base.get_config()

@@ -1,4 +1,4 @@
-"""Auxiliary heads by config: behind any stage of any network, their weights in the order of the logits."""
+"""Auxiliary heads can follow any stage of any network; their weights are in the order of the logits."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The average of the weights from end to end: on a short run it is nearly as good as the weights themselves."""
+"""The average of the weights in a whole run: in a short run it is nearly as accurate as the weights themselves."""
 
 import json
 
@@ -36,7 +36,7 @@ def test_a_short_run_with_a_long_average(config, tmp_path, capsys):
 
 
 def test_a_checkpoint_without_averaged_statistics_starts_their_average(config, tmp_path):
-    """Older versions averaged the weights alone, and evaluated them with the running statistics."""
+    """Older versions averaged only the weights, and evaluated them with the running statistics."""
     config.update({"num_steps": 2, "ema_decay": 0.9})
     train.train(config, tmp_path / "run", Interruption())
     resolved, *_ = load_weights(tmp_path / "run", make_mesh(1))

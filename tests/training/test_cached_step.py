@@ -1,4 +1,4 @@
-"""Training on images that live on the devices, several steps a call."""
+"""Training on images that are stored on the devices, with several steps in a call."""
 
 import json
 
@@ -21,12 +21,12 @@ EVERYTHING |= {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "train_crop": "random_re
 
 @pytest.fixture
 def make_cached_run(make_trainer):
-    """Makes a function from the ends of the calls to the state they lead to, and the step that took them."""
+    """Makes a function that trains in calls with the given ends, and returns the state and the compiled step."""
 
     def make(num_devices=1, steps_per_dispatch=1, **options):
         trainer = make_trainer(num_devices, **options)
         config = trainer.config
-        config.steps_per_dispatch = steps_per_dispatch  # a CPU is always given 1
+        config.steps_per_dispatch = steps_per_dispatch  # resolving the options sets 1 on a CPU
         random, side = np.random.RandomState(0), config.image_size
         pixels = random.randint(0, 256, (40, side, side, config.channels)).astype(np.uint8)
         labels = random.randint(0, 10, 40)
@@ -60,7 +60,7 @@ def test_however_the_steps_are_cut_into_calls_the_result_is_the_same_to_the_bit(
     resumed.trainer.state = jax.device_put(middle, jax.tree.map(lambda leaf: leaf.sharding, run.trainer.state))
     assert_same(resumed((4, 5))[0], expected)
     single, _ = make_cached_run(steps_per_dispatch=1, batch_size=8)(range(1, 6))
-    # Without a loop it is another program, which XLA may fuse otherwise.
+    # Without a loop the program is a different one, and XLA may fuse it differently.
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), single, expected)
 
 
@@ -79,7 +79,7 @@ def test_losses_do_not_depend_on_the_number_of_devices(make_cached_run):
 
 
 def test_no_image_crosses_the_network(make_cached_run, make_batches):
-    """Cache, augmentation and gradient norms add no collective to those of the step on batches from the host."""
+    """Cache, augmentation and gradient norms add no collectives to the step on batches from the host."""
 
     def collectives(step, *arguments):
         found = find_collectives(step.lower(*arguments).compile().as_text())
@@ -98,7 +98,7 @@ def test_calls_end_where_the_host_has_something_to_do():
     config = base.get_config()
     config.update({"num_steps": 100, "steps_per_dispatch": 7})
     ends = list(feed.last_steps(config, 3, lambda step: train.is_due(step, 22.5) or train.is_due(step, 10)))
-    assert ends[0] == 4 and ends[-1] == 100  # the first step is alone: what follows it is measured
+    assert ends[0] == 4 and ends[-1] == 100  # the first call takes one step; the speed is measured from the second on
     assert {10, 20, 23, 30, 40, 45, 50, 60, 68, 70, 80, 90} <= set(ends)
     assert all(1 <= end - begin <= 7 for begin, end in zip(ends, ends[1:], strict=False))
     due = {step for step in range(4, 101) if step % 10 == 0 or step in (23, 45, 68, 90)}
@@ -108,7 +108,7 @@ def test_calls_end_where_the_host_has_something_to_do():
 
 
 class InterruptedAfter:
-    """What the loop asks after each call whether a signal came."""
+    """An interruption that the loop asks after each call whether a signal came."""
 
     def __init__(self, calls):
         self.calls = calls
@@ -123,7 +123,7 @@ class InterruptedAfter:
 
 @pytest.fixture
 def digits_config(monkeypatch):
-    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # where several steps go into a call
+    monkeypatch.setattr(jax, "default_backend", lambda: "tpu")  # on a TPU several steps go into a call
     monkeypatch.setattr(train, "make_mesh", lambda: make_mesh(1))
     config = base.get_config()
     config.update({"cache": "device", "batch_size": 8, "num_steps": 12, "log_every_steps": 4})

@@ -1,4 +1,4 @@
-"""Checkpoints: what is kept, what is found again, and that damage never goes unnoticed."""
+"""Checkpoints: which are kept, that they are restored, and that damage is always noticed."""
 
 import shutil
 
@@ -123,7 +123,7 @@ def evaluate_at(log, step, accuracy):
 
 
 def test_the_best_is_the_same_everywhere_even_if_it_was_evaluated_after_its_save(tmp_path):
-    """A signal came before the evaluation of step 20: it was saved without, and evaluated by the resumed run."""
+    """A signal came before the evaluation of step 20: the step was saved without it, and the resumed run evaluates."""
     config = base.get_config()
     config.num_steps = 50
     with RunLog(tmp_path, config, 1000, 0) as log, Checkpoints(tmp_path) as checkpoints:
@@ -160,7 +160,7 @@ def test_reading_changes_nothing(workdir, target):
 def test_all_are_damaged(workdir, target, capfd):
     for step in (20, 30, 40):
         (workdir / "checkpoints" / str(step) / "checksums" / "metadata").unlink()
-    for _ in range(2):  # what might be sound after all, on a disk that is away, stays where it is
+    for _ in range(2):  # a checkpoint may be intact on a disk that is missing, so it is not moved
         with Checkpoints(workdir) as checkpoints, pytest.raises(ValueError, match="no sound checkpoint is left"):
             checkpoints.restore(target)
     assert not (workdir / "damaged").exists() and capfd.readouterr().err == ""

@@ -1,4 +1,4 @@
-"""What is refused, in which words; natural values."""
+"""Invalid options are refused with the right error messages; options that are None get natural values."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""The loss and the metrics' sums against plain NumPy."""
+"""The loss and the metrics' sums equal those of plain NumPy code."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -37,7 +37,7 @@ def test_auxiliary_losses_are_weighted_one_by_one():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_mixed_labels_weigh_as_the_mixed_target(smoothing):
-    """The main classifier and its heads, against the cross-entropy to a target that is written out."""
+    """The losses of the main classifier and the heads equal the cross-entropy with an explicit mixed target."""
     other, share = LABELS[::-1].copy(), np.linspace(0.5, 1, 6).astype(np.float32)
     heads = [RANDOM.standard_normal((6, 10)).astype(np.float32)]
     labels = MixedLabels(jnp.asarray(LABELS), jnp.asarray(other), jnp.asarray(share))
@@ -52,7 +52,7 @@ def test_mixed_labels_weigh_as_the_mixed_target(smoothing):
 
     np.testing.assert_allclose(loss, np.mean(to_targets(LOGITS) + 0.3 * to_targets(heads[0])), rtol=1e-5)
     np.testing.assert_allclose(sums["main_loss"], to_targets(LOGITS).sum(), rtol=1e-5)
-    assert float(sums["accuracy_top1"]) == np.sum(LOGITS.argmax(-1) == LABELS)  # those of the larger share
+    assert float(sums["accuracy_top1"]) == np.sum(LOGITS.argmax(-1) == LABELS)  # labels with the larger share
 
 
 def test_a_head_without_a_weight_is_an_error():
@@ -64,7 +64,7 @@ def test_ranks_padding_and_ties():
     logits = jnp.asarray([[0.0, 1, 2, 3, 4, 5], [5, 5, 5, 5, 5, 5], [9, 0, 0, 0, 0, 0], [0, 9, 0, 0, 0, 0]])
     labels, mask = jnp.asarray([1, 0, 0, 0]), jnp.asarray([1.0, 1, 1, 0])
     sums = classification_sums(logits, labels, jnp.asarray([1.0, 2, 3, np.nan]), mask)
-    # Class 1 comes fifth; among equals the first class wins; the padded image counts for nothing, nor does its NaN.
+    # Class 1 ranks fifth; of equal logits the first class ranks first; the padded image and its NaN do not count.
     assert {name: float(value) for name, value in sums.items()} == {
         "loss": 6,
         "accuracy_top1": 2,
@@ -80,6 +80,6 @@ def test_fewer_classes_than_five():
 
 
 def test_one_constant_logit_is_no_cheap_hit():
-    """A network that says the same of every class hits only the first one."""
+    """A network with equal logits for all classes is correct only for the first class."""
     sums = classification_sums(jnp.zeros((10, 10)), jnp.arange(10), jnp.zeros(10), jnp.ones(10))
     assert float(sums["accuracy_top1"]) == 1 and float(sums["accuracy_top5"]) == 5

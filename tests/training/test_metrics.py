@@ -1,4 +1,4 @@
-"""What a run tells where only the libraries that compute are installed."""
+"""The metrics of a run without matplotlib and tensorboardX."""
 
 import sys
 
@@ -11,7 +11,7 @@ from training.metrics import RunLog, read_rows
 def test_without_tensorboardx_and_matplotlib_the_rows_are_there(tmp_path, monkeypatch, capsys):
     monkeypatch.delitem(sys.modules, "training.tensorboard", raising=False)
     for name in ("tensorboardX.event_file_writer", "matplotlib.figure"):
-        monkeypatch.setitem(sys.modules, name, None)  # an import fails
+        monkeypatch.setitem(sys.modules, name, None)  # makes the import fail
     config = base.get_config()
     config.update({"num_steps": 2, "batch_size": 8})
     with RunLog(tmp_path, config, num_images=16, start_step=0) as log:

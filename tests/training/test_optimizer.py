@@ -1,4 +1,4 @@
-"""Schedules at the papers' rates, and SGD against PyTorch's rule written out."""
+"""Schedules give the papers' learning rates, and SGD follows PyTorch's update rule, written out in NumPy."""
 
 import jax.numpy as jnp
 import numpy as np

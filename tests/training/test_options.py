@@ -1,4 +1,4 @@
-"""The table of options: what is typed wins, has an effect or is refused, and no odd value is a traceback."""
+"""The table of options: a typed option replaces the recipe's, is refused if it has no effect, and never a traceback."""
 
 import pathlib
 
@@ -34,7 +34,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:the load_module")  # of ml_colle
 
 
 def parse(recipe, *words):
-    """The config and the typed options of a command line, by the parsers of the programs."""
+    """Returns the config and the typed options of a command line, parsed as in the programs."""
     command_line.register_parsers()
     values, argv = flags.FlagValues(), ["train.py", f"--config={CONFIGS / recipe}.py", *words]
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
@@ -51,7 +51,7 @@ def resolve(recipe, *words):
 
 @pytest.mark.parametrize("name", base.OPTIONS)
 def test_each_odd_value_resolves_or_is_refused_in_one_line(name, monkeypatch):
-    monkeypatch.setattr(configuration, "_check_image_size", lambda config: None)  # tested elsewhere, and slow
+    monkeypatch.setattr(configuration, "_check_image_size", lambda config: None)  # slow, and tested elsewhere
     resolved = 0
     for value in ODD:
         try:

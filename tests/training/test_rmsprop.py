@@ -1,4 +1,4 @@
-"""RMSProp against TensorFlow's rule written out, and the rates that Szegedy 2015 trained with it."""
+"""RMSProp follows TensorFlow's update rule, written out in NumPy, and its schedule gives Szegedy 2015's rates."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -29,7 +29,7 @@ def test_rmsprop_follows_tensorflow():
 
 
 def test_rates_of_szegedy_2015():
-    """Section 8: 0.045, and every two epochs 0.94 times the last."""
+    """Section 8: the rate begins at 0.045 and is multiplied by 0.94 every two epochs."""
     config = inception_v3.get_config()
     config.num_steps = 1000
     schedule = make_schedule(config, 10)

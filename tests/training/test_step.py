@@ -1,4 +1,4 @@
-"""The step's promises: the same numbers on any number of devices, no hidden copies, nothing compiled twice."""
+"""The step gives the same numbers on any number of devices, makes no hidden copies, and is compiled once."""
 
 import jax
 import numpy as np
@@ -49,7 +49,7 @@ def test_accumulation_and_virtual_batches_do_not_depend_on_the_number_of_devices
 
 
 def test_the_average_of_the_weights(make_trainer, make_batches):
-    """And of the batch statistics, with TensorFlow's decay for so many updates: 1/10, 2/11, 3/12, then as asked."""
+    """The decay is TensorFlow's for the number of updates: 1/10, 2/11, 3/12 and so on, up to the option's value."""
     trainer = make_trainer(ema_decay=0.25, **RESNET)
     expected = jax.device_get({name: trainer.state[name] for name in ("ema", "ema_batch_stats")})
     for decay, batch in zip((1 / 10, 2 / 11, 3 / 12, 0.25), make_batches(4, image_size=16, channels=3), strict=True):
@@ -60,7 +60,7 @@ def test_the_average_of_the_weights(make_trainer, make_batches):
 
 
 def test_gradient_norms_are_means_over_steps_of_the_loss_s_own_gradient(make_trainer, make_batches):
-    """Against what plain SGD takes from the weights; clipping, weight decay, devices, micro-batches change nothing."""
+    """The norms are those of plain SGD's updates; clipping, weight decay, devices and micro-batches change nothing."""
     plain = make_trainer(log_gradient_norms=True, learning_rate=1.0, momentum=0.0, weight_decay=0.0)
     batches, norms = make_batches(2), []
     for batch in batches:
@@ -105,7 +105,7 @@ def test_the_old_state_is_given_up(make_trainer, make_batches):
 @pytest.mark.parametrize("batch_size", [5, 8, 23, 32])
 @pytest.mark.parametrize("num_devices", [1, 8])
 def test_evaluation_counts_every_image_once(make_trainer, make_batches, batch_size, num_devices):
-    """Against a loop over single images."""
+    """The result equals that of a loop over single images."""
     if batch_size % num_devices:
         batch_size = -(-batch_size // num_devices) * num_devices
     trainer, (data,) = make_trainer(num_devices), make_batches(1, batch_size=23)

@@ -1,4 +1,4 @@
-"""Five steps of SGD follow PyTorch's, loss by loss, and end at its weights."""
+"""Five steps of SGD have PyTorch's losses and end at PyTorch's weights."""
 
 import json
 import pathlib
@@ -23,7 +23,7 @@ TRAJECTORIES = sorted((pathlib.Path(__file__).parent.parent / "golden" / "trajec
 
 
 def follow(golden: dict, dtype: str, num_steps: int) -> tuple[list[float], dict[str, np.ndarray]]:
-    """Returns the losses of the first steps, and PyTorch's state dict of where they lead."""
+    """Returns the losses of the first steps, and the weights after them as a state dict with PyTorch's names."""
     config = base.get_config()
     for option in ("model", "num_classes", "image_size", "batch_size", "momentum", "nesterov", "learning_rate"):
         config[option] = golden[option]
@@ -57,14 +57,14 @@ def follow(golden: dict, dtype: str, num_steps: int) -> tuple[list[float], dict[
 
 @pytest.fixture
 def float64():
-    """float64 for one test."""
+    """Enables float64 for one test."""
     jax.config.update("jax_enable_x64", True)
     yield
     jax.config.update("jax_enable_x64", False)
 
 
 def parameters():
-    """Each trajectory; VGG's dense layers make its own slow, and ResNet's runs with the smoke tests."""
+    """Tests each trajectory; VGG's is slow because of its dense layers, and ResNet's is one of the smoke tests."""
     marks = {"vgg11": [pytest.mark.slow], "resnet18": [pytest.mark.slow, pytest.mark.smoke]}
     return [pytest.param(path, id=path.stem, marks=marks.get(path.stem, ())) for path in TRAJECTORIES]
 
