@@ -97,6 +97,9 @@ ENTRIES = (
     _mobilenet("mobilenet_v1", MobileNet),
     _mobilenet("mobilenet_v1_keras", partial(MobileNet, keras=True)),
     _mobilenet("mobilenet_v1_075", partial(MobileNet, width_multiplier=0.75)),
+    _mobilenet("mobilenet_v1_075_keras", partial(MobileNet, width_multiplier=0.75, keras=True)),
     _mobilenet("mobilenet_v1_050", partial(MobileNet, width_multiplier=0.5)),
+    _mobilenet("mobilenet_v1_050_keras", partial(MobileNet, width_multiplier=0.5, keras=True)),
     _mobilenet("mobilenet_v1_025", partial(MobileNet, width_multiplier=0.25)),
+    _mobilenet("mobilenet_v1_025_keras", partial(MobileNet, width_multiplier=0.25, keras=True)),
 )

@@ -11,7 +11,7 @@ from jax.extend.core import Literal
 
 from analysis.costs import count_macs, walk
 from models import REGISTRY, DropoutKey, create_model, dropout_keys, get_stages, googlenet, initial_values, resnet
-from models.layers import ConvReLU
+from models.layers import BatchNorm, ConvReLU
 
 # Trainable parameters, without and with the network's own auxiliary heads. The counts are torchvision 0.28.0's or timm
 # 1.0.31's if they have the network, Keras's for MobileNet's multipliers, and otherwise from the papers' tables.
@@ -83,8 +83,11 @@ PARAMETERS = {
     "mobilenet_v1": (4_231_976,),
     "mobilenet_v1_keras": (4_231_976,),
     "mobilenet_v1_075": (2_585_560,),
+    "mobilenet_v1_075_keras": (2_585_560,),
     "mobilenet_v1_050": (1_331_592,),
+    "mobilenet_v1_050_keras": (1_331_592,),
     "mobilenet_v1_025": (470_072,),
+    "mobilenet_v1_025_keras": (470_072,),
     "xception": (22_855_952,),
 }
 
@@ -159,8 +162,7 @@ def test_any_size_classes_channels_and_type_in_training_with_all_heads(name):
     assert all((each.shape, each.dtype) == ((images, num_classes), jnp.float32) for each in (logits, *aux_logits))
     params = len(jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
     assert all(used_inputs(jaxpr.jaxpr)[:params])
-    convolutions = find_convolutions(jaxpr.jaxpr)
-    assert convolutions and all(each.outvars[0].aval.dtype == jnp.bfloat16 for each in convolutions)
+    assert map_dtypes(jaxpr) == {jnp.dtype(jnp.bfloat16)}
 
 
 @pytest.mark.parametrize("name", slow_where(repeats_the_blocks_of_others))
@@ -172,8 +174,13 @@ def test_any_size_classes_channels_and_type_in_evaluation(name):
     jaxpr, logits = trace(model, images, size, channels)
     assert (logits.shape, logits.dtype) == ((images, num_classes), jnp.float32)
     assert all(used_inputs(jaxpr.jaxpr))
-    maps = {each.outvars[0].aval.dtype for each in find_convolutions(jaxpr.jaxpr)}
-    assert maps == {jnp.dtype(dtype)}
+    assert map_dtypes(jaxpr) == {jnp.dtype(dtype)}
+
+
+def map_dtypes(jaxpr):
+    """Returns the types of what the convolutions give, those in inner programs included."""
+    equations = [traced.equation for traced in walk(jaxpr.jaxpr, [])]
+    return {each.outvars[0].aval.dtype for each in equations if each.primitive.name == "conv_general_dilated"}
 
 
 def draw_options(random, entry, fewest_images):
@@ -259,6 +266,21 @@ def test_pre_activation_leaves_the_shortcut_clean():
         kernel = getattr(layer, last).kernel
         kernel.set_value(jnp.zeros_like(kernel.get_value()))
         assert np.array_equal(layer(x), x if is_identity else np.maximum(x, 0))
+
+
+@pytest.mark.parametrize("name", [name for name in REGISTRY if name.startswith("mobilenet") and "keras" in name])
+def test_mobilenets_for_kerass_weights(name):
+    """Keras pads by zeros below and on the right before each stride of 2, and has an epsilon of 1e-3."""
+    model = create_model(name)
+    features, random = model.stage2[0].depthwise.kernel.get_value().shape[-1], np.random.default_rng(0)
+    for layer, in_features, groups in ((model.conv1, 3, 1), (model.stage2[0].depthwise, features, features)):
+        x = random.standard_normal((1, 8, 8, in_features), np.float32)
+        padded, kernel = np.pad(x, ((0, 0), (0, 1), (0, 1), (0, 0))), layer.kernel.get_value()
+        numbers = "NHWC", "HWIO", "NHWC"
+        expected = jax.lax.conv_general_dilated(padded, kernel, (2, 2), "VALID", None, None, numbers, groups)
+        np.testing.assert_allclose(layer(x), expected, rtol=1e-5, atol=1e-5)
+    norms = [node for _, node in nnx.iter_graph(model) if isinstance(node, BatchNorm)]
+    assert len(norms) == 27 and {norm.epsilon for norm in norms} == {1e-3}
 
 
 def test_a_dropout_rate_of_zero_turns_all_dropout_off():
