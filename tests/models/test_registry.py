@@ -119,12 +119,6 @@ def used_inputs(jaxpr, output=slice(None)):
     return [variable in needed for variable in jaxpr.invars]
 
 
-def find_convolutions(jaxpr):
-    """Returns the convolutions of a traced network, those included that one of several platforms runs."""
-    traced = walk(jaxpr, [None] * len(jaxpr.invars))
-    return [each.equation for each in traced if each.equation.primitive.name == "conv_general_dilated"]
-
-
 def count_parameters(model):
     return sum(leaf.size for leaf in jax.tree.leaves(nnx.to_pure_dict(nnx.state(model, nnx.Param))))
 
