@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ def finish(study, folder):
     process = start(study, folder)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
+    output = re.sub(" +", " ", output)  # the cells of tables are padded
     return output, json.loads((folder / f"{study}_reduced.json").read_text())
 
 
