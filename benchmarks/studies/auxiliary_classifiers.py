@@ -25,25 +25,24 @@ LEFT = 2.0  # nats of the main classifier's loss; ten classes at random are ln 1
 def list_runs(size: str) -> list[study.Run]:
     """Returns one seed of each of the four networks, then the other seeds."""
     return [
-        study.Run(
-            f"{network}_aux_{weight:g}", "imagenette_googlenet", overrides(network, size) | {"aux_weight": weight}, seed
-        )
+        study.Run(f"{network}_aux_{weight:g}", "imagenette_googlenet", overrides(network, weight, size), seed)
         for seed in range(SEEDS[size])
         for network in NETWORKS
         for weight in WEIGHTS
     ]
 
 
-def overrides(network: str, size: str) -> dict:
-    """Returns what a size changes."""
-    options = {"model": network, "log_gradient_norms": True, "keep_best": False}
+def overrides(network: str, weight: float, size: str) -> dict:
+    """Returns what a network, the weight of its auxiliary losses and a size change."""
+    options = {"model": network, "aux_weight": weight, "log_gradient_norms": True, "keep_best": False}
     if size == "full":
         options |= {"cache": "device", "dtype": "bfloat16", "eval_batch_size": 512, "evaluate_every_epochs": 2}
     elif size == "cpu":
         options |= {"image_size": 64, "eval_resize": 72, "eval_batch_size": 157, "num_steps": 750}
         options |= {"log_every_steps": 15, "evaluate_every_epochs": 0}
     else:  # LeNet-5 compiles quickly, and has a conv1 too
-        options |= {"model": "lenet5", "aux_heads": ("conv1",), "image_size": 28, "eval_resize": 0, "channels": 1}
+        options |= {"aux_heads": ("conv1",)} if weight else {}
+        options |= {"model": "lenet5", "image_size": 28, "eval_resize": 0, "channels": 1}
         options |= {"mean": (0.5,), "std": (0.5,), "dataset": "synthetic", "num_classes": 10, "synthetic_examples": 32}
         options |= {"num_steps": 8, "log_every_steps": 2, "batch_size": 8}
     return options
