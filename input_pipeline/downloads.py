@@ -44,7 +44,7 @@ def download(url: str, target: Path, sha256: str, size: int | None = None, other
       target: path of the file; until it is complete and checked, its name ends in .part.
       sha256: checksum of the file in hexadecimal digits, or the first eight digits or more.
       size: size of the file, bytes; None: what the server says.
-      otherwise: a phrase that says how the file can come another way, for the error of a server out of reach.
+      otherwise: what else the user can do if the server cannot be reached, for the error.
 
     Raises:
       OSError: if the server cannot be reached, stops early or sends a file with another checksum, or the disk is full.
@@ -61,16 +61,14 @@ def download(url: str, target: Path, sha256: str, size: int | None = None, other
         try:
             size = _fetch_rest(url, file, size)
         except _FAILURES as error:
-            reason = getattr(error, "reason", "") or str(error) or type(error).__name__
-            code = f"HTTP {error.code}, " if isinstance(error, urllib.error.HTTPError) else ""
-            raise ConnectionError(
-                f"cannot download {url}: {code}{reason}; the same command goes on where it stopped"
-                + (f", and {otherwise}" if otherwise else "")
-            ) from error
+            if not file.seek(0, os.SEEK_END):
+                part.unlink()
+            raise _explained(url, error, otherwise) from error
         found_size = file.seek(0, os.SEEK_END)
         if size is not None and found_size < size:
             raise ConnectionError(
-                f"the download of {url} stopped after {found_size:,} of {size:,} bytes; the same command goes on from there"
+                f"the download of {url} stopped after {found_size:,} of {size:,} bytes; "
+                "the same command goes on from there"
             )
         found = file_sha256(part)
         if not found.startswith(sha256):
@@ -87,10 +85,14 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def read_headers(url: str) -> email.message.Message:
+def read_headers(url: str, otherwise: str = "") -> email.message.Message:
     """Returns the headers of a server's answer to HEAD.
 
     A redirect to the same server is followed. A redirect to another server is not: its own headers are returned.
+
+    Args:
+      url: address of the file.
+      otherwise: as for download.
 
     Raises:
       OSError: if the server cannot be reached or has no such file.
@@ -102,11 +104,21 @@ def read_headers(url: str) -> email.message.Message:
         except urllib.error.HTTPError as error:
             location = error.headers.get("Location", "")
             if not 300 <= error.code < 400:
-                raise
+                raise _explained(url, error, otherwise) from error
             if not location.startswith("/") or location.startswith("//"):
                 return error.headers
             url = urllib.parse.urljoin(url, location)
+        except _FAILURES as error:
+            raise _explained(url, error, otherwise) from error
     raise ConnectionError(f"{url} is redirected in a circle")
+
+
+def _explained(url: str, error: Exception, otherwise: str) -> OSError:
+    """Returns an error of one line that says what failed and what to do."""
+    reason = getattr(error, "reason", "") or str(error) or type(error).__name__
+    code = f"HTTP {error.code}, " if isinstance(error, urllib.error.HTTPError) else ""
+    also = f", or {otherwise}" if otherwise else ""
+    return ConnectionError(f"cannot download {url}: {code}{reason}; the same command goes on where it stopped{also}")
 
 
 class _NoRedirects(urllib.request.HTTPRedirectHandler):
@@ -125,8 +137,8 @@ def _open(request: urllib.request.Request, opener: urllib.request.OpenerDirector
             if seconds is None or not tries_left:
                 raise
             if seconds > LONGEST_WAIT:
-                message = f"cannot download {request.full_url}: the server is busy (HTTP {error.code}); try again in {seconds:.0f} s"
-                raise OSError(message) from error
+                busy = f"the server is busy (HTTP {error.code}); try again in {seconds:.0f} s"
+                raise OSError(f"cannot download {request.full_url}: {busy}") from error
             time.sleep(seconds)
     raise AssertionError
 
@@ -142,7 +154,7 @@ def _retry_after(error: urllib.error.HTTPError) -> float | None:
 
 
 def _fetch_rest(url: str, file: io.BufferedWriter, size: int | None) -> int | None:
-    """Appends what is missing to a file; returns the size that the whole file should have, or None if nothing says it."""
+    """Appends what is missing to a file; returns the size that the whole file should have, or None if unknown."""
     start = file.seek(0, os.SEEK_END)
     if size is not None and start >= size:
         return size

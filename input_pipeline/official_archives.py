@@ -59,7 +59,7 @@ def find_archives(builder: tfds.core.DatasetBuilder, downloads: Path) -> list[Pa
     targets = {url: downloads / builder.name / info.filename for url, info in urls.items()}
     for url, target in targets.items():
         if not target.exists():
-            otherwise = "`prepare.py NAME --archive=FILE` takes a file that came another way"
+            otherwise = "get the file another way and give it to `prepare.py NAME --archive=FILE`"
             download(url, target, urls[url].checksum, urls[url].size, otherwise)
     return list(targets.values())
 
