@@ -9,9 +9,9 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from training.inference import make_apply, make_logits
 from training.platform import compiler_options
 from training.state import make_model
-from training.step import make_apply, make_logits
 
 
 def make_predictor(
