@@ -77,6 +77,9 @@ def main() -> None:
             config.dataset, config.eval_split = _DATASET.value, None
         sizes = pixels("image_size", _IMAGE_SIZE.value), pixels("resize", _RESIZE.value)
         inputs = Inputs([at_sizes(member.config, *sizes, _VIEWS.value) for member in members], _VIEWS.value)
+        if _JSON.value != "-":
+            networks = " and ".join(f"{member.config.model} of {member.workdir}" for member in members)
+            command_line.say(f"evaluating {networks}")
         datasets = [input_pipeline.load_dataset(loaded, _SPLIT.value or "eval") for loaded in inputs.loaded]
         classes = input_pipeline.match_classes(datasets[0].class_names, class_names)
         datasets = [input_pipeline.with_classes_of(dataset, class_names) for dataset in datasets]
@@ -86,8 +89,6 @@ def main() -> None:
     alone = [Tally(len(class_names), classes) for _ in members[1:] and members]
     batches = -(-len(datasets[0]) // config.eval_batch_size)
     with tables.Display(batches, to_errors=_JSON.value == "-") as display, csv_rows(datasets[0]) as add_rows:
-        networks = " and ".join(f"{member.config.model} of {member.workdir}" for member in members)
-        display.say(f"evaluating {networks} on {len(datasets[0]):,} images")
         try:
             if _AVERAGE.value:
                 members = [with_new_statistics(member, mesh) for member in members]
