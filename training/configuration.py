@@ -14,9 +14,9 @@ from configs import base
 from input_pipeline import crops
 from input_pipeline.files import local_path
 from training import published_weights
+from training.inference import make_apply
 from training.platform import loops_are_fast
 from training.state import make_model
-from training.step import make_apply
 
 
 def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:

@@ -7,7 +7,7 @@ import os
 import pathlib
 import socket
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -153,8 +153,25 @@ def write_atomically(path: pathlib.Path, text: str) -> None:
 
     If several processes work together, only the first one writes.
     """
+    with open_atomically(path) as file:
+        file.write(text)
+
+
+@contextlib.contextmanager
+def open_atomically(path: pathlib.Path) -> Iterator[TextIO]:
+    """Opens a text file for writing; it appears under its name at the end of the `with` block, and not after an error.
+
+    If several processes work together, only the first one writes. What UTF-8 lacks, in names of files, is written as
+    the bytes that it stands for.
+    """
     if jax.process_index() > 0:
+        with open(os.devnull, "w") as nothing:
+            yield nothing
         return
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.rename(path)
+    try:
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+        temporary.rename(path)
+    finally:
+        temporary.unlink(missing_ok=True)
