@@ -73,7 +73,7 @@ def main() -> int:
             )
         except OSError as error:
             command_line.machine_failed(
-                f"{error}; {last_good_checkpoint(workdir)}; the same command goes on from there once that is mended"
+                f"{error}; {last_good_checkpoint(workdir)}; once this is mended, the same command resumes the run"
             )
     return interruption.exit_code
 
@@ -221,7 +221,7 @@ def start_state(config: ConfigDict, program: Program, class_names: tuple[str, ..
 def last_good_checkpoint(workdir: pathlib.Path) -> str:
     """Returns a phrase that names the checkpoint from which a failed run can resume."""
     steps = list_steps(workdir)
-    return f"the last good checkpoint is {workdir}/checkpoints/{steps[-1]}" if steps else "no checkpoint was due yet"
+    return f"the last good checkpoint is {workdir}/checkpoints/{steps[-1]}" if steps else "there is no checkpoint yet"
 
 
 def is_due(step: int, period: float) -> bool:
