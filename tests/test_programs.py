@@ -325,7 +325,7 @@ def test_predict_arrays(finished, tmp_path):
         ("train.py", ["--config=README.md"], "config file README.md is no recipe"),
         ("train.py", ["--config=models/vgg.py"], "config file models/vgg.py is invalid"),
         ("train.py", ["--config=configs/base.py", "--wrkdir=x"], "wrkdir"),
-        ("train.py", ["--config=configs/base.py", "extra"], "'extra' is no flag"),
+        ("train.py", ["--config=configs/base.py", "extra"], "'extra' has no flag"),
         ("train.py", ["--config=configs/base.py", "--config.dataset=digit"], "did you mean digits?"),
         ("train.py", ["--config=configs/resnet50.py", "--config.data_dir=/nowhere"], "ILSVRC2012_img_train.tar"),
         ("train.py", ["--config=configs/base.py", "--config.init_from=/nowhere"], "/nowhere is no workdir"),

@@ -2,11 +2,13 @@
 
 import contextlib
 import fcntl
+import hashlib
 import json
 import os
 import pathlib
+import re
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
 
 import jax
@@ -16,15 +18,38 @@ from configs import base
 from input_pipeline.files import printable
 from training.environment import describe_environment
 
+LONGEST_NAME = 120  # characters of a folder's name; file systems allow 255 bytes
 
-def default_workdir(config_path: str, overrides: dict[str, Any]) -> pathlib.Path:
-    """Returns runs/ + the config's name + the overrides that affect the result, as in runs/resnet50,model=googlenet."""
-    parts = [pathlib.Path(config_path).stem]
-    for option, value in overrides.items():
-        if base.OPTIONS[option].affects_result:
-            text = ",".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
-            parts.append(f"{option}={text}".replace(os.sep, "_"))
-    return pathlib.Path("runs") / ",".join(parts)
+
+def default_workdir(config_path: str, overrides: Mapping[str, Any]) -> pathlib.Path:
+    """Returns runs/ + the recipe's name + the overrides that affect the result: runs/googlenet/aux_weight=0.3,seed=1.
+
+    The overrides are in the order of configs/base.py, so that the order on the command line does not matter. A value
+    has no colon, comma or slash: a tuple's numbers are joined by +, and a path is its last part and a short digest. A
+    run of an earlier version, which has another name, is found under that name.
+    """
+    recipe, folder = pathlib.Path(config_path).stem, pathlib.Path("runs")
+    typed = {name: value for name, value in overrides.items() if base.OPTIONS[name].affects_result}
+    old_texts = {n: ",".join(map(str, v)) if isinstance(v, (tuple, list)) else str(v) for n, v in typed.items()}
+    old = folder / ",".join([recipe, *(f"{name}={text}".replace(os.sep, "_") for name, text in old_texts.items())])
+    parts = [f"{name}={_short(typed[name])}" for name in base.OPTIONS if name in typed]
+    name = ",".join(parts)
+    if len(name) > LONGEST_NAME:
+        name = f"{name[:LONGEST_NAME]}-{_digest(name)}"
+    new = folder / recipe / name
+    return old if os.path.exists(old / "config.json") and not os.path.exists(new / "config.json") else new
+
+
+def _short(value: Any) -> str:
+    """Returns a value for the name of a folder; different values give different texts."""
+    text = "+".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
+    last = pathlib.PurePath(text).name if os.sep in text else text
+    plain = re.sub(r"[^\w.+-]", "_", last)[:40]
+    return plain if plain == text else f"{plain}-{_digest(text)}"
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode(errors="surrogateescape")).hexdigest()[:6]
 
 
 FOLDERS, FILES = ("checkpoints", "tensorboard"), ("config.json", "metrics.jsonl", "curves.png", "summary.json")
