@@ -11,9 +11,12 @@ from typing import Any
 from absl import flags
 
 import input_pipeline
+from configs import base
 from training import command_line
+from training.checkpoints import check_same_arrays
 from training.evaluation import evaluate
-from training.platform import join_processes, prepare_platform
+from training.platform import prepare_platform
+from training.processes import check_same_work, join_processes
 from training.state import make_mesh, make_model
 from training.step import make_eval_step
 from training.transfer import load_weights
@@ -31,8 +34,8 @@ _JSON = flags.DEFINE(command_line.PATH, "json", None, "A file for the result; - 
 
 def main() -> None:
     """Runs the program."""
-    join_processes()
     with command_line.refusing_bad_input():
+        join_processes(base.OPTIONS["process_timeout_seconds"].default)
         mesh = make_mesh()
         config, params, batch_stats, step = load_weights(
             pathlib.Path(_WORKDIR.value), mesh, command_line.step(_STEP.value)
@@ -48,6 +51,9 @@ def main() -> None:
         dataset = input_pipeline.with_classes_of(dataset, class_names)
         batches = input_pipeline.eval_batches(dataset, config)
     prepare_platform(config)
+    with command_line.refusing_bad_input((ValueError,)):
+        check_same_work(config, [dataset], step=step)
+        check_same_arrays((params, batch_stats))
     eval_step = make_eval_step(config, make_model(config, training=False), mesh)
     try:
         with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
