@@ -140,8 +140,8 @@ def check_same(facts: Mapping[str, Any]) -> None:
     first, second = json.loads(texts[0]), json.loads(texts[other])
     names = [name for name in first | second if first.get(name) != second.get(name)]
     hosts = _gather(socket.gethostname())
-    differing = "; ".join(f"{name}={second.get(name)!r}, not {first.get(name)!r}" for name in names[:3])
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    differing = "; ".join(f"{name}={second.get(name)!r}, not {first.get(name)!r}" for name in names[:5])
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
     raise ValueError(
         f"process {other} on {hosts[other]} has {differing}{more} as process 0 on {hosts[0]}; start all processes with "
         "the same options on the same data"
