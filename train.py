@@ -25,13 +25,14 @@ from ml_collections import ConfigDict, config_flags
 import input_pipeline
 from input_pipeline.files import local_path
 from training import command_line, configuration, conversion, published_weights
-from training.checkpoints import Checkpoints, has_checkpoints, list_steps
+from training.checkpoints import Checkpoints, check_same_arrays, has_checkpoints, list_steps
 from training.command_line import say
 from training.evaluation import evaluate_each
 from training.feed import Feed
 from training.interruption import Interruption
 from training.metrics import RunLog, write_summary
-from training.platform import join_processes, prepare_platform
+from training.platform import prepare_platform
+from training.processes import check_same_work, check_shared, join_processes
 from training.program import Program, make_program
 from training.state import State, count_parameters, evaluated_variables, make_mesh
 from training.step import Sums
@@ -41,6 +42,7 @@ from training.workdir import (
     check_workdir,
     default_workdir,
     exclusive_run,
+    nearest_folder,
     read_class_names,
     write_config,
 )
@@ -56,7 +58,8 @@ flags.mark_flag_as_required("config")
 
 def main() -> int:
     """Runs the program; returns its exit code."""
-    join_processes()
+    with command_line.refusing_bad_input((ValueError,)):
+        join_processes(_CONFIG.value.process_timeout_seconds)
     jax.config.update("jax_transfer_guard_host_to_device", "disallow")  # a hidden copy to the devices is an error
     flag = flags.FLAGS["config"]
     path, typed = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
@@ -111,16 +114,19 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
             input_pipeline.check_same_classes(train_data.class_names, read_class_names(workdir), workdir)
         eval_data = input_pipeline.with_classes_of(eval_data, train_data.class_names)
         check_not_in_use(workdir)
-        if (workdir / "summary.json").exists():
-            return say(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
 
     prepare_platform(config)
     mesh = make_mesh()
     with command_line.refusing_bad_input():
+        check_same_work(config, (train_data, eval_data), workdir=str(workdir.absolute()))
+        check_shared(nearest_folder(workdir))
+        if (workdir / "summary.json").exists():
+            return say(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
         feed = Feed(config, mesh, train_data, eval_data)
         program = make_program(config, mesh, feed.steps_per_epoch, feed.cache)
         program.trace()  # refuses what only training cannot do, before anything is written
         state = None if has_checkpoints(workdir) else start_state(config, program, train_data.class_names)
+        check_same_arrays(state)
     with contextlib.ExitStack() as held:
         with command_line.refusing_bad_input((ValueError,)):
             held.enter_context(exclusive_run(workdir))
@@ -128,6 +134,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
             write_config(workdir, config, train_data.class_names)
             checkpoints = Checkpoints(workdir, config.keep_checkpoints)
             state = state or checkpoints.restore(program.target) or start_state(config, program, train_data.class_names)
+            check_same_arrays(state)
         take_steps(workdir, interruption, feed, program, checkpoints, state)
 
 

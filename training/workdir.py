@@ -56,6 +56,11 @@ FOLDERS, FILES = ("checkpoints", "tensorboard"), ("config.json", "metrics.jsonl"
 """The folders and files of a workdir."""
 
 
+def nearest_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns the workdir, or the nearest folder above it that exists."""
+    return next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+
+
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Checks that a run of this config may write into the workdir, without writing anything.
 
@@ -63,7 +68,7 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
       ValueError: if the workdir belongs to a run of another config.
       OSError: if it cannot be written.
     """
-    nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    nearest = nearest_folder(workdir)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise PermissionError(f"workdir {workdir} cannot be written ({nearest} forbids it); choose another --workdir")
     for names, is_right, kind in ((FOLDERS, pathlib.Path.is_dir, "folder"), (FILES, pathlib.Path.is_file, "file")):

@@ -8,6 +8,7 @@ from ml_collections import config_flags
 
 from configs import base
 from configs._other_names import OTHER_NAMES
+from input_pipeline.files import one_line
 from training import command_line, configuration
 from training.configuration import apply_typed, resolve_network, resolve_run
 
@@ -59,7 +60,7 @@ def test_each_odd_value_resolves_or_is_refused_in_one_line(name, monkeypatch):
             resolve("base", f"--config.{name}={value}")
             resolved += 1
         except (ValueError, flags.Error) as error:  # flags.Error becomes one line in command_line.refuse
-            message = command_line.one_line(str(error))
+            message = one_line(str(error))
             assert message and len(message) < 1000 + len(value) and message.isprintable()
             assert isinstance(error, flags.Error) or "\n" not in str(error)
     assert resolved < len(ODD)
