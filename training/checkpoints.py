@@ -105,7 +105,8 @@ class Checkpoints:
         that step.
 
         Args:
-          target: shapes, types and shardings, as training.state.abstract_state makes them.
+          target: shapes, types and shardings, as training.state.abstract_state makes them. Without opt_state, which is
+            valid only if read_only, the optimizer's state is neither read nor checked.
           step: the step of the checkpoint; None for the newest.
 
         Raises:
@@ -167,7 +168,11 @@ class Checkpoints:
         # from the running ones.
         adds_average = AVERAGED_BATCH_STATS in target and not any(AVERAGED_BATCH_STATS in path for path in checksums)
         wanted = {name: part for name, part in target.items() if not (adds_average and name == AVERAGED_BATCH_STATS)}
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+        whole: Any = ocp.args.StandardRestore(wanted)
+        part = ocp.args.PyTreeRestore(
+            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        items = ocp.args.Composite(state=whole if "opt_state" in target else part)
         state = self._manager.restore(step, args=items)["state"]
         found = _checksums(jax.device_get(state))
         wrong = [path for path in found if found[path] != checksums.get(path)]

@@ -22,6 +22,7 @@ from training.loss import means
 from training.workdir import naming_failure, write_atomically
 
 Row = dict[str, Any]
+EXPLODED = 20  # a loss exploded if it is so many times the median of the highest curve
 
 
 class RunLog:
@@ -164,8 +165,8 @@ class RunLog:
             f"done: {100 * last['accuracy_top1']:.2f} % top-1 on the {last['split']} images after "
             f"{last['epoch']:.4g} epochs and {format_seconds(self.seconds)}\n"
             f"everything lies in {self.workdir}: {', '.join(parts)}\n"
-            f"try next: python evaluate.py --workdir={self.workdir}{best}\n"
-            f"          python predict.py --workdir={self.workdir} --images=FILE"
+            f"try next: python evaluate.py --workdir={self.workdir}{best}"
+            "; the same --workdir goes to predict.py --images=FILE"
         )
 
     def _add(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -192,9 +193,10 @@ class RunLog:
         return where, f"loss {row['loss']:.4f} top-1 {100 * row['accuracy_top1']:.2f} %"
 
     def _check_finite(self, step: int, row: dict[str, float]) -> None:
-        if not math.isfinite(row["loss"]):
+        loss = row.get("total_loss", row["loss"])
+        if not math.isfinite(loss):
             first = max((earlier["step"] for earlier in self.rows), default=0) + 1
-            raise FloatingPointError(f"the loss became {row['loss']} between steps {min(first, step)} and {step}")
+            raise FloatingPointError(f"the loss became {loss} between steps {min(first, step)} and {step}")
 
 
 def read_rows(workdir: pathlib.Path) -> list[Row]:
@@ -207,6 +209,8 @@ def read_rows(workdir: pathlib.Path) -> list[Row]:
         except (json.JSONDecodeError, RecursionError):
             continue
         if isinstance(row, dict) and _is_sound(row):
+            if "main_loss" in row:  # earlier versions called the sum of all losses `loss`
+                row |= {"loss": row.pop("main_loss"), "total_loss": row["loss"]}
             rows.append(row)
     return rows
 
@@ -269,12 +273,22 @@ def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
+    scale_losses(figure.axes[0])
     if rows:
         figure.axes[0].legend()
     figure.suptitle(_plain(workdir.name))
     picture = io.BytesIO()
     figure.savefig(picture, dpi=110)
     write_atomically(workdir / "curves.png", picture.getvalue())
+
+
+def scale_losses(axes: Any) -> None:
+    """Gives a panel of losses a logarithmic axis if a loss exploded, so that the other losses can still be seen."""
+    lines = [np.asarray(line.get_ydata(), float) for line in axes.lines]
+    positive = [line[line > 0] for line in lines if (line > 0).any()]
+    if positive and max(line.max() for line in positive) > EXPLODED * max(np.median(line) for line in positive):
+        axes.set_yscale("log")
+        axes.set_ylabel(f"{axes.get_ylabel()}, logarithmic")
 
 
 def write_summary(
