@@ -5,6 +5,12 @@ evaluated. Several --workdir are an ensemble: their probabilities are averaged. 
 --dataset may have only some of the network's classes, in any order.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
 import contextlib
 import csv
 import json

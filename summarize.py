@@ -10,6 +10,12 @@ python summarize.py --workdir=DIR --effective_receptive_field=FILE.png [--images
 run's evaluation images influences the unit in the middle of the last map, by the gradient with the newest weights.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
 import gc
 import json
 import pathlib

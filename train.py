@@ -16,17 +16,21 @@ if __name__ == "__main__":
 import collections
 import contextlib
 import pathlib
+import time
 from collections.abc import Iterable
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from rich.console import Console
 
 import input_pipeline
+from analysis import memory
 from input_pipeline.files import local_path
 from training import command_line, configuration, conversion, published_weights
 from training.checkpoints import Checkpoints, check_same_arrays, has_checkpoints, list_steps
 from training.command_line import say
+from training.configuration import smallest_batch
 from training.evaluation import evaluate_each
 from training.feed import Feed
 from training.interruption import Interruption
@@ -41,6 +45,7 @@ from training.workdir import (
     check_not_in_use,
     check_workdir,
     default_workdir,
+    discard_unstarted,
     exclusive_run,
     nearest_folder,
     read_class_names,
@@ -75,6 +80,7 @@ def main() -> int:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
+            discard_unstarted(workdir)
             reason = str(error).splitlines()[0][:300]
             command_line.refuse(
                 f"batch_size={_CONFIG.value.batch_size} does not fit into memory ({reason}); give a smaller one, or "
@@ -124,7 +130,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
             return say(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
         feed = Feed(config, mesh, train_data, eval_data)
         program = make_program(config, mesh, feed.steps_per_epoch, feed.cache)
-        program.trace()  # refuses what only training cannot do, before anything is written
+        compile_step(program)  # refuses what only training cannot do, before anything is written
         state = None if has_checkpoints(workdir) else start_state(config, program, train_data.class_names)
         check_same_arrays(state)
     with contextlib.ExitStack() as held:
@@ -136,6 +142,46 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
             state = state or checkpoints.restore(program.target) or start_state(config, program, train_data.class_names)
             check_same_arrays(state)
         take_steps(workdir, interruption, feed, program, checkpoints, state)
+
+
+def compile_step(program: Program) -> None:
+    """Compiles the training step, and checks that it fits into memory; nothing is allocated.
+
+    The first step uses the same compiled program.
+
+    Raises:
+      ValueError: if the network cannot be trained on such a batch, or if the step does not fit into memory; the message
+        then names the largest batch size that fits, by the memory that the compiled programs say they need.
+    """
+    config, start = program.config, time.perf_counter()
+
+    def why_not(program: Program) -> str:
+        try:
+            compiled = program.trace().lower().compile()
+            memory.check_fit(compiled)
+        except MemoryError as error:
+            return str(error)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return str(error).splitlines()[0][:300]
+        return ""
+
+    with Console().status("compiling"):
+        reason = why_not(program)
+    if not reason:
+        return say(f"the training step was compiled in {time.perf_counter() - start:.1f} s")
+    multiple = smallest_batch(config)
+    say(f"batch_size={config.batch_size} does not fit into memory; looking for the largest batch size that does")
+    with Console().status("compiling"):
+        largest = memory.largest_that_fits(
+            lambda size: not why_not(program.with_batch_size(size)), config.batch_size, multiple
+        )
+    advice = f"the largest that fits is {largest}" if largest else f"not even {multiple} fits; give smaller images"
+    raise ValueError(
+        f"batch_size={config.batch_size} does not fit into memory ({reason}); {advice}, or give more "
+        "accumulation_steps, which cut the batch"
+    )
 
 
 def take_steps(

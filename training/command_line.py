@@ -39,7 +39,7 @@ def run(
       argument: the name of the program's positional argument, which main is called with; "NAME ..." for one or more;
         None if it takes none.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # train.py sets another one for its imports
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs set another one for their imports
     prepare_process()
     # Orbax logs every step that it takes, and logs a traceback of each error in addition to raising it.
     logging.set_verbosity(logging.FATAL)

@@ -102,7 +102,7 @@ class RunLog:
         """Moves the bar of the live line, without a wait for the devices; restarts the clock after the first step."""
         self._progress.update(self._task, completed=step)
         if step == self._start_step + 1:
-            self.say(f"first step after {time.perf_counter() - self._start:.1f} s, compilation included")
+            self.say(f"first step after {time.perf_counter() - self._start:.1f} s")
             self.restart_clock(step, wait_seconds)
 
     def training(self, step: int, sums: dict[str, Any], learning_rate: float, wait_seconds: float) -> None:

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
@@ -149,6 +150,23 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, class_names: tuple[s
     content = {"config": options, **describe_environment(), "class_names": names}
     workdir.mkdir(parents=True, exist_ok=True)
     write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
+
+
+def discard_unstarted(workdir: pathlib.Path) -> None:
+    """Removes the files of a run that has neither a checkpoint nor a row of metrics; another run may then use its name.
+
+    If several processes train together, only the first one removes them.
+    """
+    metrics = workdir / "metrics.jsonl"
+    has_rows = metrics.exists() and metrics.stat().st_size
+    if jax.process_index() > 0 or has_rows or any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    for name in FOLDERS:
+        shutil.rmtree(workdir / name, ignore_errors=True)
+    for name in FILES:
+        (workdir / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        workdir.rmdir()
 
 
 def read_config(workdir: pathlib.Path) -> ConfigDict:
