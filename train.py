@@ -1,14 +1,17 @@
 """Trains a network: python train.py --config=configs/resnet50.py [--config.option=value ...] [--workdir=DIR].
 
-If a run stops, the same command resumes it. python train.py --options lists every option. Exit codes: 0 done; 2 bad
-flags, config or data; 3 training failed; 4 the machine failed, for example because the disk is full; 130 and 143 after
-SIGINT and SIGTERM, with a checkpoint saved.
+If a run stops, the same command resumes it. Exit codes: 0 done; 2 bad flags, config or data; 3 training failed; 4 the
+machine failed, for example because the disk is full; 130 and 143 after SIGINT and SIGTERM, with a checkpoint saved.
 """
 
 if __name__ == "__main__":
     import signal
+    import sys
+
+    from training import lists
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+    lists.answer(sys.argv[1:])  # before the imports, which take seconds
 
 import collections
 import contextlib
@@ -43,8 +46,11 @@ from training.workdir import (
 )
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-_WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "Where the run lives; default: runs/ + config + overrides.")
-flags.DEFINE_bool("options", False, "Print every option with its default and meaning, and exit.")
+_WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "Folder of the run; default: runs/RECIPE/OPTION=VALUE,...")
+flags.DEFINE_bool("options", False, "Print every option with its default, unit and meaning, and exit.")
+flags.DEFINE_bool("list_models", False, "Print the names of all networks, and exit.")
+flags.DEFINE_bool("list_recipes", False, "Print the files of configs/ with what each trains, and exit.")
+flags.DEFINE_bool("list_datasets", False, "Print the names of the datasets, and exit.")
 flags.mark_flag_as_required("config")
 
 
@@ -76,7 +82,7 @@ def main() -> int:
             )
         except OSError as error:
             command_line.machine_failed(
-                f"{error}; {last_good_checkpoint(workdir)}; the same command goes on from there once that is mended"
+                f"{error}; {last_good_checkpoint(workdir)}; once this is mended, the same command resumes the run"
             )
     return interruption.exit_code
 
@@ -230,7 +236,7 @@ def start_state(config: ConfigDict, program: Program, class_names: tuple[str, ..
 def last_good_checkpoint(workdir: pathlib.Path) -> str:
     """Returns a phrase that names the checkpoint from which a failed run can resume."""
     steps = list_steps(workdir)
-    return f"the last good checkpoint is {workdir}/checkpoints/{steps[-1]}" if steps else "no checkpoint was due yet"
+    return f"the last good checkpoint is {workdir}/checkpoints/{steps[-1]}" if steps else "there is no checkpoint yet"
 
 
 def is_due(step: int, period: float) -> bool:

@@ -11,12 +11,13 @@ from ml_collections import ConfigDict
 
 import models
 from configs import base
+from configs._option import text_of
 from input_pipeline import crops
 from input_pipeline.files import local_path
 from training import fine_tuning, published_weights
+from training.inference import make_apply
 from training.platform import loops_are_fast
 from training.state import make_model
-from training.step import make_apply
 
 
 def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
@@ -41,7 +42,7 @@ def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
         if need:
             other, needed = need.partition("=")[0], need.replace("|", " or ")
             raise ValueError(
-                f"{name}={_text(value)} has no effect: it needs {needed}, but {other} is {_text(config[other])}; "
+                f"{name}={text_of(value)} has no effect: it needs {needed}, but {other} is {text_of(config[other])}; "
                 f"set {needed} too, or leave {name} out"
             )
 
@@ -113,25 +114,6 @@ def resolve_run(config: ConfigDict, num_classes: int, num_images: int) -> Config
             f"warmup_epochs={config.warmup_epochs:g} is longer than the run of {config.num_epochs:g} epochs; shorten it"
         )
     return config
-
-
-def list_options() -> str:
-    """Returns the text of train.py --options: every option, grouped, with default, valid values and meaning."""
-    lines = ["Every option, as --config.NAME=VALUE. None: the natural value of the network or the dataset."]
-    for title, options in base.SECTIONS.items():
-        lines += ["", title]
-        for name, option in options.items():
-            default = "''" if option.default == "" else _text(option.default)
-            needs = f"; needs {option.needs.replace('|', ' or ')}" if option.needs else ""
-            lines += [f"  {name}={default}  ({option.range}{needs})", f"      {option.meaning}"]
-    return "\n".join(lines)
-
-
-def _text(value: object) -> str:
-    """Returns a value as the user types it: a tuple with commas, without brackets."""
-    if isinstance(value, (tuple, list)):
-        return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value) or "()"
-    return str(value)
 
 
 def _resolve_aux_heads(config: ConfigDict, entry: models.Entry) -> None:

@@ -60,10 +60,9 @@ def load_weights(
                 f"the best evaluation of {workdir} is that of step {step}, whose checkpoint is gone; there are "
                 f"{checkpoints.steps()}: choose one with --step, or leave --step out for the newest"
             )
-    model = make_model(config, training=True)
-    optimizer = make_optimizer(config, lambda _: config.learning_rate)
+    target = abstract_state(config, make_model(config, training=True), optimizer=None, mesh=mesh)
     with float64_enabled(config.dtype == "float64"):
-        state = checkpoints.restore(abstract_state(config, model, optimizer, mesh), step)
+        state = checkpoints.restore(target, step)
     if state is None:
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints.close()
