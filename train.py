@@ -61,6 +61,9 @@ flags.DEFINE_bool("list_datasets", False, "Print the names of the datasets, and 
 flags.mark_flag_as_required("config")
 
 
+FEW_IMAGES = 50  # a class: with fewer, a network that starts from random weights hardly learns
+
+
 def main() -> int:
     """Runs the program; returns its exit code."""
     with command_line.refusing_bad_input((ValueError,)):
@@ -113,6 +116,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         train_data, eval_data = (input_pipeline.load_dataset(config, split) for split in ("train", "eval"))
         config = configuration.resolve_run(config, train_data.num_classes, len(train_data))
         check_workdir(workdir, config)
+        per_class = len(train_data) / train_data.num_classes
+        if config.dataset.startswith("image_folder:") and not config.init_from and per_class < FEW_IMAGES:
+            say(
+                f"note: {per_class:.0f} images a class are few for random weights; configs/finetune.py starts from "
+                "published ones"
+            )
         if published_weights.is_published(config.init_from):
             brought = ", ".join(f"{name}={config[name]}" for name in published_weights.OPTIONS if name not in typed)
             say(f"{config.init_from} brings along {brought or 'no options, as all were typed'}")

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline import DeviceCache
+from training.fine_tuning import frozen_paths, split_frozen
 from training.loss import zero_sums
 from training.optimizer import make_optimizer, make_schedule
 from training.state import State, abstract_state, create_state, make_model
@@ -111,7 +112,7 @@ def make_program(config: ConfigDict, mesh: Mesh, steps_per_epoch: float, cache: 
     model, schedule = make_model(config, training=True), make_schedule(config, steps_per_epoch)
     optimizer = make_optimizer(config, schedule)
     target = abstract_state(config, model, optimizer, mesh)
-    gradient_parts = target["params"] if config.log_gradient_norms else ()
+    gradient_parts = split_frozen(target["params"], frozen_paths(config))[0] if config.log_gradient_norms else ()
     sums = zero_sums(len(config.aux_heads), gradient_parts)
     train_step = make_train_step(config, model, optimizer, mesh, cache)
     return Program(config, mesh, cache, model, schedule, optimizer, target, sums, train_step)
