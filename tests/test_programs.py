@@ -140,7 +140,7 @@ def test_a_disk_that_refuses_a_checkpoint_is_one_line_and_the_run_goes_on(finish
     )
     assert process.returncode == 4, process.stdout + process.stderr
     (line,) = process.stderr.splitlines()
-    assert "cannot be written" in line and "File too large" in line and "no checkpoint was due yet" in line
+    assert "cannot be written" in line and "File too large" in line and "there is no checkpoint yet" in line
     assert not (workdir / "summary.json").exists()
     run("train.py", *SHORT, f"--workdir={workdir}")
     assert checksums(workdir, 60) == checksums(finished, 60)
@@ -191,7 +191,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         exit_code=3,
     )
     assert (
-        len(errors.splitlines()) == 1 and "between steps 6 and 10" in errors and "no checkpoint was due yet" in errors
+        len(errors.splitlines()) == 1 and "between steps 6 and 10" in errors and "there is no checkpoint yet" in errors
     )
     assert not (workdir / "summary.json").exists() and not list((workdir / "checkpoints").glob("[0-9]*"))
 
@@ -325,7 +325,7 @@ def test_predict_arrays(finished, tmp_path):
         ("train.py", ["--config=README.md"], "config file README.md is no recipe"),
         ("train.py", ["--config=models/vgg.py"], "config file models/vgg.py is invalid"),
         ("train.py", ["--config=configs/base.py", "--wrkdir=x"], "wrkdir"),
-        ("train.py", ["--config=configs/base.py", "extra"], "'extra' is no flag"),
+        ("train.py", ["--config=configs/base.py", "extra"], "'extra' has no flag"),
         ("train.py", ["--config=configs/base.py", "--config.dataset=digit"], "did you mean digits?"),
         ("train.py", ["--config=configs/resnet50.py", "--config.data_dir=/nowhere"], "ILSVRC2012_img_train.tar"),
         ("train.py", ["--config=configs/base.py", "--config.init_from=/nowhere"], "/nowhere is no workdir"),
