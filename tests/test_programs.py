@@ -221,11 +221,8 @@ def test_evaluating_an_ensemble_with_a_row_for_each_image(finished, tmp_path):
     right = [row["label"] == row["prediction"] for row in rows]
     assert sum(right) / 360 == result["accuracy_top1"]
     assert sum(float(rows[0][digit]) for digit in "0123456789") == pytest.approx(1, abs=1e-5)
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "confusion.png",
-        "mistakes.png",
-        "reliability.png",
-    }
+    for name in ("confusion.png", "mistakes.png", "reliability.png"):
+        assert np.asarray(Image.open(tmp_path / "report" / name).convert("L")).std() > 20  # not blank
     digits = load_digits()
     for digit in (8, 3):
         for number in np.flatnonzero(digits.target == digit)[:5]:

@@ -241,7 +241,9 @@ def _verified(path: pathlib.Path, sha256: str) -> pathlib.Path:
     A file that a person put into the hub's cache is not called by its checksum and is taken as it is.
     """
     if re.fullmatch("[0-9a-f]{8,64}", sha256) and not (found := file_sha256(path)).startswith(sha256):
-        raise OSError(f"{path.resolve()} is damaged: its SHA-256 is {found} instead of {sha256}; remove it to download it again")
+        raise OSError(
+            f"{path.resolve()} is damaged: its SHA-256 is {found} instead of {sha256}; remove it to download it again"
+        )
     return path
 
 
