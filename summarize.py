@@ -23,7 +23,9 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from analysis import draw_shapes, effective_receptive_field, summarize, summary_report
+from analysis import effective_receptive_field, summary_report
+from analysis.shape import draw_shapes
+from analysis.summary import summarize
 from training import command_line
 
 BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"

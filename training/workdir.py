@@ -230,7 +230,13 @@ def open_atomically(path: pathlib.Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the path of a temporary file, which replaces the file at the end, and is removed after an error."""
+    """Yields the path of a temporary file, which replaces the file at the end, and is removed after an error.
+
+    A device or a pipe, such as /dev/stdout, is not replaced: its own path is yielded.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
     temporary = path.with_name(f".{path.name}")
     try:
         yield temporary

@@ -18,7 +18,9 @@ from training.workdir import (
     default_workdir,
     discard_unstarted,
     exclusive_run,
+    open_atomically,
     read_config,
+    write_atomically,
     write_config,
 )
 
@@ -139,3 +141,22 @@ def test_a_config_of_brackets_is_damaged(tmp_path):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="is damaged"):
         read_config(tmp_path)
+
+
+def test_a_device_or_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    """As for --csv=/dev/stdout, or a shell's >(command)."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", "whole ")
+    with open_atomically(tmp_path / "pipe") as file:
+        file.write("text")
+    assert os.read(reader, 100) == b"whole text" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
+def test_a_file_that_is_not_finished_does_not_appear(tmp_path):
+    (tmp_path / "rows.csv").write_text("old")
+    with pytest.raises(KeyboardInterrupt), open_atomically(tmp_path / "rows.csv") as file:
+        file.write("new")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"] and (tmp_path / "rows.csv").read_text() == "old"
