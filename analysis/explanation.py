@@ -15,8 +15,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import models
-from analysis.rewriting import cut_at_map, with_guided_relu
 from input_pipeline import normalize
+from models.rewriting import cut_at_map, with_guided_relu
 from training.platform import compiler_options
 from training.state import select
 
