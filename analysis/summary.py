@@ -14,9 +14,9 @@ import models
 from analysis.costs import Layer, count_backward_macs, list_layers
 from analysis.receptive_field import image_axes
 from training.configuration import resolve_network
+from training.inference import make_apply
 from training.program import make_program
 from training.state import count_parameters, make_mesh, make_model
-from training.step import make_apply
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,9 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import base
+from configs._other_names import OTHER_NAMES
 from training import command_line, configuration
-from training.configuration import apply_typed, list_options, resolve_network, resolve_run
+from training.configuration import apply_typed, resolve_network, resolve_run
 
 CONFIGS = pathlib.Path(__file__).parent.parent.parent / "configs"
 
@@ -164,7 +165,34 @@ def test_tuples_are_typed_with_commas():
     assert config.aux_heads == ("inception4a", "inception4b")
 
 
-def test_the_list_names_every_option_with_its_default():
-    text = list_options()
-    assert all(f"  {name}=" in text for name in base.OPTIONS)
-    assert "step_epochs=()  (at least 0 and at most 1,000,000 epochs; needs schedule=step)" in text
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--config.lr=0.1"], "--config.lr does not exist; here it is --config.learning_rate"),
+        (["--config.grad-accum-steps=2"], "here it is --config.accumulation_steps"),
+        (["--config.modle=vgg16"], "did you mean model?"),
+        (["--config.zzz=1"], "--config.zzz does not exist; train.py --options lists all"),
+        (["--model=vgg16"], "--model is no flag; give --config.model=vgg16"),
+        (["--batch-size", "32"], "--batch-size is no flag; give --config.batch_size=VALUE"),
+        (["--lr=0.1"], "--lr is no flag; give --config.learning_rate=0.1"),
+        (["vgg16"], "'vgg16' has no flag; did you mean --config=configs/vgg16.py?"),
+        (["resnet50_v2"], "did you mean --config.model=resnet50_v2?"),
+        (["seed=1"], "did you mean --config.seed=1?"),
+        (["--config.random_flip", "configs/vgg16.py"], "did you mean --config=configs/vgg16.py?"),
+        (["--workdir", "somewhere", "extra"], "'extra' has no flag; every option begins with --"),
+    ],
+)
+def test_a_word_that_is_not_understood_is_answered_with_what_to_type(words, message, monkeypatch, capsys):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["train.py"])
+    flags.DEFINE_string("workdir", None, "", flag_values=values)
+    monkeypatch.setattr(command_line.flags, "FLAGS", values)
+    with pytest.raises(SystemExit) as ended:
+        command_line._parse(["train.py", f"--config={CONFIGS}/base.py", *words], None, None)
+    errors = capsys.readouterr().err
+    assert ended.value.code == 2 and message in errors and len(errors.splitlines()) == 1
+
+
+def test_other_libraries_names_are_none_of_ours_and_mean_one_of_ours():
+    assert not OTHER_NAMES.keys() & base.OPTIONS.keys()
+    assert set(OTHER_NAMES.values()) <= base.OPTIONS.keys()

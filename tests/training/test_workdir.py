@@ -30,10 +30,35 @@ def resolve(config=None, dataset_classes=10, **options):
 
 def test_the_workdir_names_what_changes_the_result():
     overrides = {"model": "googlenet", "aux_weight": (0.3,), "data_dir": "/data", "log_every_steps": 5}
-    assert str(default_workdir("configs/resnet50.py", overrides)) == "runs/resnet50,model=googlenet,aux_weight=0.3"
+    assert str(default_workdir("configs/resnet50.py", overrides)) == "runs/resnet50/model=googlenet,aux_weight=0.3"
     assert str(default_workdir("configs/resnet50.py", {})) == "runs/resnet50"
-    folder = default_workdir("configs/resnet50.py", {"dataset": "image_folder:/data/birds"})
-    assert len(folder.parts) == 2
+    turned = dict(reversed(overrides.items()))
+    assert default_workdir("configs/resnet50.py", turned) == default_workdir("configs/resnet50.py", overrides)
+
+
+def test_values_in_the_name_of_a_workdir_are_short_and_unambiguous():
+    def name(**overrides):
+        folder = default_workdir("configs/resnet50.py", overrides)
+        assert len(folder.parts) == 3 and len(folder.name) < 200 and not set(folder.name) & set(":/\\ '*")
+        return folder.name
+
+    assert name(crop_area=(0.25, 1.0)) == "crop_area=0.25+1.0"
+    birds = [name(dataset=f"image_folder:{path}") for path in ("/data/birds", "/other/birds", "/data/bir ds")]
+    assert birds[0].startswith("dataset=birds-") and len(set(birds)) == 3
+    assert name(train_split="train[:80%]") != name(train_split="train[:90%]")
+    assert name(train_split="a,seed=1").count(",") == 0
+    long = [name(init_from="/" + 300 * "x" + end, train_split=200 * "y", eval_split=100 * "z") for end in "ab"]
+    assert long[0] != long[1]
+
+
+def test_a_run_of_an_earlier_version_is_found_under_its_old_name(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    overrides = {"seed": 1, "model": "googlenet", "aux_weight": (0.3, 0.4)}
+    old = pathlib.Path("runs/resnet50,seed=1,model=googlenet,aux_weight=0.3,0.4")
+    write_config(old, resolve(), ("a", "b"))
+    assert default_workdir("configs/resnet50.py", overrides) == old
+    new = default_workdir("configs/resnet50.py", overrides | {"seed": 2})
+    assert str(new) == "runs/resnet50/model=googlenet,aux_weight=0.3+0.4,seed=2"
 
 
 def test_a_workdir_belongs_to_one_config(tmp_path):
