@@ -24,7 +24,7 @@ from ml_collections import ConfigDict, config_flags
 
 import input_pipeline
 from input_pipeline.files import local_path
-from training import command_line, configuration
+from training import command_line, configuration, conversion, published_weights
 from training.checkpoints import Checkpoints, has_checkpoints, list_steps
 from training.command_line import say
 from training.evaluation import evaluate_each
@@ -35,7 +35,7 @@ from training.platform import join_processes, prepare_platform
 from training.program import Program, make_program
 from training.state import State, count_parameters, evaluated_variables, make_mesh
 from training.step import Sums
-from training.transfer import initialize_from
+from training.transfer import initialize_from, load_source
 from training.workdir import (
     check_not_in_use,
     check_workdir,
@@ -79,7 +79,7 @@ def main() -> int:
             )
         except OSError as error:
             command_line.machine_failed(
-                f"{error}; {last_good_checkpoint(workdir)}; the same command goes on from there once that is mended"
+                f"{error}; {last_good_checkpoint(workdir)}; once this is mended, the same command resumes the run"
             )
     return interruption.exit_code
 
@@ -104,6 +104,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         train_data, eval_data = (input_pipeline.load_dataset(config, split) for split in ("train", "eval"))
         config = configuration.resolve_run(config, train_data.num_classes, len(train_data))
         check_workdir(workdir, config)
+        if published_weights.is_published(config.init_from):
+            brought = ", ".join(f"{name}={config[name]}" for name in published_weights.OPTIONS if name not in typed)
+            say(f"{config.init_from} brings along {brought or 'no options, as all were typed'}")
         if (workdir / "config.json").exists():
             input_pipeline.check_same_classes(train_data.class_names, read_class_names(workdir), workdir)
         eval_data = input_pipeline.with_classes_of(eval_data, train_data.class_names)
@@ -211,7 +214,11 @@ def start_state(config: ConfigDict, program: Program, class_names: tuple[str, ..
     """Returns the state before the first step: initial values, or the weights of config.init_from."""
     state = program.initial_state()
     if config.init_from:
-        start = initialize_from(state, local_path(config.init_from), config, class_names, program.mesh)
+        if published_weights.is_published(config.init_from):
+            source = conversion.load_published(config)
+        else:
+            source = load_source(local_path(config.init_from), program.mesh)
+        start = initialize_from(state, source, config, class_names)
         reason = f", which stay new: {start.differing_classes}" if start.differing_classes else ""
         say(f"weights are those of {config.init_from}, but for {', '.join(start.new) or 'nothing'}{reason}")
         return start.state
@@ -221,7 +228,7 @@ def start_state(config: ConfigDict, program: Program, class_names: tuple[str, ..
 def last_good_checkpoint(workdir: pathlib.Path) -> str:
     """Returns a phrase that names the checkpoint from which a failed run can resume."""
     steps = list_steps(workdir)
-    return f"the last good checkpoint is {workdir}/checkpoints/{steps[-1]}" if steps else "no checkpoint was due yet"
+    return f"the last good checkpoint is {workdir}/checkpoints/{steps[-1]}" if steps else "there is no checkpoint yet"
 
 
 def is_due(step: int, period: float) -> bool:

@@ -37,7 +37,9 @@ SECTIONS = {
             "float32", ("float32", "bfloat16", "float64"), "type of the computation; parameters are at least float32"
         ),
         "init_from": Option(
-            "", "", "workdir whose newest weights the run starts from; the head stays new if it lacks a class"
+            "",
+            "",
+            "what the run starts from: a workdir, or published weights (convert.py --list); new classes get a new head",
         ),
     },
     "Dataset": {
@@ -113,6 +115,9 @@ SECTIONS = {
         ),
         "eval_resize": Option(
             0, "[0, 65536] pixels", "shorter side before the centre crop; 0: resize both sides to image_size, no crop"
+        ),
+        "interpolation": Option(
+            "bilinear", ("bilinear", "bicubic"), "how images are resized, for training and for evaluation"
         ),
         "mean": Option((0.5,), "[0, 1]", "subtracted from pixels in [0, 1]: one for all channels, or one each"),
         "std": Option((0.5,), "(0, 1]", "divisor after the subtraction: one for all channels, or one each"),

@@ -51,6 +51,10 @@ class Dataset:
             raise IndexError(f"record {record} of {self.size}")
         return self.read(record)
 
+    def file_name(self, record: int) -> str:
+        """Returns the path or name of a record's file; where the dataset has none, the description of the record."""
+        return self.describe(record).rpartition(", file ")[2]
+
 
 def held_out_split(name: str, split: str) -> str:
     """Returns 'train' or 'validation' for a split of a dataset that has no splits of its own.

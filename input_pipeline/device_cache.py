@@ -342,7 +342,7 @@ def _final_size(config: ConfigDict) -> Callable:
     from input_pipeline import images
 
     decode, size = images.box_decoder(config), config.image_size
-    return lambda image: images.resize(decode(image, whole, size), size, size)
+    return lambda image: images.resize(decode(image, whole, size), size, size, config.interpolation)
 
 
 def _evaluated(config: ConfigDict) -> Callable:

@@ -40,12 +40,14 @@ class Checkpoints:
           OSError: if the folder cannot be made or read.
         """
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
+        self._last_saved = "a checkpoint"
         self._read_only = read_only
         self._policy = _NewestAndBest(keep)
         if not read_only:
-            with self._naming_failure("checkpoints"):
+            with self._naming_failure("a checkpoint"):
                 self.directory.mkdir(parents=True, exist_ok=True)
-                self._check_writable()
+                with tempfile.TemporaryDirectory(dir=self.directory, prefix=".probe"):
+                    pass  # an OSError now is better than one after hours of training
             for step in _steps_with_damaged_metrics(self.directory):
                 self._set_aside(f"{step}/metrics")
         self._manager = ocp.CheckpointManager(
@@ -57,6 +59,9 @@ class Checkpoints:
                 create=not read_only,
                 read_only=read_only,
                 lightweight_initialize=read_only,  # does not read the metrics that older versions stored here
+                # If a thread of Orbax could not make the folder of a checkpoint, its other threads would wait for that
+                # folder for ever. So the folder is made before they start.
+                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
 
@@ -85,9 +90,11 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(host), checksums=ocp.args.JsonSave(_checksums(host)))
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
-        with self._naming_failure(f"the checkpoint of step {step} or the one before, {size / 1e6:,.1f} MB each,"):
-            self._check_writable()
+        size = f"{sum(leaf.nbytes for leaf in jax.tree.leaves(host)) / 1e6:,.1f} MB"
+        with self._naming_failure(self._last_saved):
+            self._manager.wait_until_finished()
+        self._last_saved = f"the checkpoint of step {step} ({size})"
+        with self._naming_failure(self._last_saved):
             self._manager.save(step, args=items, force=True)
 
     def restore(self, target: State, step: int | None = None) -> State | None:
@@ -98,7 +105,8 @@ class Checkpoints:
         that step.
 
         Args:
-          target: shapes, types and shardings, as training.state.abstract_state makes them.
+          target: shapes, types and shardings, as training.state.abstract_state makes them. Without opt_state, which is
+            valid only if read_only, the optimizer's state is neither read nor checked.
           step: the step of the checkpoint; None for the newest.
 
         Raises:
@@ -142,7 +150,7 @@ class Checkpoints:
         Raises:
           OSError: if the last checkpoint cannot be written.
         """
-        with self._naming_failure("the last checkpoint"):
+        with self._naming_failure(self._last_saved):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -151,7 +159,7 @@ class Checkpoints:
         Raises:
           OSError: if the last checkpoint cannot be written.
         """
-        with self._naming_failure("the last checkpoint"):
+        with self._naming_failure(self._last_saved):
             self._manager.close()
 
     def _restore_checked(self, step: int, target: State) -> State:
@@ -160,7 +168,11 @@ class Checkpoints:
         # from the running ones.
         adds_average = AVERAGED_BATCH_STATS in target and not any(AVERAGED_BATCH_STATS in path for path in checksums)
         wanted = {name: part for name, part in target.items() if not (adds_average and name == AVERAGED_BATCH_STATS)}
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+        whole: Any = ocp.args.StandardRestore(wanted)
+        part = ocp.args.PyTreeRestore(
+            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        items = ocp.args.Composite(state=whole if "opt_state" in target else part)
         state = self._manager.restore(step, args=items)["state"]
         found = _checksums(jax.device_get(state))
         wrong = [path for path in found if found[path] != checksums.get(path)]
@@ -177,11 +189,6 @@ class Checkpoints:
             destination.parent.mkdir(parents=True, exist_ok=True)
             shutil.move(self.directory / part, destination)
         multihost_utils.sync_global_devices(f"set aside {part}")
-
-    def _check_writable(self) -> None:
-        """Raises OSError if the folder is not writable; without this check Orbax's threads would deadlock."""
-        with tempfile.TemporaryDirectory(dir=self.directory, prefix=".probe"):
-            pass
 
     @contextlib.contextmanager
     def _naming_failure(self, what: str) -> Iterator[None]:

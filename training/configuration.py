@@ -14,9 +14,10 @@ from configs import base
 from configs._option import text_of
 from input_pipeline import crops
 from input_pipeline.files import local_path
+from training import published_weights
+from training.inference import make_apply
 from training.platform import loops_are_fast
 from training.state import make_model
-from training.step import make_apply
 
 
 def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
@@ -50,7 +51,8 @@ def resolve_network(config: ConfigDict, typed: Iterable[str] = ()) -> ConfigDict
     """Returns a copy in which every option has been checked, and the options of the network have their values.
 
     If image_size, channels or dropout_rate is None, it gets the network's own value. aux_heads becomes the heads whose
-    weight is not zero, and aux_weight becomes their weights.
+    weight is not zero, and aux_weight becomes their weights. If the run starts from published weights, their settings
+    of the images replace those of the recipe, but not those that were typed.
 
     Args:
       config: options as typed.
@@ -62,6 +64,9 @@ def resolve_network(config: ConfigDict, typed: Iterable[str] = ()) -> ConfigDict
     config = config.copy_and_resolve_references()
     for name, option in base.OPTIONS.items():
         option.check(name, config[name])
+    if published_weights.is_published(config.init_from):
+        weights = published_weights.find(config.init_from, config.model)
+        published_weights.apply_settings(config, weights, typed)
     for name in ("init_from", "data_dir", "compilation_cache_dir"):
         local_path(config[name] or "")
     local_path(config.dataset.removeprefix("image_folder:"))
@@ -178,6 +183,11 @@ def _check_combinations(config: ConfigDict) -> None:
         raise ValueError("warmup_shape=constant at warmup_learning_rate=0 would train nothing; give a rate above 0")
     if config.step_epochs and config.step_steps:
         raise ValueError("step_epochs and step_steps are both given; give one of the two")
+    if config.cache and config.interpolation == "bicubic" and config.train_crop in ("random_resized", "scale_jitter"):
+        raise ValueError(
+            f"interpolation=bicubic cannot resize the crops of train_crop={config.train_crop} on the device; "
+            "leave cache out, or give interpolation=bilinear"
+        )
     crops.check_crops(config)
 
 

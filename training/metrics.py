@@ -1,5 +1,7 @@
 """The metrics of a run: metrics.jsonl, TensorBoard, curves.png, summary.json, and the live line on a terminal."""
 
+import contextlib
+import io
 import json
 import math
 import os
@@ -18,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from input_pipeline.files import printable
 from training.environment import peak_host_memory
 from training.loss import means
-from training.workdir import run_name, write_atomically
+from training.workdir import naming_failure, run_name, write_atomically
 
 Row = dict[str, Any]
 EXPLODED = 20  # a loss exploded if it is so many times the median of the highest curve
@@ -55,7 +57,6 @@ class RunLog:
         self.rows = [row for row in read_rows(workdir) if row["step"] <= start_step]
         write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         self._first = jax.process_index() == 0
-        self._file = open(workdir / "metrics.jsonl" if self._first else os.devnull, "a", buffering=1)
         hyperparameters = {name: config[name] for name in typed}
         place = workdir / "tensorboard", start_step, start_step * config.batch_size / num_images
         self._tensorboard = _open_tensorboard(*place, config.to_dict(), hyperparameters) if self._first else None
@@ -80,10 +81,11 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.stop()
-        self._file.close()
+        failed = kind is not None and issubclass(kind, OSError)
         if self._tensorboard:
-            self._tensorboard.close()
-        if self._first and (kind is None or not issubclass(kind, OSError)):
+            with contextlib.suppress(OSError) if failed else contextlib.nullcontext():  # the first error is reported
+                self._tensorboard.close()
+        if self._first and not failed:
             plot_curves(self.workdir, self.rows)
 
     @property
@@ -184,10 +186,17 @@ class RunLog:
         self.rows.append(row)
         # TensorBoard comes first: if the process is killed in between, TensorBoard has one row more than metrics.jsonl,
         # and a resumed run hides that row.
+        line = json.dumps(row) + "\n"
         if self._tensorboard:
             group = "train_evaluation" if is_evaluation(row) and split == "train" else split
-            self._tensorboard.add(group, values, step, epoch, time.time())
-        self._file.write(json.dumps(row) + "\n")
+            with naming_failure(self.workdir / "tensorboard", len(line)):
+                self._tensorboard.add(group, values, step, epoch, time.time())
+        if self._first:
+            path = self.workdir / "metrics.jsonl"
+            # The mode r+ makes no new file: if the folder has vanished, the run must not go on without its first rows.
+            with naming_failure(path, len(line)), open(path, "r+") as file:
+                file.seek(0, os.SEEK_END)
+                file.write(line)
 
     def _describe(self, step: int, row: dict[str, float]) -> tuple[str, str]:
         epoch, last = (count * self._batch_size / self._num_images for count in (step, self._num_steps))
@@ -279,9 +288,9 @@ def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
     if rows:
         figure.axes[0].legend()
     figure.suptitle(_plain(run_name(workdir)))
-    temporary = workdir / ".curves.png"
-    figure.savefig(temporary, dpi=110)
-    temporary.rename(workdir / "curves.png")
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110)
+    write_atomically(workdir / "curves.png", picture.getvalue())
 
 
 def scale_losses(axes: Any) -> None:

@@ -4,17 +4,17 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import models
-from input_pipeline import DeviceCache, make_augmentation, normalize
+from input_pipeline import DeviceCache, make_augmentation
+from training.inference import make_apply, normalized
 from training.loss import classification_sums, cross_entropy, gradient_norm_sums, weighted_loss
 from training.platform import compiler_options, loops_are_fast
-from training.state import AVERAGED_BATCH_STATS, State, select
+from training.state import AVERAGED_BATCH_STATS, State
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -47,7 +47,7 @@ def make_train_step(
 
     def loss_and_sums(params, batch_stats, keys, images, labels):
         network = nnx.merge(graph, params, batch_stats, keys)
-        outputs = network(_normalized(config, images))
+        outputs = network(normalized(config, images))
         loss, sums = weighted_loss(outputs, labels, config.aux_weight, config.label_smoothing)
         return loss, (nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)), sums)
 
@@ -153,29 +153,3 @@ def make_eval_step(config: ConfigDict, model: nnx.Module, mesh: Mesh) -> Callabl
         out_shardings=replicated,
         compiler_options=compiler_options(config),
     )
-
-
-def make_apply(config: ConfigDict, model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Array]:
-    """Returns the network as a function for evaluation: (params, batch_stats, images) -> logits (N, classes).
-
-    The variables may come from training and include those of auxiliary heads. Images are (N, H, W, C) uint8.
-    """
-    logits = make_logits(model)
-    return lambda params, batch_stats, images: logits(params, batch_stats, _normalized(config, images))
-
-
-def make_logits(model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Array]:
-    """Returns the same function as make_apply, but for normalised images, floats (N, H, W, C)."""
-    graph, *own = nnx.split(model, nnx.Param, nnx.BatchStat)
-    own_params, own_batch_stats = (nnx.to_pure_dict(part) for part in own)
-
-    def logits(params: dict, batch_stats: dict, images: jax.Array) -> jax.Array:
-        params, batch_stats = select(params, own_params), select(batch_stats, own_batch_stats)
-        return nnx.merge(graph, params, batch_stats)(images)
-
-    return logits
-
-
-def _normalized(config: ConfigDict, images: jax.Array) -> jax.Array:
-    """Normalises pixels of 0 to 255 and returns them in config.dtype. No other code normalises images."""
-    return normalize(images, config.mean, config.std, np.dtype(config.dtype))

@@ -9,7 +9,7 @@ import pathlib
 import re
 import socket
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, TextIO
 
 import jax
 from ml_collections import ConfigDict
@@ -106,17 +106,18 @@ def exclusive_run(workdir: pathlib.Path) -> Iterator[None]:
     if jax.process_index() > 0:
         yield
         return
-    path = workdir / ".lock"
+    path, holder = workdir / ".lock", f"process {os.getpid()} on {socket.gethostname()}"
     with open(path, "a+") as file:
         _lock(file, workdir)
         if not path.exists() or not os.path.samestat(os.fstat(file.fileno()), path.stat()):
             raise ValueError(
                 f"workdir {workdir} was in use until now; start again"
             )  # the other run has just ended and removed the lock file
-        file.truncate(0)
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
         try:
+            file.truncate(0)
+            with naming_failure(path, len(holder)):
+                file.write(holder)
+                file.flush()
             yield
         finally:
             path.unlink(missing_ok=True)
@@ -178,13 +179,57 @@ def read_class_names(workdir: pathlib.Path) -> list[str]:
     return json.loads((pathlib.Path(workdir) / "config.json").read_text())["class_names"]
 
 
-def write_atomically(path: pathlib.Path, text: str) -> None:
-    """Writes a text file atomically: at any moment the file has either its whole old text or its whole new text.
+def write_atomically(path: pathlib.Path, content: str | bytes) -> None:
+    """Writes a file atomically: at any moment the file has either its whole old content or its whole new content.
 
     If several processes work together, only the first one writes.
+
+    Raises:
+      OSError: if the file cannot be written; the old file is unchanged.
     """
     if jax.process_index() > 0:
         return
+    encoded = content.encode() if isinstance(content, str) else content
+    with naming_failure(path, len(encoded)), _replacing(path) as temporary:
+        temporary.write_bytes(encoded)
+
+
+@contextlib.contextmanager
+def open_atomically(path: pathlib.Path) -> Iterator[TextIO]:
+    """Opens a text file for writing; it appears under its name at the end of the `with` block, and not after an error.
+
+    If several processes work together, only the first one writes. What UTF-8 lacks, in names of files, is written as
+    the bytes that it stands for.
+    """
+    if jax.process_index() > 0:
+        with open(os.devnull, "w") as nothing:
+            yield nothing
+        return
+    with _replacing(path) as temporary:
+        with open(temporary, "w", encoding="utf-8", errors="surrogateescape", newline="") as file:
+            yield file
+
+
+@contextlib.contextmanager
+def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
+    """Yields the path of a temporary file, which replaces the file at the end, and is removed after an error."""
     temporary = path.with_name(f".{path.name}")
-    temporary.write_text(text)
-    temporary.rename(path)
+    try:
+        yield temporary
+        temporary.replace(path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+        raise
+
+
+@contextlib.contextmanager
+def naming_failure(path: pathlib.Path, num_bytes: int) -> Iterator[None]:
+    """Turns an OSError into one that names the file that cannot be written, the room that it needs, and the reason.
+
+    The errors of `write` and `flush` name no file.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written ({num_bytes:,} bytes): {error.strerror or error}") from error

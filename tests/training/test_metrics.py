@@ -1,5 +1,7 @@
-"""The metrics of a run: TensorBoard's files, and a run without matplotlib and tensorboardX."""
+"""The metrics of a run: TensorBoard's files, a run without matplotlib and tensorboardX, and a full disk."""
 
+import builtins
+import io
 import sys
 
 import pytest
@@ -68,3 +70,29 @@ def test_tensorboard_has_one_chart_for_all_splits_epochs_and_the_options(tmp_pat
     (file,) = (tmp_path / "tensorboard" / "test").glob("events*")
     content = file.read_bytes()
     assert b"| learning_rate | 0.3 |" in content and b"aux_weight" in content and b"0.3,0.4" in content
+
+
+@pytest.mark.parametrize("victim", ["metrics.jsonl", "events.out", ".curves.png"])
+def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_rows_before(tmp_path, monkeypatch, victim):
+    """/dev/full replaces a file on a full disk."""
+    config, metrics, open_file = base.get_config(), {"loss": 1.0, "accuracy_top1": 0.5, "accuracy_top5": 1.0}, open
+    config.num_steps = 2
+
+    def open_on_full_disk(path, mode="r", *arguments, **options):
+        full = victim in str(path) and mode != "r"
+        return open_file("/dev/full" if full else path, mode, *arguments, **options)
+
+    (tmp_path / "curves.png").write_text("of an earlier start")
+    name = "tensorboard" if victim == "events.out" else victim.removeprefix(".")
+    with pytest.raises(OSError, match=rf"{name} cannot be written \([\d,]+ bytes\): No space left on device"):
+        with RunLog(tmp_path, config, 64, 0) as log:
+            log.evaluation(1, "test", metrics)
+            for module in (builtins, io):
+                monkeypatch.setattr(module, "open", open_on_full_disk)
+            if victim == "events.out":
+                log._tensorboard._writers["test"]._py_recordio_writer._writer = open_file("/dev/full", "wb")
+            log.evaluation(2, "test", metrics)
+    monkeypatch.undo()
+    assert [row["step"] for row in read_rows(tmp_path)] == ([1, 2] if victim == ".curves.png" else [1])
+    assert (tmp_path / "curves.png").read_text() == "of an earlier start"
+    assert {path.name for path in tmp_path.iterdir()} == {"metrics.jsonl", "tensorboard", "curves.png"}
