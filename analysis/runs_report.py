@@ -6,12 +6,13 @@ import io
 import pathlib
 import string
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from analysis import tables
 from analysis.runs import Group, Run, Setting, Spread, difference
+from configs import base
 from configs._option import nearest_name
 from training.metrics import Row, format_seconds, is_evaluation, scale_losses
 from training.workdir import write_atomically
@@ -29,7 +30,7 @@ TEMPLATE = pathlib.Path(__file__).parent / "runs_page.html"
 PAGE, PAGE_MARKDOWN = "comparison.html", "comparison.md"
 
 
-class Table:
+class Table(NamedTuple):
     """The table of a group of runs, a row for each setting.
 
     Attributes:
@@ -38,66 +39,36 @@ class Table:
       settings: of the rows, in their order.
     """
 
-    def __init__(self, group: Group, targets: Sequence[float], sort: str | None, baseline: Setting | None):
-        """Makes the rows.
-
-        Args:
-          group: of runs.
-          targets: top-1 accuracies, shares, for which the steps and the time to reach them are shown.
-          sort: the heading of a column; None: top-1.
-          baseline: the setting from which differences are shown; None for none.
-
-        Raises:
-          ValueError: if there is no such column.
-        """
-        baseline = baseline if baseline in group.settings else None
-        rows = [(setting, self._columns(setting, group, targets, baseline)) for setting in group.settings]
-        names = list(rows[0][1])
-        column = sort or "top-1, %"
-        column = {name.partition(",")[0]: name for name in reversed(names)}.get(column, column)
-        if column not in names:
-            hint = nearest_name(column, names) or f"; choose {', '.join(name.partition(',')[0] for name in names)}"
-            raise ValueError(f"--sort={sort} is no column{hint}")
-        rows.sort(key=lambda row: _sort_key(column, row[1][column][0]))
-        self.headings = names
-        self.cells = [[text for _, text in columns.values()] for _, columns in rows]
-        self.settings = [setting for setting, _ in rows]
-
-    @staticmethod
-    def _columns(
-        setting: Setting, group: Group, targets: Sequence[float], baseline: Setting | None
-    ) -> dict[str, tuple[Any, str]]:
-        """Returns the columns of a row: their headings, the value that they are sorted by, and their text."""
-        columns: dict[str, tuple[Any, str]] = {}
-        if not group.options:
-            columns["run"] = (setting.label, setting.label)
-        columns |= {name: (_number(text), text) for name, text in setting.options.items()}
-        columns["seeds"] = (len(setting.runs), ", ".join(str(run.config["seed"]) for run in setting.runs))
-        columns["state"] = (setting.state, setting.state)
-        top1, best, loss, seconds = (
-            setting.last("accuracy_top1"),
-            setting.best,
-            setting.last("loss"),
-            setting.seconds,
-        )
-        columns["top-1, %"] = (top1 and top1.mean, show_spread(top1, 100, 2))
-        if baseline:
-            columns |= _difference_columns(setting, baseline)
-        columns["best top-1, %"] = (best and best.mean, show_spread(best, 100, 2))
-        columns["loss, nats"] = (loss and loss.mean, show_spread(loss, 1, 4))
-        for target in targets:
-            for name, heading in (("step", f"steps to {100 * target:g} %"), ("seconds", f"time to {100 * target:g} %")):
-                reached, never = setting.reach(target, name)
-                text = show_spread(reached, 1, 0) if name == "step" else _show_time(reached)
-                text = f"{text} ({never} of {len(setting.counted)} never)" if reached and never else text or "never"
-                columns[heading] = (reached and reached.mean, text)
-        columns["time"] = (seconds and seconds.mean, _show_time(seconds))
-        return columns
+    headings: list[str]
+    cells: list[list[str]]
+    settings: list[Setting]
 
 
 def make_table(group: Group, targets: Sequence[float], sort: str | None, baseline: Setting | None) -> Table:
-    """Returns the table of a group; see Table."""
-    return Table(group, targets, sort, baseline)
+    """Returns the table of a group.
+
+    Args:
+      group: of runs.
+      targets: top-1 accuracies, shares, for which the steps and the time to reach them are shown.
+      sort: the heading of a column, or an option; None, or an option that is the same for the whole group: top-1.
+      baseline: the setting from which differences are shown, if it is in the group; None for none.
+
+    Raises:
+      ValueError: if there is no such column.
+    """
+    baseline = baseline if baseline in group.settings else None
+    rows = [(setting, _columns(setting, group, targets, baseline)) for setting in group.settings]
+    names = list(rows[0][1])
+    short = {name.partition(",")[0]: name for name in reversed(names)}  # "top-1" for "top-1, %"
+    column = short.get(sort or "", sort) or "top-1, %"
+    if column not in names:
+        if column not in base.OPTIONS:
+            hint = nearest_name(column, short) or f"; choose {', '.join(short)}"
+            raise ValueError(f"--sort={sort} is no column{hint}")
+        column = "top-1, %"
+    rows.sort(key=lambda row: _sort_key(column, row[1][column][0]))
+    cells = [[text for _, text in columns.values()] for _, columns in rows]
+    return Table(names, cells, [setting for setting, _ in rows])
 
 
 def describe(groups: Sequence[tuple[Group, Table]], baseline: Setting | None) -> str:
@@ -136,7 +107,7 @@ def write(folder: pathlib.Path, groups: Sequence[tuple[Group, Table]], baseline:
         texts += [f"## {group.title}", tables.markdown(table.headings, table.cells), *notes([group], baseline)]
         for axis, picture in pictures.items():
             name = f"curves{number}_over_{axis}.png"
-            (folder / name).write_bytes(picture)
+            write_atomically(folder / name, picture)
             texts.append(f"![curves over {AXES[axis]}]({name})")
     remarks = "".join(f"<p>{html.escape(text)}</p>" for text in notes([group for group, _ in groups], baseline))
     page = string.Template(TEMPLATE.read_text()).substitute(sections="\n".join(sections), remarks=remarks)
@@ -197,6 +168,32 @@ def show_spread(spread: Spread | None, scale: float, digits: int) -> str:
 
 _EXTRA_STYLES = ("-", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
 _EXTRA = {"total_loss", *(f"aux{number}_loss" for number in range(1, 100))}
+
+
+def _columns(
+    setting: Setting, group: Group, targets: Sequence[float], baseline: Setting | None
+) -> dict[str, tuple[Any, str]]:
+    """Returns the columns of a row: their headings, the value that they are sorted by, and their text."""
+    columns: dict[str, tuple[Any, str]] = {}
+    if not group.options:
+        columns["run"] = (setting.label, setting.label)
+    columns |= {name: (_number(text), text) for name, text in setting.options.items()}
+    columns["seeds"] = (len(setting.runs), ", ".join(str(run.config["seed"]) for run in setting.runs))
+    columns["state"] = (setting.state, setting.state)
+    top1, best, loss, seconds = setting.last("accuracy_top1"), setting.best, setting.last("loss"), setting.seconds
+    columns["top-1, %"] = (top1 and top1.mean, show_spread(top1, 100, 2))
+    if baseline:
+        columns |= _difference_columns(setting, baseline)
+    columns["best top-1, %"] = (best and best.mean, show_spread(best, 100, 2))
+    columns["loss, nats"] = (loss and loss.mean, show_spread(loss, 1, 4))
+    for target in targets:
+        for name, heading in (("step", f"steps to {100 * target:g} %"), ("seconds", f"time to {100 * target:g} %")):
+            reached, never = setting.reach(target, name)
+            text = show_spread(reached, 1, 0) if name == "step" else _show_time(reached)
+            text = f"{text} ({never} of {len(setting.counted)} never)" if reached and never else text or "never"
+            columns[heading] = (reached and reached.mean, text)
+    columns["time"] = (seconds and seconds.mean, _show_time(seconds))
+    return columns
 
 
 def _difference_columns(setting: Setting, baseline: Setting) -> dict[str, tuple[Any, str]]:

@@ -90,7 +90,8 @@ def list_trials(recipe: str, common: Mapping[str, Any], varied: Iterable[str], c
         checked.update(own)
         apply_typed(checked, {**common, **own})
         typed = {name: _text(value) for name, value in common.items()} | dict(zip(choices, texts, strict=True))
-        words = ("train.py", f"--config={recipe}", *(f"--config.{name}={text}" for name, text in typed.items()))
+        program = "train.py" if pathlib.Path.cwd() == ROOT else str(ROOT / "train.py")
+        words = (program, f"--config={recipe}", *(f"--config.{name}={text}" for name, text in typed.items()))
         name = ",".join(f"{option}={text}" for option, text in zip(choices, texts, strict=True))
         trials.append(Trial(words, default_workdir(recipe, {**common, **own}), name))
     twice = {trial.name for trial in trials if sum(other.workdir == trial.workdir for other in trials) > 1}

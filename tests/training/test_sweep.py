@@ -44,7 +44,7 @@ def list_trials(*varied, **common):
     return sweep.list_trials("configs/base.py", common, varied, config)
 
 
-def test_every_combination_is_a_command_with_a_folder_of_its_own():
+def test_every_combination_is_a_command_with_a_folder_of_its_own(folder):
     trials = list_trials("aux_weight=0,(0.3,0.4)", "seed=0:2", num_epochs=2.0)
     assert [trial.name for trial in trials] == [
         "aux_weight=0,seed=0",
