@@ -288,9 +288,10 @@ def _in_place(name: str, kind: str, traced: Traced) -> Layer:
 def _activation(equation: JaxprEqn) -> str | None:
     """Returns the name of the activation function that an equation is; None if it is none."""
     name = equation.primitive.name
-    constants = [float(value.val) for value in equation.invars if isinstance(value, Literal) and not np.ndim(value.val)]
-    if name in ("max", "min"):
-        return {("max", 0.0): "relu", ("min", 6.0): "relu6"}.get((name, *constants))
+    literals = [value.val for value in equation.invars if isinstance(value, Literal)]
+    constants: list[float] = [float(value) for value in literals if not np.ndim(value)]
+    if constants in ([0.0], [6.0]):
+        return {("max", 0.0): "relu", ("min", 6.0): "relu6"}.get((name, constants[0]))
     return {"tanh": "tanh", "logistic": "sigmoid", "erf": "gelu"}.get(name)
 
 

@@ -66,12 +66,12 @@ class Spread(NamedTuple):
     Attributes:
       mean: over the runs.
       deviation: their sample standard deviation; None for a single run.
-      count: of the runs.
+      number: of the runs.
     """
 
     mean: float
     deviation: float | None
-    count: int
+    number: int
 
     @classmethod
     def of(cls, values: Iterable[float]) -> "Spread | None":
@@ -214,14 +214,14 @@ def difference(setting: Setting, baseline: Setting) -> tuple[float, float, str] 
     if ours.deviation is not None and theirs.deviation is not None:
         from scipy.special import stdtrit  # scipy comes with JAX
 
-        parts = [spread.deviation**2 / spread.count for spread in (ours, theirs) if spread.deviation is not None]
+        parts = [spread.deviation**2 / spread.number for spread in (ours, theirs) if spread.deviation is not None]
         if not sum(parts):
             return ours.mean - theirs.mean, 0.0, "seeds"
-        counts = [spread.count - 1 for spread in (ours, theirs)]
+        counts = [spread.number - 1 for spread in (ours, theirs)]
         freedom = sum(parts) ** 2 / sum(part**2 / count for part, count in zip(parts, counts, strict=True))
         half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(sum(parts))
         return ours.mean - theirs.mean, half, "seeds"
-    images = [one.counted[0].evaluations[-1].get("examples") for one in (setting, baseline)]
+    images = [int(one.counted[0].evaluations[-1].get("examples", 0)) for one in (setting, baseline)]
     if not all(images):
         return ours.mean - theirs.mean, math.nan, "images"
     variance = sum(one.mean * (1 - one.mean) / count for one, count in zip((ours, theirs), images, strict=True))

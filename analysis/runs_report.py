@@ -166,7 +166,7 @@ def show_spread(spread: Spread | None, scale: float, digits: int) -> str:
     return text if spread.deviation is None else f"{text} ± {scale * spread.deviation:,.{digits}f}"
 
 
-_EXTRA_STYLES = ("-", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
+_EXTRA_STYLES: Any = ("-", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
 _EXTRA = {"total_loss", *(f"aux{number}_loss" for number in range(1, 100))}
 
 

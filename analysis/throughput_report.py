@@ -87,7 +87,7 @@ def published_networks() -> list[Network]:
         if row["top1"]:
             dataset = "ImageNet" if row["num_classes"] == "1000" else "CIFAR-10"
             kind = "published, 10 crops" if "10 crops" in row["accuracy_source"] else "published"
-            gflops = 2 * figures[name]["macs"] / 1e9 if name in figures else _gflops(name)
+            gflops = 2 * (figures[name]["macs"] or 0) / 1e9 if name in figures else _gflops(name)
             parameters = int(row["parameters"]) / 1e6
             networks.append(Network(name, name, dataset, float(row["top1"]), gflops, parameters, kind))
     return networks

@@ -117,7 +117,8 @@ def train_all(trials: list[Trial], jobs: int) -> tuple[list[Trial], int]:
 
     SIGINT and SIGTERM are passed on to the runs in progress, which save a checkpoint and stop; no other run starts.
     """
-    waiting, running, failed = [trial for trial in trials if not trial.is_finished], {}, []
+    waiting, failed = [trial for trial in trials if not trial.is_finished], []
+    running: dict[Trial, subprocess.Popen] = {}
     signals: list[int] = []
 
     def stop(number: int, _: Any) -> None:
