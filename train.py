@@ -150,7 +150,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
             checkpoints = Checkpoints(workdir, config.keep_checkpoints)
             state = state or checkpoints.restore(program.target) or start_state(config, program, train_data.class_names)
             check_same_arrays(state)
-        take_steps(workdir, interruption, feed, program, checkpoints, state)
+        take_steps(workdir, interruption, feed, program, checkpoints, state, typed)
 
 
 def compile_step(program: Program) -> None:
@@ -200,6 +200,7 @@ def take_steps(
     program: Program,
     checkpoints: Checkpoints,
     state: State,
+    typed: Iterable[str],
 ) -> None:
     """Trains to the last step and writes the summary; once the interruption is true, saves a checkpoint and stops."""
     config, steps_per_epoch = program.config, feed.steps_per_epoch
@@ -228,7 +229,7 @@ def take_steps(
 
     batches = feed.train_batches(start, stop_is_due)
     say(batches.description)
-    with RunLog(workdir, config, feed.num_images, start) as log, batches, checkpoints:
+    with RunLog(workdir, config, feed.num_images, start, typed) as log, batches, checkpoints:
         # If a signal ended the last run during an evaluation, the checkpoint exists but its evaluation does not.
         if start and evaluation_is_due(start) and not log.evaluated(start):
             metrics = evaluate_state()

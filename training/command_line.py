@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import difflib
 import functools
 import os
 import pathlib
@@ -328,9 +329,10 @@ def _check_config_file(path: pathlib.Path) -> None:
     if path.exists():
         refuse(f"config file {path} is no recipe; give a Python file with get_config(), as configs/resnet50.py")
     here = "" if ROOT == pathlib.Path.cwd() else f"{ROOT}/"
-    recipes = [f"{here}configs/{recipe.name}" for recipe in (ROOT / "configs").glob("[!_]*.py")]
-    hint = nearest_name(f"{here}configs/{path.stem}.py", recipes)
-    refuse(f"config file {path} does not exist{hint or '; python train.py --list_recipes lists all'}")
+    stems = [recipe.stem for recipe in (ROOT / "configs").glob("[!_]*.py")]
+    nearest = difflib.get_close_matches(path.stem.lower(), stems, n=1)
+    hint = f"did you mean {here}configs/{nearest[0]}.py?" if nearest else "python train.py --list_recipes lists all"
+    refuse(f"config file {path} does not exist; {hint}")
 
 
 def _check_config(path: str) -> None:

@@ -41,6 +41,11 @@ def default_workdir(config_path: str, overrides: Mapping[str, Any]) -> pathlib.P
     return old if os.path.exists(old / "config.json") and not os.path.exists(new / "config.json") else new
 
 
+def run_name(workdir: pathlib.Path) -> str:
+    """Returns a short name of a run for pictures: its folder with the one above, as in googlenet/aux_weight=0.3."""
+    return "/".join(workdir.absolute().parts[-2:]).removeprefix("runs/")
+
+
 def _short(value: Any) -> str:
     """Returns a value for the name of a folder; different values give different texts."""
     text = "+".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)

@@ -1,14 +1,16 @@
 """The table of options: a typed option replaces the recipe's, is refused if it has no effect, and never a traceback."""
 
 import pathlib
+import re
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
+import input_pipeline
+import models
 from configs import base
 from configs._other_names import OTHER_NAMES
-from input_pipeline.files import one_line
 from training import command_line, configuration
 from training.configuration import apply_typed, resolve_network, resolve_run
 
@@ -195,6 +197,28 @@ def test_a_word_that_is_not_understood_is_answered_with_what_to_type(words, mess
         command_line._parse(["train.py", f"--config={CONFIGS}/base.py", *words], None, None)
     errors = capsys.readouterr().err
     assert ended.value.code == 2 and message in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("resnet5", "did you mean .*configs/resnet50.py"), ("vit_b16", "--list_recipes lists all")]
+)
+def test_a_recipe_that_does_not_exist_is_answered_with_one_that_is_near(name, message, capsys):
+    with pytest.raises(SystemExit):
+        command_line._check_config_file(pathlib.Path(f"configs/{name}.py"))
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("name", "message"), [("ViT", "list_models lists all"), ("ResNet-50", "mean 'resnet50'")])
+def test_a_model_that_does_not_exist_is_answered_with_one_that_is_near(name, message):
+    with pytest.raises(ValueError, match=f"unknown model '{name}'; .*{message}"):
+        models.get_entry(name)
+
+
+def test_a_folder_given_as_dataset_is_answered_with_image_folder(tmp_path):
+    config = base.get_config()
+    config.dataset = str(tmp_path)
+    with pytest.raises(ValueError, match=f"is a folder; give --config.dataset=image_folder:{tmp_path}"):
+        input_pipeline.load_dataset(config, "train")
 
 
 def test_other_libraries_names_are_none_of_ours_and_mean_one_of_ours():
