@@ -4,38 +4,56 @@ python convert.py --config=configs/resnet50.py --weights=resnet50.pth --workdir=
 evaluate.py and predict.py from a state dict with torchvision's or timm's names: a file of safetensors, numpy.savez or
 torch.save. The file may be a training checkpoint; --key=state_dict_ema chooses one of several state dicts in it.
 
+python convert.py --weights=timm/resnet50.a1_in1k --workdir=DIR does so with published weights, which it downloads once;
+--list prints all that are known, with their accuracy, licence and size.
+
 python convert.py --workdir=DIR --to=safetensors writes DIR/MODEL.safetensors, which PyTorch can load.
 """
+
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
 
 import pathlib
 
 from absl import flags
 from ml_collections import config_flags
 
-from training import command_line, conversion
+from analysis.tables import print_boxed
+from configs import base
+from training import command_line, conversion, published_weights
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe whose network the weights are for.")
-_WEIGHTS = flags.DEFINE(command_line.PATH, "weights", None, "PyTorch's file.")
+_WEIGHTS = flags.DEFINE(command_line.PATH, "weights", None, "PyTorch's file, or published weights: --list.")
 _KEY = flags.DEFINE_string("key", None, "For --weights: the state dict in a checkpoint; default: state_dict or model.")
-_WORKDIR = flags.DEFINE(
-    command_line.PATH, "workdir", None, "The workdir to make, or to take weights from.", required=True
-)
+_LIST = flags.DEFINE_bool("list", False, "Print the published weights that are known, and exit.")
+_WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "The workdir to make, or to take weights from.")
 _TO = flags.DEFINE_enum("to", None, ["safetensors"], "The format to write the workdir's weights in.")
 _STEP = flags.DEFINE_string("step", None, "For --to: the checkpoint's step, or best; default: the newest.")
 
 
 def main() -> None:
     """Runs the program."""
-    workdir = pathlib.Path(_WORKDIR.value)
+    if _LIST.value:
+        return print_boxed(*published_weights.list_weights())
     with command_line.refusing_bad_input():
         if not (_WEIGHTS.value or _TO.value):
             raise ValueError("give --weights=FILE to convert, or --to=safetensors to write one")
+        if not _WORKDIR.value:
+            raise ValueError("--workdir is missing; give the folder to make, or to take weights from")
+        workdir = pathlib.Path(_WORKDIR.value)
         if _WEIGHTS.value:
-            if not _CONFIG.value:
+            config, typed = _CONFIG.value, {}
+            if config:
+                typed = config_flags.get_override_values(flags.FLAGS["config"])
+            elif published_weights.is_published(_WEIGHTS.value):
+                config = base.get_imagenet_config()
+                config.model = published_weights.find(_WEIGHTS.value).model
+            else:
                 raise ValueError("--config is missing; give the recipe of the network that the weights are for")
-            typed = config_flags.get_override_values(flags.FLAGS["config"])
-            weights = pathlib.Path(_WEIGHTS.value)
-            imported = conversion.import_weights(_CONFIG.value, weights, workdir, _KEY.value, typed)
+            imported = conversion.import_weights(config, _WEIGHTS.value, workdir, _KEY.value, typed)
             command_line.say(f"{imported.model}: {imported.used} tensors of {_WEIGHTS.value} are in {workdir}")
             if imported.other_keys:
                 others = ", ".join(imported.other_keys)

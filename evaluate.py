@@ -1,76 +1,222 @@
-"""Evaluates a checkpoint exactly: python evaluate.py --workdir=DIR [--step=N|best] [--split=NAME] [--json=FILE].
+"""Evaluates checkpoints exactly: python evaluate.py --workdir=DIR [--workdir=DIR2 ...] [--views=10] [--report=DIR3].
 
-Every image of the split counts once. The default is the newest checkpoint. If the run kept averaged weights, these are
-evaluated.
+Every image of the split counts once. The default is the newest checkpoint; if the run kept averaged weights, these are
+evaluated. Several --workdir are an ensemble: their probabilities are averaged. Classes are matched by their names, so
+--dataset may have only some of the network's classes, in any order.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
+import contextlib
+import csv
 import json
 import pathlib
+from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 from absl import flags
 
 import input_pipeline
+from analysis import evaluation_report, tables
+from configs import base
+from input_pipeline.files import local_path
+from input_pipeline.image_folder import has_split_folders
 from training import command_line
-from training.evaluation import evaluate
-from training.platform import join_processes, prepare_platform
-from training.state import make_mesh, make_model
-from training.step import make_eval_step
-from training.transfer import load_weights
-from training.workdir import read_class_names, write_atomically
+from training.checkpoints import check_same_arrays
+from training.classification import Tally, mean_of
+from training.platform import prepare_platform
+from training.processes import check_same_work, join_processes
+from training.scoring import (
+    Inputs,
+    Member,
+    Scores,
+    check_classes,
+    load_average,
+    load_member,
+    score,
+    with_new_statistics,
+)
+from training.state import make_mesh
+from training.views import VIEWS, at_sizes
+from training.workdir import open_atomically, read_config, write_atomically
 
-_WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "The folder that train.py made.", required=True)
+_WORKDIR = flags.DEFINE_multi(
+    command_line.PATH, flags.ArgumentSerializer(), "workdir", None, "A folder that train.py made.", required=True
+)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
-_SPLIT = flags.DEFINE_string("split", None, "train, eval or the dataset's own name of a split; default: eval.")
+_AVERAGE = flags.DEFINE_integer("average", None, "Take the mean of this many newest checkpoints.", lower_bound=2)
+_DATASET = flags.DEFINE_string("dataset", None, "Another dataset, as in training; default: the first workdir's.")
+_SPLIT = flags.DEFINE_string("split", None, "train, eval, all or the dataset's own name of a split; default: eval.")
 _DATA_DIR = flags.DEFINE(command_line.PATH, "data_dir", None, "The folder of TFDS datasets; default: as in training.")
 _ON_BAD_IMAGE = flags.DEFINE_enum(
     "on_bad_image", None, ["raise", "skip"], "skip: leave damaged images out; default: as in training."
 )
+_VIEWS = flags.DEFINE_enum(
+    "views", "1", VIEWS, "1: the centre; flip: also mirrored; 5: centre and corners; 10: these, also mirrored."
+)
+_IMAGE_SIZE = flags.DEFINE_list("image_size", [], "Side of the crop in pixels; several sizes are averaged.")
+_RESIZE = flags.DEFINE_list("resize", [], "Shorter side before the crop in pixels; several are averaged; 0: no crop.")
 _JSON = flags.DEFINE(command_line.PATH, "json", None, "A file for the result; - for standard output.")
+_CSV = flags.DEFINE(command_line.PATH, "csv", None, "A file for the label, prediction and probabilities of each image.")
+_REPORT = flags.DEFINE(command_line.PATH, "report", None, "A folder for pictures: confusion, calibration, mistakes.")
 
 
 def main() -> None:
     """Runs the program."""
-    join_processes()
     with command_line.refusing_bad_input():
-        mesh = make_mesh()
-        config, params, batch_stats, step = load_weights(
-            pathlib.Path(_WORKDIR.value), mesh, command_line.step(_STEP.value)
-        )
-        if _JSON.value not in (None, "-") and not pathlib.Path(_JSON.value).absolute().parent.is_dir():
-            raise FileNotFoundError(f"the folder of --json={_JSON.value} does not exist; make it first")
+        join_processes(base.OPTIONS["process_timeout_seconds"].default)
+        check_flags()
+        workdirs = [pathlib.Path(workdir) for workdir in _WORKDIR.value]
+        prepare_platform(read_config(workdirs[0]))
+        mesh, step = make_mesh(), command_line.step(_STEP.value)
+        members = [
+            load_average(path, mesh, _AVERAGE.value) if _AVERAGE.value else load_member(path, mesh, step)
+            for path in workdirs
+        ]
+        config, class_names = members[0].config, members[0].class_names
+        check_classes(members)
         # The run may have used another number of devices.
         config.eval_batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
         config.data_dir = _DATA_DIR.value or config.data_dir
         config.on_bad_image = _ON_BAD_IMAGE.value or config.on_bad_image
-        class_names = read_class_names(pathlib.Path(_WORKDIR.value))
-        dataset = input_pipeline.load_dataset(config, _SPLIT.value or "eval")
-        dataset = input_pipeline.with_classes_of(dataset, class_names)
-        batches = input_pipeline.eval_batches(dataset, config)
-    prepare_platform(config)
-    eval_step = make_eval_step(config, make_model(config, training=False), mesh)
-    try:
-        with input_pipeline.to_device(batches, mesh, config.prefetch_batches) as batches:
-            metrics: dict[str, Any] = evaluate(eval_step, params, batch_stats, batches) or {}
-    except input_pipeline.DamagedImageError as error:
-        command_line.refuse(str(error))
+        if _DATASET.value and _DATASET.value != config.dataset:
+            config.dataset, config.eval_split = _DATASET.value, None
+        sizes = pixels("image_size", _IMAGE_SIZE.value), pixels("resize", _RESIZE.value)
+        inputs = Inputs([at_sizes(member.config, *sizes, _VIEWS.value) for member in members], _VIEWS.value)
+        if _JSON.value != "-":
+            networks = " and ".join(f"{member.config.model} of {member.workdir}" for member in members)
+            command_line.say(f"evaluating {networks}")
+        datasets = [input_pipeline.load_dataset(loaded, _SPLIT.value or default_split()) for loaded in inputs.loaded]
+        classes = input_pipeline.match_classes(datasets[0].class_names, class_names)
+        datasets = [input_pipeline.with_classes_of(dataset, class_names) for dataset in datasets]
+        check_same_work(config, datasets, views=_VIEWS.value, sizes=sizes, steps=[member.step for member in members])
+        check_same_arrays([(member.params, member.batch_stats) for member in members])
 
-    result = {"model": config.model, "dataset": config.dataset, "split": dataset.split, "step": step} | metrics
-    text = json.dumps(result, indent=2)
+    mistakes = evaluation_report.MISTAKES if _REPORT.value else 0
+    ensemble = Tally(len(class_names), classes, mistakes)
+    alone = [Tally(len(class_names), classes) for _ in members[1:] and members]
+    batches = -(-len(datasets[0]) // config.eval_batch_size)
+    with tables.Display(batches, to_errors=_JSON.value == "-") as display, csv_rows(datasets[0]) as add_rows:
+        try:
+            if _AVERAGE.value:
+                members = [with_new_statistics(member, mesh) for member in members]
+            for scores in score(members, inputs, datasets, mesh):
+                together = mean_of(scores.log_probabilities)
+                ensemble.add(together, scores.labels, scores.records)
+                for number, tally in enumerate(alone):
+                    tally.add(scores.log_probabilities[number], scores.labels, scores.records)
+                add_rows(scores, together)
+                display.advance()
+        except input_pipeline.DamagedImageError as error:
+            command_line.refuse(str(error))
+
+    result = result_of(members, datasets[0], ensemble, alone)
     if _JSON.value == "-":
-        return command_line.say(text)
-    command_line.say(describe(result, left_out=len(dataset) - metrics["examples"]))
-    if _JSON.value:
-        write_atomically(pathlib.Path(_JSON.value), text + "\n")
+        command_line.say(json.dumps(result, indent=2))
+    else:
+        describe(result, left_out=len(datasets[0]) - ensemble.examples)
+    if _JSON.value not in (None, "-"):
+        write_atomically(pathlib.Path(_JSON.value), json.dumps(result, indent=2) + "\n")
+    if _REPORT.value:
+        evaluation_report.write(pathlib.Path(_REPORT.value), ensemble, datasets[0], inputs.loaded[0])
 
 
-def describe(result: dict, left_out: int) -> str:
-    """Returns the result in words; left_out is the number of damaged images that were left out."""
-    top1, top5 = (100 * result[name] for name in ("accuracy_top1", "accuracy_top5"))
+def check_flags() -> None:
+    """Raises an error for flags that contradict each other, and for files that cannot be written."""
+    if _AVERAGE.value and _STEP.value:
+        raise ValueError("--average takes the newest checkpoints, so that --step has no effect; leave one of them out")
+    for name, value in (("json", _JSON.value), ("csv", _CSV.value)):
+        if value not in (None, "-") and not pathlib.Path(value).absolute().parent.is_dir():
+            raise FileNotFoundError(f"the folder of --{name}={value} does not exist; make it first")
+    if _CSV.value == "-":
+        raise ValueError("--csv=- is invalid, as standard output is for the result; give a file")
+    if _REPORT.value and pathlib.Path(_REPORT.value).is_file():
+        raise FileExistsError(f"--report={_REPORT.value} is a file; give a folder")
+
+
+def default_split() -> str:
+    """Returns eval, or all for another folder of images that has no splits: it was made to test on."""
+    folder = (_DATASET.value or "").removeprefix("image_folder:")
+    return "eval" if folder == (_DATASET.value or "") or has_split_folders(local_path(folder)) else "all"
+
+
+def pixels(flag: str, values: list[str]) -> list[int]:
+    """Returns the values of a flag as numbers of pixels."""
+    for value in values:
+        if not value.isdecimal():
+            raise ValueError(f"--{flag}={','.join(values)} is invalid; give numbers of pixels with commas between them")
+    return list(map(int, values))
+
+
+@contextlib.contextmanager
+def csv_rows(dataset: input_pipeline.Dataset) -> Iterator[Callable[[Scores, np.ndarray], None]]:
+    """Gives a function that adds a row for each image to the file of --csv, if there is one."""
+    if not _CSV.value:
+        yield lambda scores, together: None
+        return
+    names = dataset.class_names
+    with open_atomically(pathlib.Path(_CSV.value)) as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow(["file", "label", "prediction", *names])
+
+        def add_rows(scores: Scores, together: np.ndarray) -> None:
+            for record, label, row in zip(scores.records, scores.labels, together, strict=True):
+                shares = (f"{share:.6g}" for share in np.exp(row))
+                writer.writerow([dataset.file_name(int(record)), names[label], names[row.argmax()], *shares])
+
+        yield add_rows
+
+
+def result_of(
+    members: list[Member], dataset: input_pipeline.Dataset, ensemble: Tally, alone: list[Tally]
+) -> dict[str, Any]:
+    """Returns everything that was measured, for --json; of an ensemble, also each member's measures."""
+    names, first = dataset.class_names, members[0]
+    result = {"model": first.config.model, "dataset": first.config.dataset, "split": dataset.split, "step": first.step}
+    result |= {"views": _VIEWS.value} | ensemble.measures()
+    result["accuracy_of_class"] = {names[label]: share for label, share in ensemble.accuracies().items()}
+    result["most_confused"] = [
+        {"label": names[label], "prediction": names[prediction], "images": count}
+        for (label, prediction), count in ensemble.confused.most_common(20)
+    ]
+    if alone:
+        result["model"] = "ensemble"
+        result["members"] = [
+            {"workdir": str(member.workdir), "model": member.config.model, "step": member.step} | tally.measures()
+            for member, tally in zip(members, alone, strict=True)
+        ]
+    return result
+
+
+def describe(result: dict[str, Any], left_out: int) -> None:
+    """Prints the result in words; left_out is the number of damaged images that were left out."""
     images = f"{result['examples']:,} {result['split']} images of {result['dataset']}"
     images += f" ({left_out:,} damaged ones left out)" if left_out else ""
-    accuracies = f"loss {result['loss']:.4f}, top-1 {top1:.2f} %, top-5 {top5:.2f} %"
-    return f"{result['model']}, step {result['step']}, on {images}: {accuracies}"
+    who = result["model"] if "members" in result else f"{result['model']}, step {result['step']},"
+    command_line.say(f"{who} on {images}: {loss_and_accuracies(result)}")
+    more = f"mean accuracy of the classes {100 * result['mean_class_accuracy']:.2f} %"
+    if "accuracy_top1_among_its_classes" in result:
+        more += f", top-1 among the dataset's own classes {100 * result['accuracy_top1_among_its_classes']:.2f} %"
+    command_line.say(f"{more}, expected calibration error {100 * result['expected_calibration_error']:.2f} %")
+    lowest = list(result["accuracy_of_class"].items())[:5]
+    command_line.say("lowest classes: " + ", ".join(f"{name} {100 * share:.1f} %" for name, share in lowest))
+    if confused := result["most_confused"][:5]:
+        pairs = (f"{pair['label']} as {pair['prediction']} {pair['images']}" for pair in confused)
+        command_line.say("most confused: " + ", ".join(pairs))
+    for member in result.get("members", []):
+        where = f"{member['model']}, step {member['step']}, of {member['workdir']}"
+        command_line.say(f"alone, {where}: {loss_and_accuracies(member)}")
+
+
+def loss_and_accuracies(measures: dict[str, Any]) -> str:
+    """Returns the three most important measures in words."""
+    top1, top5 = (100 * measures[name] for name in ("accuracy_top1", "accuracy_top5"))
+    return f"loss {measures['loss']:.4f}, top-1 {top1:.2f} %, top-5 {top5:.2f} %"
 
 
 if __name__ == "__main__":

@@ -1,99 +1,204 @@
-"""Classifies images: python predict.py --workdir=DIR --images=a.jpg,folder/ [--step=N|best].
+"""Classifies images: python predict.py --workdir=DIR --images=a.jpg,folder/,'photos/*.png' [--step=N|best] [--top=5].
 
-Prints the five likeliest classes of each image. For arrays that are preprocessed already:
-python predict.py --workdir=DIR --inputs=x.npy --logits=y.npz, where x.npy holds (N, H, W, C) float32 and the program
-writes the array `logits` to y.npz.
+Prints the likeliest classes of each image: a table on a terminal; into a pipe or a file one line for each image, with
+tabs between the name, the classes and their probabilities. --images=- reads the names from standard input. If an image
+cannot be read, the program names it on standard error, goes on, and ends with exit code 1. For arrays that are
+preprocessed already: python predict.py --workdir=DIR --inputs=x.npy --logits=y.npz, where x.npy holds (N, H, W, C)
+float32 and the program writes the array `logits` to y.npz.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
+import contextlib
+import csv
+import itertools
+import json
+import os
 import pathlib
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import TextIO
 
+import jax
 import numpy as np
 from absl import flags
-from ml_collections import ConfigDict
 
-from analysis import tables
-from input_pipeline.files import local_path, most_bytes, printable, read_file, regular_files
+from analysis.tables import Display
+from input_pipeline.batches import num_decode_threads
+from input_pipeline.files import most_bytes, printable
+from input_pipeline.image_files import decoded_batches, named_images
 from input_pipeline.images import evaluation_transform
 from training import command_line
+from training.inference import one_behind
 from training.platform import prepare_platform
-from training.prediction import likeliest_classes, make_predictor, read_inputs
+from training.prediction import likeliest_classes, make_predictor, predict_arrays, read_inputs
 from training.state import make_mesh
 from training.transfer import load_weights
-from training.workdir import read_class_names
+from training.workdir import open_atomically, read_class_names
 
 _WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
-_IMAGES = flags.DEFINE_list("images", [], "Image files and folders of them.")
+_IMAGES = flags.DEFINE_multi_string(
+    "images", [], "Image files, folders and patterns, with commas between them; -: file names on standard input."
+)
+_TOP = flags.DEFINE_integer("top", 5, "How many classes to show for each image.", lower_bound=1)
+_CSV = flags.DEFINE(command_line.PATH, "csv", None, "A CSV file for the result; - for standard output.")
+_JSON = flags.DEFINE(command_line.PATH, "json", None, "A JSON file for the result; - for standard output.")
 _INPUTS = flags.DEFINE(command_line.PATH, "inputs", None, "A .npy file of preprocessed float32 images, (N, H, W, C).")
 _LOGITS = flags.DEFINE(command_line.PATH, "logits", None, "The .npz file for the logits of --inputs.")
 
-Predictor = Callable[[np.ndarray], np.ndarray]
+ROWS_IN_A_TABLE = 1000
+"""Longer results are printed as several tables, so that they need not fit into memory."""
+
+Likeliest = list[tuple[str, float]]
+Show = Callable[[str, Likeliest], None]
 
 
-def main() -> None:
-    """Runs the program."""
+def main() -> int:
+    """Runs the program; returns its exit code."""
     with command_line.refusing_bad_input():
-        if bool(_IMAGES.value) == bool(_INPUTS.value) or bool(_INPUTS.value) != bool(_LOGITS.value):
-            raise ValueError("give --images=FILES, or --inputs=FILE.npy with --logits=FILE.npz")
-        files = [file for name in _IMAGES.value for file in image_files(local_path(name))]
-        if _IMAGES.value and not files:
-            raise FileNotFoundError(f"there are no files in {', '.join(_IMAGES.value)}; give images")
-        mesh, step = make_mesh(), command_line.step(_STEP.value)
-        config, params, batch_stats, _ = load_weights(pathlib.Path(_WORKDIR.value), mesh, step)
+        check_flags()
+        workdir, mesh = pathlib.Path(_WORKDIR.value), make_mesh()
+        names = [name for value in _IMAGES.value for name in separate(value)]
+        files = named_images(names)
+        config, params, batch_stats, _ = load_weights(workdir, mesh, command_line.step(_STEP.value))
         prepare_platform(config)
-        if _INPUTS.value:
-            inputs, target = read_inputs(pathlib.Path(_INPUTS.value), config), pathlib.Path(_LOGITS.value or "")
-            if target.suffix != ".npz" or not target.absolute().parent.is_dir():
-                raise ValueError(f"--logits={target} is no .npz file in a folder that exists; name one")
+        inputs = read_inputs(pathlib.Path(_INPUTS.value), config) if _INPUTS.value else None
+    predict = make_predictor(config, params, batch_stats, mesh, preprocessed=inputs is not None)
 
-    batch_size = min(config.eval_batch_size, len(inputs if _INPUTS.value else files))
-    predict = make_predictor(config, params, batch_stats, mesh, batch_size, preprocessed=bool(_INPUTS.value))
-    if _INPUTS.value:
-        np.savez(target, logits=predict(inputs))
-        command_line.say(f"logits of {len(inputs)} images are in {target}")
-    else:
-        predict_files(files, config, predict, batch_size)
+    def batch_size(images: int) -> int:
+        """Returns the largest useful batch size, a multiple of the number of devices."""
+        return -(-min(config.eval_batch_size, images) // mesh.size) * mesh.size
+
+    if inputs is not None:
+        np.savez(_LOGITS.value, logits=predict_arrays(predict, inputs, batch_size(len(inputs))))
+        command_line.say(f"logits of {len(inputs)} images are in {_LOGITS.value}")
+        return 0
+
+    total = 0 if "-" in names else len(files := list(files))
+    first = list(itertools.islice(files := iter(files), config.eval_batch_size))
+    if not first:
+        command_line.refuse("standard input names no files; give the name of an image on each line")
+    shape = batch_size(len(first)), config.image_size, config.image_size, config.channels
+    batches = decoded_batches(
+        itertools.chain(first, files),
+        evaluation_transform(config),
+        shape,
+        most_bytes(config.max_image_pixels),
+        num_decode_threads(config),
+    )
+    class_names, unreadable = read_class_names(workdir), 0
+    try:
+        with contextlib.closing(batches), output(total) as (show, display):
+            for batch, logits in one_behind((batch, predict(batch.images)) for batch in batches):
+                for file, reason in batch.errors:
+                    print(printable(f"cannot read {file}: {reason}"), file=sys.stderr)
+                likeliest = likeliest_classes(jax.device_get(logits)[: len(batch.files)], class_names, _TOP.value)
+                for file, classes in zip(batch.files, likeliest, strict=True):
+                    show(file, classes)
+                sys.stdout.flush()
+                unreadable += len(batch.errors)
+                display.advance(len(batch.files) + len(batch.errors))
+    except BrokenPipeError:  # who reads the pipe has seen enough, as head does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        command_line.machine_failed(f"the result cannot be written: {error}")
+    return 1 if unreadable else 0
 
 
-def predict_files(files: list[pathlib.Path], config: ConfigDict, predict: Predictor, batch_size: int) -> None:
-    """Prints a table of the five likeliest classes of each image."""
-    class_names = read_class_names(pathlib.Path(_WORKDIR.value))
-    transform, rows = evaluation_transform(config), []
-    for first in range(0, len(files), batch_size):
-        pairs = read_images(files[first : first + batch_size], transform, most_bytes(config.max_image_pixels))
-        if pairs:
-            classes = likeliest_classes(predict(np.stack([pixels for _, pixels in pairs])), class_names)
-            for (file, _), likeliest in zip(pairs, classes, strict=True):
-                rows.append([str(file), *(f"{name} {100 * share:.1f} %" for name, share in likeliest)])
-    if not rows:
-        command_line.refuse("none of the images could be read")
-    tables.print_boxed(["image", *(f"{rank}." for rank in range(1, len(rows[0])))], rows)
+def check_flags() -> None:
+    """Raises an error for flags that contradict each other, and for files that cannot be written."""
+    if bool(_IMAGES.value) == bool(_INPUTS.value) or bool(_INPUTS.value) != bool(_LOGITS.value):
+        raise ValueError("give --images=FILES, or --inputs=FILE.npy with --logits=FILE.npz")
+    if _CSV.value and _JSON.value:
+        raise ValueError("--csv and --json are both given; give one of the two")
+    if _INPUTS.value and (_CSV.value or _JSON.value):
+        raise ValueError("--csv and --json have no effect on --inputs, whose result is --logits; leave them out")
+    for name, value in (("csv", _CSV.value), ("json", _JSON.value), ("logits", _LOGITS.value)):
+        if value not in (None, "-") and not pathlib.Path(value).absolute().parent.is_dir():
+            raise FileNotFoundError(f"the folder of --{name}={value} does not exist; make it first")
+    if _LOGITS.value and pathlib.Path(_LOGITS.value).suffix != ".npz":
+        raise ValueError(f"--logits={_LOGITS.value} is no .npz file; name one")
 
 
-def image_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the path itself if it is a file, or the files in the folder and below, sorted.
-
-    Raises:
-      FileNotFoundError: if the path is neither a file nor a folder.
-    """
-    if not (path.is_file() or path.is_dir()):
-        raise FileNotFoundError(f"{path} is no file and no folder; give image files or folders")
-    return [path] if path.is_file() else [pathlib.Path(file) for file in regular_files(path, set())[0]]
+def separate(value: str) -> list[str]:
+    """Returns the names between the commas of a value, or the value itself if there is a file of that name."""
+    return [value] if os.path.exists(value) else [name for name in value.split(",") if name]
 
 
-def read_images(
-    files: list[pathlib.Path], transform: Callable[[bytes], np.ndarray], max_bytes: int
-) -> list[tuple[pathlib.Path, np.ndarray]]:
-    """Returns the readable files with their pixels, uint8 (H, W, C); reports the other files on standard error."""
-    pairs = []
-    for file in files:
-        try:
-            pairs.append((file, transform(read_file(file, max_bytes))))
-        except (ValueError, OSError) as error:
-            print(printable(f"cannot read {file}: {error}"), file=sys.stderr)
-    return pairs
+@contextlib.contextmanager
+def output(total: int) -> Iterator[tuple[Show, Display]]:
+    """Gives the function that shows the result of an image, and the progress bar of `total` images; 0: no bar."""
+    to_file, on_terminal = _CSV.value or _JSON.value, sys.stdout.isatty()
+    with Display(total, to_errors=bool(to_file) or not on_terminal) as display:
+        if to_file:
+            written = contextlib.nullcontext(sys.stdout) if to_file == "-" else open_atomically(pathlib.Path(to_file))
+            with written as file, (csv_rows if _CSV.value else json_objects)(file) as show:
+                yield show, display
+        elif on_terminal:
+            with tables_on(display) as show:
+                yield show, display
+        else:
+            yield print_line, display
+
+
+def print_line(file: str, likeliest: Likeliest) -> None:
+    """Prints one line, whatever characters the names contain."""
+    print("\t".join([printable(file), *(f"{printable(name)}\t{share:.4f}" for name, share in likeliest)]))
+
+
+@contextlib.contextmanager
+def tables_on(display: Display) -> Iterator[Show]:
+    """Gives a function that collects rows for tables of at most ROWS_IN_A_TABLE rows."""
+    rows: list[list[str]] = []
+
+    def print_rows() -> None:
+        if rows:
+            display.boxed(["image", *(f"{rank}." for rank in range(1, len(rows[0])))], rows)
+            rows.clear()
+
+    def show(file: str, likeliest: Likeliest) -> None:
+        rows.append([file, *(f"{name} {100 * share:.1f} %" for name, share in likeliest)])
+        if len(rows) == ROWS_IN_A_TABLE:
+            print_rows()
+
+    yield show
+    print_rows()
+
+
+@contextlib.contextmanager
+def csv_rows(file: TextIO) -> Iterator[Show]:
+    """Gives a function that writes a row for each image."""
+    writer, heading = csv.writer(file, lineterminator="\n"), True
+
+    def show(name: str, likeliest: Likeliest) -> None:
+        nonlocal heading
+        if heading:
+            ranks = range(1, len(likeliest) + 1)
+            writer.writerow(["file", *(f"{column}_{rank}" for rank in ranks for column in ("class", "probability"))])
+            heading = False
+        writer.writerow([name, *itertools.chain.from_iterable((label, f"{share:.6g}") for label, share in likeliest)])
+
+    yield show
+
+
+@contextlib.contextmanager
+def json_objects(file: TextIO) -> Iterator[Show]:
+    """Gives a function that writes an object for each image; together they are one JSON array."""
+    separator = "["
+
+    def show(name: str, likeliest: Likeliest) -> None:
+        nonlocal separator
+        classes = [{"class": label, "probability": round(share, 6)} for label, share in likeliest]
+        file.write(f"{separator}\n{json.dumps({'file': name, 'classes': classes})}")
+        separator = ","
+
+    yield show
+    file.write("[]\n" if separator == "[" else "\n]\n")
 
 
 if __name__ == "__main__":

@@ -66,15 +66,10 @@ def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]], numbers: Se
 
 def print_boxed(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> None:
     """Prints a table with lines around its cells; long cells are wrapped on a terminal, not in a pipe or a file."""
-    table = Table(title=title and _plain(title))
-    for name in headings:
-        table.add_column(_plain(name), overflow="fold")
-    for row in rows:
-        table.add_row(*map(_plain, row))
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDEST_LINE)
-    console.print(table)
+    console.print(_boxed(headings, rows, title))
 
 
 class Display:
@@ -105,13 +100,26 @@ class Display:
         """Prints lines above the bar."""
         self._console.print(printable(text, kept="\n"))
 
+    def boxed(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
+        """Prints a table with lines around its cells above the bar."""
+        self._console.print(_boxed(headings, rows))
+
     def begin(self, text: str) -> None:
         """Shows beside the bar what is being measured."""
         self._progress.update(self._task, description=printable(text))
 
-    def advance(self) -> None:
-        """Moves the bar by one."""
-        self._progress.advance(self._task)
+    def advance(self, steps: int = 1) -> None:
+        """Moves the bar by one step, or by several."""
+        self._progress.advance(self._task, steps)
+
+
+def _boxed(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:
+    table = Table(title=title and _plain(title))
+    for name in headings:
+        table.add_column(_plain(name), overflow="fold")
+    for row in rows:
+        table.add_row(*map(_plain, row))
+    return table
 
 
 def _plain(cell: str) -> Text:

@@ -30,10 +30,11 @@ from analysis.roofline import Ceilings, data_sheet_peak
 from analysis.rows import Row
 from training import configuration
 from training.environment import describe_environment
+from training.inference import make_apply
 from training.platform import compiler_options
 from training.program import make_program
 from training.state import count_parameters, make_mesh, make_model, select
-from training.step import Batch, make_apply, make_train_step
+from training.step import Batch, make_train_step
 
 # So small that the weights stay near their initial values, because NaNs could change the time of a step.
 LEARNING_RATE = 1e-6

@@ -115,9 +115,16 @@ _ARTICLES = {int: "a whole number", float: "a number", bool: "True or False", st
 
 
 def nearest_name(name: str, names: Iterable[str]) -> str:
-    """Returns '; did you mean X?' for the name nearest to a misspelt one, or ''."""
+    """Returns '; did you mean X?' for the name nearest to a misspelt one, or '' if none is near."""
     matches = difflib.get_close_matches(name, list(names), n=1)
     return f"; did you mean {matches[0]}?" if matches else ""
+
+
+def text_of(value: object) -> str:
+    """Returns a value as the user types it: a tuple with commas, without brackets."""
+    if isinstance(value, (tuple, list)):
+        return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value) or "()"
+    return str(value)
 
 
 def _is_met(need: str, config: Mapping[str, Any]) -> bool:

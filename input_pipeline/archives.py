@@ -1,15 +1,11 @@
-"""Downloads the archives of datasets, resumes interrupted downloads, and reads archives without unpacking them."""
+"""Reads the archives of datasets without unpacking them."""
 
 import dataclasses
 import gzip
-import hashlib
-import http.client
 import os
 import tarfile
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 from input_pipeline.files import regular_files
@@ -130,50 +126,3 @@ def _decompress(source: Path, target: Path) -> Path:
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"archive {source} is damaged: {error}; get it again") from error
     return target
-
-
-def download(url: str, size: int, sha256: str, target: Path, advance: Callable[[int], None]) -> None:
-    """Downloads a file, or the rest of it if an earlier download was interrupted.
-
-    Args:
-      url: address of the file.
-      size: size of the file, bytes.
-      sha256: checksum of the file, in hexadecimal digits.
-      target: path of the file; until it is complete and checked, its name ends in .part.
-      advance: called with numbers of bytes: first those of an earlier download, then each block of new ones.
-
-    Raises:
-      OSError: if the server cannot be reached, stops early or sends a file with another checksum, or the disk is full.
-    """
-    part = target.with_name(f"{target.name}.part")
-    part.parent.mkdir(parents=True, exist_ok=True)
-    with open(part, "ab") as file:
-        start = file.tell()
-        if start < size:
-            request = urllib.request.Request(url, headers={"Range": f"bytes={start}-"} if start else {})
-            try:
-                with urllib.request.urlopen(request, timeout=60) as response:
-                    if start and response.status != http.HTTPStatus.PARTIAL_CONTENT:  # sends the whole file
-                        file.truncate(0)
-                        start = 0
-                    advance(start)
-                    while block := response.read(_BLOCK):
-                        file.write(block)
-                        advance(len(block))
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-                reason = getattr(error, "reason", error)
-                raise ConnectionError(
-                    f"cannot download {url}: {reason}; the same command goes on where it stopped, and "
-                    "`prepare.py NAME --archive=FILE` takes a file that came another way"
-                ) from error
-    if part.stat().st_size < size:
-        raise ConnectionError(
-            f"the download of {url} stopped after {part.stat().st_size:,} of {size:,} bytes; "
-            "the same command goes on from there"
-        )
-    with open(part, "rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != sha256:
-        part.unlink()
-        raise OSError(f"{url} is not what it was: its SHA-256 is {found} instead of {sha256}; try again later")
-    part.replace(target)

@@ -22,6 +22,15 @@ from input_pipeline.files import say_once
 Batch = dict[str, Any]
 
 
+def num_decode_threads(config: ConfigDict) -> int:
+    """Returns the number of threads that read and decode images: decode_threads, or if it is 0, cores + 1, at most 32.
+
+    One thread more than cores keeps the cores busy during reads; more than 32 threads only wait for the GIL.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return config.decode_threads or min(32, cores + 1)
+
+
 class HostBatches:
     """An iterator of batches in host memory, which Grain loads in advance.
 
@@ -46,9 +55,7 @@ class HostBatches:
     ):
         import grain
 
-        cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        # One thread more than cores keeps the cores busy during reads; more than 32 threads only wait for the GIL.
-        self.threads = config.decode_threads or min(32, cores + 1)
+        self.threads = num_decode_threads(config)
         # Several batches are loaded at once, so that the threads have work while the last images of a batch are
         # decoded; small batches need more of them.
         ahead = max(2, math.ceil(2 * self.threads / shape[0]))
@@ -286,7 +293,11 @@ class DeviceBatches:
 
     def _load(self) -> Batch:
         batch = next(self.host)
-        return {name: jax.make_array_from_process_local_data(self._sharding, array) for name, array in batch.items()}
+        # train.py forbids implicit copies to the devices; with several processes JAX counts this copy as one.
+        with jax.transfer_guard_host_to_device("allow"):
+            return {
+                name: jax.make_array_from_process_local_data(self._sharding, array) for name, array in batch.items()
+            }
 
     def __iter__(self) -> Iterator[Batch]:
         return self

@@ -1,5 +1,6 @@
 """Opens datasets by name. A dataset that can be downloaded automatically is downloaded and prepared at first use."""
 
+import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,9 @@ def load_dataset(config: ConfigDict, split: str) -> Dataset:
         )
     local_path(config.dataset)  # refuses gs://bucket/folder
     data_dir = default_data_dir(config.data_dir)
+    folder = Path(config.dataset).expanduser()
+    if folder.is_dir() and (folder.is_absolute() or not (data_dir / folder).is_dir()):
+        raise ValueError(f"dataset {config.dataset!r} is a folder; give --config.dataset=image_folder:{config.dataset}")
     builder = open_builder(config.dataset, data_dir) or _fetch(config.dataset, data_dir)
     return open_stored_dataset(builder, config.dataset, split)
 
@@ -65,10 +69,9 @@ def _fetch(name: str, data_dir: Path) -> Any:
 
 def _digits(config: ConfigDict, split: str) -> Dataset:
     from PIL import Image
-    from sklearn.datasets import load_digits
 
     split = held_out_split("digits", split)
-    pixels, labels = load_digits(return_X_y=True)
+    pixels, labels = _read_digits()
     records = held_out_records("digits", split, len(labels), config.validation_share, config.split_seed)
     pixels = np.round(pixels[records].reshape(-1, 8, 8) * (255 / 16)).astype(np.uint8)
     size = config.image_size, config.image_size
@@ -82,6 +85,18 @@ def _digits(config: ConfigDict, split: str) -> Dataset:
         read=lambda record: (images[record], int(labels[record])),
         describe=lambda record: f"record {record}, load_digits()[{records[record]}]",
     )
+
+
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
+    """Returns what sklearn.datasets.load_digits returns: pixels from 0 to 16, (N, 64), and labels, (N,).
+
+    The file is read without importing scikit-learn, because the import takes as long as several epochs.
+    """
+    package = importlib.util.find_spec("sklearn")
+    if not (package and package.submodule_search_locations):
+        raise ModuleNotFoundError("the dataset digits is part of scikit-learn; run pip install scikit-learn")
+    table = np.loadtxt(Path(package.submodule_search_locations[0]) / "datasets/data/digits.csv.gz", delimiter=",")
+    return table[:, :-1], table[:, -1].astype(int)
 
 
 def _synthetic(config: ConfigDict, split: str) -> Dataset:

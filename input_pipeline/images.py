@@ -21,17 +21,20 @@ def box_decoder(config: ConfigDict) -> Callable[[bytes | np.ndarray, Callable[[i
     return decode
 
 
-def resize(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Resizes uint8 (H, W, C): bilinearly if no side shrinks, otherwise with antialiasing.
+def resize(image: np.ndarray, height: int, width: int, interpolation: str = "bilinear") -> np.ndarray:
+    """Resizes uint8 (H, W, C), with antialiasing if a side shrinks.
 
-    If no side shrinks to less than a third, the image is resized bilinearly to twice the new size, and 2 x 2 pixels are
-    averaged. On photographs the result differs by less than half a grey level from an average by area, and takes about
-    half the time. If a side shrinks more, pixels are averaged by area.
+    "bicubic" is Pillow's, as in torchvision and timm. "bilinear" is fast: if no side shrinks to less than a third, the
+    image is resized bilinearly to twice the new size, and 2 x 2 pixels are averaged. On photographs the result differs
+    by less than half a grey level from an average by area, and takes about half the time. If a side shrinks more,
+    pixels are averaged by area.
     """
     tall, wide = image.shape[:2]
     if (tall, wide) == (height, width):
         return image
     channels = image.shape[2]
+    if interpolation == "bicubic":
+        return _with_pillow(image, (width, height), Image.Resampling.BICUBIC).reshape(height, width, channels)
     if tall > 3 * height or wide > 3 * width:
         image = _resized(image, (min(wide, width), min(tall, height)), by_area=True)
     elif tall > height or wide > width:
@@ -46,8 +49,12 @@ def _resized(image: np.ndarray, size: tuple[int, int], by_area: bool) -> np.ndar
     """Resizes to (width, height), by area or bilinearly; the result of a grey image may have no channel axis."""
     if cv2 := decoding.cv2:
         return cv2.resize(image, size, interpolation=cv2.INTER_AREA if by_area else cv2.INTER_LINEAR)
+    return _with_pillow(image, size, Image.Resampling.BOX if by_area else Image.Resampling.BILINEAR)
+
+
+def _with_pillow(image: np.ndarray, size: tuple[int, int], method: Image.Resampling) -> np.ndarray:
     pixels = Image.fromarray(image if image.shape[2:] == (3,) else image.reshape(image.shape[:2]))
-    return np.asarray(pixels.resize(size, Image.Resampling.BOX if by_area else Image.Resampling.BILINEAR))
+    return np.asarray(pixels.resize(size, method))
 
 
 def pad_and_crop(image: np.ndarray, padding: int, uniforms: np.ndarray) -> np.ndarray:
@@ -68,23 +75,26 @@ def pad_and_crop(image: np.ndarray, padding: int, uniforms: np.ndarray) -> np.nd
     return padded[top : top + height, left : left + width]
 
 
-def resize_and_centre_crop(image: np.ndarray, image_size: int, eval_resize: int | None) -> np.ndarray:
+def resize_and_centre_crop(
+    image: np.ndarray, image_size: int, eval_resize: int | None, interpolation: str = "bilinear"
+) -> np.ndarray:
     """Resizes the shorter side to eval_resize and crops the centre; without eval_resize, resizes to a square.
 
     Args:
       image: uint8 (H, W, C).
       image_size: side of the result, in pixels.
       eval_resize: shorter side before the crop, in pixels, at least image_size; None or 0: no crop.
+      interpolation: bilinear or bicubic.
 
     Returns:
       uint8 (image_size, image_size, C).
     """
     if not eval_resize:
-        return resize(image, image_size, image_size)
+        return resize(image, image_size, image_size, interpolation)
     image = cut(image, *within_reach(*image.shape[:2]))
     height, width = image.shape[:2]
     scale = eval_resize / min(height, width)
-    resized = resize(image, round(height * scale), round(width * scale))
+    resized = resize(image, round(height * scale), round(width * scale), interpolation)
     height, width = resized.shape[:2]
     return cut(resized, *centre(height, width, image_size, image_size))
 
@@ -97,8 +107,9 @@ def evaluation_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray], n
     """
     check_crops(config)
     decode, size, eval_resize = box_decoder(config), config.image_size, config.eval_resize
+    interpolation = config.interpolation
     choose_box, shrunk = (within_reach, eval_resize) if eval_resize else (whole, size)
-    return lambda image: resize_and_centre_crop(decode(image, choose_box, shrunk), size, eval_resize)
+    return lambda image: resize_and_centre_crop(decode(image, choose_box, shrunk), size, eval_resize, interpolation)
 
 
 def training_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray, np.ndarray], np.ndarray]:
@@ -110,15 +121,15 @@ def training_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray, np.n
     check_crops(config)
     decode, choose_box = box_decoder(config), training_box(config)
     size, train_crop, eval_resize = config.image_size, config.train_crop, config.eval_resize
-    padding, flip = config.crop_padding, config.random_flip
+    padding, flip, interpolation = config.crop_padding, config.random_flip, config.interpolation
     shrunk = train_crop == "none" and eval_resize or size
 
     def transform(image: bytes | np.ndarray, uniforms: np.ndarray) -> np.ndarray:
         image = decode(image, lambda height, width: choose_box(height, width, uniforms), shrunk)
         if train_crop == "none":
-            image = resize_and_centre_crop(image, size, eval_resize)
+            image = resize_and_centre_crop(image, size, eval_resize, interpolation)
         else:
-            image = resize(image, size, size)
+            image = resize(image, size, size, interpolation)
             if train_crop == "pad":
                 image = pad_and_crop(image, padding, uniforms)
         if flip and uniforms[2 * TRIES + 2] < 0.5:

@@ -1,6 +1,5 @@
 """Reads the archives of well-known datasets; files, labels and keys are the same as with TFDS's own builders."""
 
-import functools
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -13,10 +12,10 @@ from PIL import Image
 from tensorflow_datasets.core.download import checksums
 
 from input_pipeline import class_names
-from input_pipeline.archives import Member, download, tar_members
+from input_pipeline.archives import Member, tar_members
 from input_pipeline.decoding import open_image
-from input_pipeline.files import printable
-from input_pipeline.record_files import Example, Split, encode, show_progress, shuffled
+from input_pipeline.downloads import download
+from input_pipeline.record_files import Example, Split, encode, shuffled
 
 EXAMPLES = {
     "imagenet2012": {"train": 1281167, "validation": 50000},
@@ -60,11 +59,8 @@ def find_archives(builder: tfds.core.DatasetBuilder, downloads: Path) -> list[Pa
     targets = {url: downloads / builder.name / info.filename for url, info in urls.items()}
     for url, target in targets.items():
         if not target.exists():
-            print(printable(f"downloading {url}, {urls[url].size / 1e6:.0f} MB, to {target}"), flush=True)
-            with show_progress() as progress:
-                task = progress.add_task(target.name, total=urls[url].size)
-                advance = functools.partial(progress.advance, task)
-                download(url, urls[url].size, urls[url].checksum, target, advance)
+            otherwise = "get the file another way and give it to `prepare.py NAME --archive=FILE`"
+            download(url, target, urls[url].checksum, urls[url].size, otherwise)
     return list(targets.values())
 
 

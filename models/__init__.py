@@ -18,6 +18,7 @@ import difflib
 import functools
 import importlib
 from collections import OrderedDict
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -50,14 +51,14 @@ REGISTRY: dict[str, Entry] = {
 
 
 def get_entry(name: str) -> Entry:
-    """Returns the registry's entry of a name; raises ValueError, with the nearest name, if there is none.
+    """Returns the registry's entry of a name; raises ValueError, with the nearest name if one is near.
 
     >>> get_entry("googlenet").aux_heads
     ('inception4a', 'inception4d')
     """
     if name not in REGISTRY:
-        nearest = difflib.get_close_matches(name, REGISTRY, n=1, cutoff=0)[0]
-        raise ValueError(f"unknown model {name!r}; did you mean {nearest!r}?")
+        hint = _nearest(name, REGISTRY) or "python train.py --list_models lists all"
+        raise ValueError(f"unknown model {name!r}; {hint}")
     return REGISTRY[name]
 
 
@@ -81,7 +82,7 @@ def get_stages(name: str) -> dict[str, int]:
 
 
 def select_stages(name: str, stages: tuple[str, ...]) -> dict[str, int]:
-    """Returns the named entries of get_stages; raises ValueError, with the nearest name, for an unknown stage.
+    """Returns the named entries of get_stages; raises ValueError, with the valid names, for an unknown stage.
 
     >>> select_stages("resnet50", ("stage3",))
     {'stage3': 1024}
@@ -89,9 +90,15 @@ def select_stages(name: str, stages: tuple[str, ...]) -> dict[str, int]:
     features = get_stages(name)
     for stage in stages:
         if stage not in features:
-            nearest = difflib.get_close_matches(stage, features, n=1, cutoff=0)[0]
-            raise ValueError(f"aux_heads: {name} has no stage {stage!r}; did you mean {nearest!r}?")
+            hint = _nearest(stage, features) or f"choose {', '.join(features)}"
+            raise ValueError(f"aux_heads: {name} has no stage {stage!r}; {hint}")
     return {stage: width for stage, width in features.items() if stage in stages}
+
+
+def _nearest(name: str, names: Iterable[str]) -> str:
+    """Returns "did you mean X?" for a misspelt name, or "" if none of the names is near."""
+    matches = difflib.get_close_matches(name.lower(), list(names), n=1)
+    return f"did you mean {matches[0]!r}?" if matches else ""
 
 
 def create_model(

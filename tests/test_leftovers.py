@@ -1,8 +1,11 @@
 """However a run ends, it leaves no threads, processes or shared memory; and it reports images that it left out."""
 
 import dataclasses
+import errno
 import json
+import os
 import pathlib
+import shutil
 import signal
 import threading
 
@@ -29,19 +32,37 @@ def shared_memory():
     return {path.name for path in pathlib.Path("/dev/shm").glob("*")}
 
 
-@pytest.mark.parametrize("ending", ["done", "a loader's error", "SIGTERM"])
+ERRORS = {
+    "a loader's error": (RuntimeError, "a bug in a loader's thread"),
+    "no folder for a checkpoint": (OSError, "the checkpoint of step 6 .* cannot be written .*: Read-only file system"),
+    "the workdir vanishes": (OSError, "metrics.jsonl cannot be written .*: No such file or directory"),
+}
+
+
+@pytest.mark.parametrize("ending", ["done", "SIGTERM", *ERRORS])
 def test_no_threads_processes_or_shared_memory_are_left(ending, tmp_path, monkeypatch):
     threads, children, memory = set(threading.enumerate()), child_processes(), shared_memory()
-    load_dataset = train.input_pipeline.load_dataset
+    load_dataset, mkdir = train.input_pipeline.load_dataset, os.mkdir
+
+    def refusing_mkdir(path, *arguments, **options):
+        if "orbax" in str(path):
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+        mkdir(path, *arguments, **options)
+
+    if ending == "no folder for a checkpoint":
+        monkeypatch.setattr(os, "mkdir", refusing_mkdir)
 
     def load_failing_dataset(config, split):
         dataset = load_dataset(config, split)
 
         def read(record):
-            if next(reads) == 200 and ending == "SIGTERM":
+            number = next(reads)
+            if ending == "SIGTERM" and number == 200:
                 signal.raise_signal(signal.SIGTERM)
-            if ending == "a loader's error" and next(reads) > 200:
+            if ending == "a loader's error" and number > 200:
                 raise RuntimeError("a bug in a loader's thread")
+            if ending == "the workdir vanishes" and number == 200:
+                shutil.rmtree(tmp_path / "run")
             return dataset.read(record)
 
         reads = iter(range(10**9))
@@ -49,8 +70,9 @@ def test_no_threads_processes_or_shared_memory_are_left(ending, tmp_path, monkey
 
     monkeypatch.setattr(train.input_pipeline, "load_dataset", load_failing_dataset)
     with Interruption() as interruption:
-        if ending == "a loader's error":
-            with pytest.raises(RuntimeError, match="a bug in a loader's thread"):
+        if ending in ERRORS:
+            kind, message = ERRORS[ending]
+            with pytest.raises(kind, match=message):
                 train.train(small_config(), tmp_path / "run", interruption)
         else:
             train.train(small_config(), tmp_path / "run", interruption)

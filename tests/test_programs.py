@@ -1,5 +1,6 @@
 """The programs as a user runs them: real processes, real signals, exit codes, one-line errors."""
 
+import csv
 import json
 import os
 import pathlib
@@ -139,7 +140,7 @@ def test_a_disk_that_refuses_a_checkpoint_is_one_line_and_the_run_goes_on(finish
     )
     assert process.returncode == 4, process.stdout + process.stderr
     (line,) = process.stderr.splitlines()
-    assert "cannot be written" in line and "File too large" in line and "no checkpoint was due yet" in line
+    assert "cannot be written" in line and "File too large" in line and "there is no checkpoint yet" in line
     assert not (workdir / "summary.json").exists()
     run("train.py", *SHORT, f"--workdir={workdir}")
     assert checksums(workdir, 60) == checksums(finished, 60)
@@ -190,7 +191,7 @@ def test_a_loss_that_is_not_finite_ends_the_run(tmp_path):
         exit_code=3,
     )
     assert (
-        len(errors.splitlines()) == 1 and "between steps 6 and 10" in errors and "no checkpoint was due yet" in errors
+        len(errors.splitlines()) == 1 and "between steps 6 and 10" in errors and "there is no checkpoint yet" in errors
     )
     assert not (workdir / "summary.json").exists() and not list((workdir / "checkpoints").glob("[0-9]*"))
 
@@ -207,17 +208,55 @@ def test_evaluate(finished, tmp_path):
     assert best["step"] == summary["best"]["step"] and best["examples"] == 1437
 
 
+def test_evaluating_an_ensemble_with_a_row_for_each_image(finished, tmp_path):
+    """Two equal members are as good as one alone; the rows are in the dataset's order and agree with the measures."""
+    csv_file, again = tmp_path / "rows.csv", tmp_path / "again,1"
+    shutil.copytree(finished, again)
+    arguments = [f"--workdir={finished}", f"--workdir={again}", f"--csv={csv_file}", f"--report={tmp_path / 'report'}"]
+    result = json.loads(run("evaluate.py", *arguments, "--json=-"))
+    assert [member["workdir"] for member in result["members"]] == [str(finished), str(again)]
+    assert all(member["accuracy_top1"] == result["accuracy_top1"] for member in result["members"])
+    rows = list(csv.DictReader(open(csv_file, newline="")))
+    assert [row["file"].split(",")[0] for row in rows] == [f"record {number}" for number in range(360)]
+    right = [row["label"] == row["prediction"] for row in rows]
+    assert sum(right) / 360 == result["accuracy_top1"]
+    assert sum(float(rows[0][digit]) for digit in "0123456789") == pytest.approx(1, abs=1e-5)
+    for name in ("confusion.png", "mistakes.png", "reliability.png"):
+        assert np.asarray(Image.open(tmp_path / "report" / name).convert("L")).std() > 20  # not blank
+    digits = load_digits()
+    for digit in (8, 3):
+        for number in np.flatnonzero(digits.target == digit)[:5]:
+            path = tmp_path / "some" / str(digit) / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray((digits.images[number] * 15.9).astype(np.uint8)).save(path)
+    dataset = f"--dataset=image_folder:{tmp_path / 'some'}"
+    some = json.loads(run("evaluate.py", f"--workdir={finished}", dataset, "--average=2", "--json=-"))
+    assert some["examples"] == 10 and set(some["accuracy_of_class"]) == {"3", "8"}
+    assert some["accuracy_top1_among_its_classes"] >= some["accuracy_top1"]
+    (tmp_path / "some" / "3").rename(tmp_path / "some" / "three")
+    errors = run("evaluate.py", f"--workdir={finished}", dataset, exit_code=2)
+    assert len(errors.splitlines()) == 1 and "1 of the dataset's 2 classes are none of the network's 10" in errors
+
+
 @pytest.mark.smoke
 def test_predict_images(finished, tmp_path):
     digits = load_digits()
     for index in range(3):
         Image.fromarray((digits.images[index] * 15.9).astype(np.uint8)).save(tmp_path / f"{index}.png")
     (tmp_path / "broken.jpg").write_text("no image")
-    process = start("predict.py", f"--workdir={finished}", f"--images={tmp_path / '0.png'},{tmp_path}")
+    process = start("predict.py", f"--workdir={finished}", f"--images={tmp_path / '0.png'},{tmp_path}", "--top=2")
     output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0
-    assert output.count("0.png") == 2 and output.count(".png") == 4
+    assert process.returncode == 1
+    lines = [line.split("\t") for line in output.splitlines()]
+    assert [pathlib.Path(line[0]).name for line in lines] == ["0.png", "0.png", "1.png", "2.png"]
+    assert all(len(line) == 5 and float(line[2]) >= float(line[4]) for line in lines)
     assert len(errors.splitlines()) == 1 and "broken.jpg" in errors
+    run("predict.py", f"--workdir={finished}", f"--images={tmp_path}/?.png", f"--csv={tmp_path / 'rows.csv'}")
+    rows = list(csv.DictReader(open(tmp_path / "rows.csv", newline="")))
+    assert [row["file"] for row in rows] == [line[0] for line in lines[1:]]
+    assert all(float(row["probability_5"]) <= float(row["probability_1"]) for row in rows)
+    output = run("predict.py", f"--workdir={finished}", f"--images={tmp_path}/?.png", "--top=1", "--json=-")
+    assert [each["classes"][0]["class"] for each in json.loads(output)] == [row["class_1"] for row in rows]
 
 
 def test_names_are_printed_neither_as_markup_nor_as_control_characters(finished, tmp_path):
@@ -233,10 +272,10 @@ def test_names_are_printed_neither_as_markup_nor_as_control_characters(finished,
     arguments = [f"--workdir={workdir}", f"--images={image.parent}"]
     process = start("predict.py", *arguments, cwd=tmp_path, COLUMNS="400")
     output, errors = process.communicate(timeout=300)
-    assert process.returncode == 0 and errors.startswith("cannot read d[/broken")
+    assert process.returncode == 1 and errors.startswith("cannot read d[/broken")
     assert r"d[/b]\x1b[31m.png" in output and r"d[/\udcff:cat:\r.png" in output
-    assert r"[bold]0[/b]\x1b[2J:cat: " in output and r"broken\x1b[31m.png" in errors
-    assert all(character.isprintable() for character in (output + errors).replace("\n", ""))
+    assert r"[bold]0[/b]\x1b[2J:cat:" in output and r"broken\x1b[31m.png" in errors
+    assert all(character.isprintable() for character in (output + errors).translate({ord("\n"): "", ord("\t"): ""}))
 
     errors = run("predict.py", f"--workdir={workdir}", "--images=\x1b[31m\udcff", exit_code=2)
     assert len(errors.splitlines()) == 1 and r"\x1b[31m\udcff" in errors
@@ -283,7 +322,7 @@ def test_predict_arrays(finished, tmp_path):
         ("train.py", ["--config=README.md"], "config file README.md is no recipe"),
         ("train.py", ["--config=models/vgg.py"], "config file models/vgg.py is invalid"),
         ("train.py", ["--config=configs/base.py", "--wrkdir=x"], "wrkdir"),
-        ("train.py", ["--config=configs/base.py", "extra"], "'extra' is no flag"),
+        ("train.py", ["--config=configs/base.py", "extra"], "'extra' has no flag"),
         ("train.py", ["--config=configs/base.py", "--config.dataset=digit"], "did you mean digits?"),
         ("train.py", ["--config=configs/resnet50.py", "--config.data_dir=/nowhere"], "ILSVRC2012_img_train.tar"),
         ("train.py", ["--config=configs/base.py", "--config.init_from=/nowhere"], "/nowhere is no workdir"),

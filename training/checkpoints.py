@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from input_pipeline.files import printable
+from training.processes import check_same, is_lost_connection, is_one_of_several
 from training.state import AVERAGED_BATCH_STATS, State
 
 
@@ -40,12 +41,14 @@ class Checkpoints:
           OSError: if the folder cannot be made or read.
         """
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
+        self._last_saved = "a checkpoint"
         self._read_only = read_only
         self._policy = _NewestAndBest(keep)
         if not read_only:
-            with self._naming_failure("checkpoints"):
+            with self._naming_failure("a checkpoint"):
                 self.directory.mkdir(parents=True, exist_ok=True)
-                self._check_writable()
+                with tempfile.TemporaryDirectory(dir=self.directory, prefix=".probe"):
+                    pass  # an OSError now is better than one after hours of training
             for step in _steps_with_damaged_metrics(self.directory):
                 self._set_aside(f"{step}/metrics")
         self._manager = ocp.CheckpointManager(
@@ -57,6 +60,9 @@ class Checkpoints:
                 create=not read_only,
                 read_only=read_only,
                 lightweight_initialize=read_only,  # does not read the metrics that older versions stored here
+                # If a thread of Orbax could not make the folder of a checkpoint, its other threads would wait for that
+                # folder for ever. So the folder is made before they start.
+                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
             ),
         )
 
@@ -85,9 +91,11 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         items = ocp.args.Composite(state=ocp.args.StandardSave(host), checksums=ocp.args.JsonSave(_checksums(host)))
-        size = sum(leaf.nbytes for leaf in jax.tree.leaves(host))
-        with self._naming_failure(f"the checkpoint of step {step} or the one before, {size / 1e6:,.1f} MB each,"):
-            self._check_writable()
+        size = f"{sum(leaf.nbytes for leaf in jax.tree.leaves(host)) / 1e6:,.1f} MB"
+        with self._naming_failure(self._last_saved):
+            self._manager.wait_until_finished()
+        self._last_saved = f"the checkpoint of step {step} ({size})"
+        with self._naming_failure(self._last_saved):
             self._manager.save(step, args=items, force=True)
 
     def restore(self, target: State, step: int | None = None) -> State | None:
@@ -98,7 +106,8 @@ class Checkpoints:
         that step.
 
         Args:
-          target: shapes, types and shardings, as training.state.abstract_state makes them.
+          target: shapes, types and shardings, as training.state.abstract_state makes them. Without opt_state, which is
+            valid only if read_only, the optimizer's state is neither read nor checked.
           step: the step of the checkpoint; None for the newest.
 
         Raises:
@@ -112,6 +121,8 @@ class Checkpoints:
             try:
                 state = self._restore_checked(candidate, target)
             except Exception as error:  # Orbax may raise any error when it reads a damaged file
+                if is_lost_connection(error):
+                    raise
                 reasons[candidate] = str(error).strip().split("\n")[0][:200] or type(error).__name__
                 continue
             for damaged, reason in reasons.items():
@@ -142,7 +153,7 @@ class Checkpoints:
         Raises:
           OSError: if the last checkpoint cannot be written.
         """
-        with self._naming_failure("the last checkpoint"):
+        with self._naming_failure(self._last_saved):
             self._manager.wait_until_finished()
 
     def close(self) -> None:
@@ -151,7 +162,7 @@ class Checkpoints:
         Raises:
           OSError: if the last checkpoint cannot be written.
         """
-        with self._naming_failure("the last checkpoint"):
+        with self._naming_failure(self._last_saved):
             self._manager.close()
 
     def _restore_checked(self, step: int, target: State) -> State:
@@ -160,7 +171,11 @@ class Checkpoints:
         # from the running ones.
         adds_average = AVERAGED_BATCH_STATS in target and not any(AVERAGED_BATCH_STATS in path for path in checksums)
         wanted = {name: part for name, part in target.items() if not (adds_average and name == AVERAGED_BATCH_STATS)}
-        items = ocp.args.Composite(state=ocp.args.StandardRestore(wanted))
+        whole: Any = ocp.args.StandardRestore(wanted)
+        part = ocp.args.PyTreeRestore(
+            wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
+        )
+        items = ocp.args.Composite(state=whole if "opt_state" in target else part)
         state = self._manager.restore(step, args=items)["state"]
         found = _checksums(jax.device_get(state))
         wrong = [path for path in found if found[path] != checksums.get(path)]
@@ -178,18 +193,13 @@ class Checkpoints:
             shutil.move(self.directory / part, destination)
         multihost_utils.sync_global_devices(f"set aside {part}")
 
-    def _check_writable(self) -> None:
-        """Raises OSError if the folder is not writable; without this check Orbax's threads would deadlock."""
-        with tempfile.TemporaryDirectory(dir=self.directory, prefix=".probe"):
-            pass
-
     @contextlib.contextmanager
     def _naming_failure(self, what: str) -> Iterator[None]:
         """Turns the errors that Orbax and TensorStore raise when the disk fails into an OSError with one line."""
         try:
             yield
         except Exception as error:
-            if self._read_only:
+            if self._read_only or is_lost_connection(error):
                 raise
             # TensorStore's message contains the system's message among much else.
             known = (
@@ -237,6 +247,16 @@ def _steps_with_damaged_metrics(directory: pathlib.Path) -> list[int]:
         except (ValueError, RecursionError):
             damaged.append(int(path.parent.parent.name))
     return damaged
+
+
+def check_same_arrays(tree: Any) -> None:
+    """Checks that all processes hold the same arrays, if there are several; all of them must call it.
+
+    Raises:
+      ValueError: in every process, if an array differs; the message names it.
+    """
+    if is_one_of_several():
+        check_same({f"checksum of {path}": value for path, value in _checksums(jax.device_get(tree)).items()})
 
 
 def _checksums(state: Any) -> dict[str, int]:

@@ -2,24 +2,31 @@
 
 import ast
 import contextlib
+import difflib
 import functools
 import os
 import pathlib
 import re
 import signal
 import sys
+import textwrap
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
+import models
 from configs import base
 from configs._option import nearest_name
+from configs._other_names import OTHER_NAMES
 from input_pipeline.files import local_path, printable
-from training import configuration
+from training import configuration, lists
 from training.platform import prepare_process
+from training.processes import end_process, is_lost_connection, is_one_of_several, leave_processes
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def run(
@@ -30,18 +37,29 @@ def run(
     Args:
       main: the program.
       default_config: the recipe if --config is not given.
-      argument: the name of the program's one positional argument, which main is called with; None if it takes none.
+      argument: the name of the program's positional argument, which main is called with; "NAME ..." for one or more;
+        None if it takes none.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # train.py sets another one for its imports
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs set another one for their imports
     prepare_process()
     # Orbax logs every step that it takes, and logs a traceback of each error in addition to raising it.
     logging.set_verbosity(logging.FATAL)
     register_parsers()
     try:
         parse = functools.partial(_parse, default_config=default_config, argument=argument)
-        app.run(lambda argv: sys.exit(main(*argv[1:])), flags_parser=parse)
-    except KeyboardInterrupt:
-        sys.exit(130)  # either a second SIGINT, or a SIGINT before there was anything to save
+        app.run(functools.partial(_call, main), flags_parser=parse)
+    except KeyboardInterrupt:  # either a second SIGINT, or a SIGINT before there was anything to save
+        if is_one_of_several():
+            end_process("interrupted", 130)
+        sys.exit(130)
+    except Exception as error:
+        if is_lost_connection(error):
+            reason = f"the connection to another process is lost ({str(error).strip().splitlines()[0][:200]})"
+            machine_failed(f"{reason}; start all processes again; training resumes from its newest checkpoint")
+        if is_one_of_several():
+            traceback.print_exc()
+            end_process(f"{type(error).__name__}: {error}", 1)
+        raise
 
 
 def register_parsers() -> None:
@@ -50,6 +68,23 @@ def register_parsers() -> None:
     for kind, parser in parsers.items():
         config_flags.register_flag_parser_for_type(kind, _OptionalParser(parser))
     config_flags.register_flag_parser_for_type(tuple, _TupleParser())
+
+
+def parse_option(name: str, text: str) -> Any:
+    """Returns the value of an option that is typed as --config.NAME=TEXT.
+
+    Raises:
+      ValueError: if the text is no value of the option's type.
+    """
+    option = base.OPTIONS[name]
+    if isinstance(option.default, tuple):
+        return _TupleParser().parse(text)
+    parsers: dict[type, flags.ArgumentParser] = {int: flags.IntegerParser(), float: flags.FloatParser()}
+    parsers |= {bool: flags.BooleanParser(), str: flags.ArgumentParser()}
+    try:
+        return _OptionalParser(parsers[option.type]).parse(text)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{name}={text} is invalid; give {option.range}") from error
 
 
 def say(text: str) -> None:
@@ -70,22 +105,24 @@ def refusing_bad_input(kinds: tuple[type[Exception], ...] = (ValueError, OSError
     try:
         yield
     except kinds as error:
+        if is_lost_connection(error):  # JAX raises a ValueError for it
+            raise
         refuse(str(error))
 
 
 def refuse(message: str) -> NoReturn:
     """Ends the program with one line and exit code 2: the user's flags, config or data are invalid."""
-    _end(message, 2)
+    end_process(message, 2)
 
 
 def fail(message: str) -> NoReturn:
     """Ends the program with one line and exit code 3: training failed."""
-    _end(message, 3)
+    end_process(message, 3)
 
 
 def machine_failed(message: str) -> NoReturn:
     """Ends the program with one line and exit code 4: the machine failed, as with a full disk or a missing folder."""
-    _end(message, 4)
+    end_process(message, 4)
 
 
 def step(value: str | None) -> int | str | None:
@@ -101,16 +138,9 @@ def step(value: str | None) -> int | str | None:
     return int(value)
 
 
-def one_line(text: str) -> str:
-    """Returns the text on one line, with control characters escaped."""
-    return printable(" ".join(text.split()))
-
-
-def _end(message: str, exit_code: int) -> NoReturn:
-    with contextlib.suppress(OSError):  # standard error may be a closed pipe or a full disk
-        print(f"{pathlib.Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        os._exit(exit_code)  # sys.exit would wait for the other processes, which may be waiting for this one
+def _call(main: Callable[..., int | None], argv: list[str]) -> NoReturn:
+    exit_code = main(*argv[1:])
+    leave_processes()
     sys.exit(exit_code)
 
 
@@ -166,14 +196,17 @@ def _parse_item(text: str) -> Any:
 
 def _parse(argv: list[str], default_config: pathlib.Path | None, argument: str | None) -> list[str]:
     """Parses the flags as absl does, but reports an error in one line that suggests the nearest valid name."""
-    if "--options" in argv and "options" in flags.FLAGS:
-        say(configuration.list_options())
+    if {"-h", "-help", "--help", "-helpshort", "--helpshort"} & set(argv):
+        say(describe_program())
         sys.exit(0)
     if default_config and not any(re.match("--?config(=|$)", word) for word in argv):
         argv = [argv[0], f"--config={default_config}", *argv[1:]]
     with refusing_bad_input():
         argv = [argv[0], *_with_config_path(argv[1:])]
     words = [word.lstrip("-") for word in argv if word.startswith("-")]
+    _check_flags(words)
+    if not argument:
+        _check_positional(argv[1:])
     path = next((word.removeprefix("config=") for word in words if word.startswith("config=")), None)
     if "config" in flags.FLAGS:
         _check_typed_names(words)
@@ -192,12 +225,77 @@ def _parse(argv: list[str], default_config: pathlib.Path | None, argument: str |
     if path is not None and "config" in flags.FLAGS:
         with refusing_bad_input():
             _check_config(path)
-    taken = 2 if argument else 1
-    if len(rest) > taken:
-        refuse(f"{rest[taken]!r} is no flag; every option begins with --")
-    if len(rest) < taken:
+    if argument and len(rest) < 2:
         refuse(f"{argument} is missing; see --help")
+    if len(rest) > (2 if argument else 1) and not (argument or "").endswith("..."):
+        refuse(f"{rest[-1]!r} is no flag; every option begins with --")
     return rest
+
+
+def describe_program() -> str:
+    """Returns the text of --help: what the program does, its flags, and where to begin."""
+    lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
+    for flag in _flags_of_ours():
+        name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+        value = flag.default_as_str if flag.default not in (None, False, "", []) else ""
+        name += f"={value}".replace("'", "") if value else ""
+        left = f"  {name:19} " if len(name) < 20 else f"  {name}  "
+        meaning = " ".join(flag.help.replace(";\n    repeat this option to specify a list of values", "").split())
+        lines += textwrap.wrap(f"{left}{meaning}", lists.WIDTH, subsequent_indent=" " * 22, break_on_hyphens=False)
+    if "config" in flags.FLAGS:
+        lines += ["  --config.NAME=VALUE an option; python train.py --options lists all, with units and meanings"]
+    lines += ["", "To begin: python train.py --config=configs/lenet5_digits.py"]
+    return "\n".join([*lines, "Lists:    python train.py --list_models, --list_recipes, --list_datasets, --options"])
+
+
+def _flags_of_ours() -> list[flags.Flag]:
+    """Returns the flags that the program and our own modules define, without those of libraries."""
+    found: list[flags.Flag] = []
+    for name, defined in flags.FLAGS.flags_by_module_dict().items():
+        path = getattr(sys.modules.get(name), "__file__", None)
+        path = pathlib.Path(path or name).absolute()
+        if name == sys.argv[0] or (ROOT in path.parents and "site-packages" not in path.parts and path.exists()):
+            found += [flag for flag in defined if flag not in found]
+    return found
+
+
+def _check_flags(words: list[str]) -> None:
+    """Refuses a flag that is an option without its config. or another library's name for one, and says what to give."""
+    for word in words:
+        name, _, value = word.partition("=")
+        name = name.replace("-", "_")
+        option = OTHER_NAMES.get(name, name)
+        if "config" in flags.FLAGS and name not in flags.FLAGS and option in base.OPTIONS:
+            refuse(f"--{word.partition('=')[0]} is no flag; give --config.{option}={value or 'VALUE'}")
+
+
+def _check_positional(words: list[str]) -> None:
+    """Refuses words without a flag, and says which flag they probably belong to."""
+    after_flag = False
+    for word in words:
+        if word == "--":
+            return
+        if not word.startswith("-") and not after_flag:
+            refuse(f"{word!r} has no flag; {_suggest_flag(word)}")
+        name = word.lstrip("-")
+        takes_value = name not in flags.FLAGS or not flags.FLAGS[name].boolean
+        takes_value &= not (name.startswith("config.") and getattr(base.OPTIONS.get(name[7:]), "type", None) is bool)
+        after_flag = word.startswith("-") and "=" not in word and takes_value
+
+
+def _suggest_flag(word: str) -> str:
+    known, path = flags.FLAGS, pathlib.Path(word)
+    if "workdir" in known and (path / "config.json").exists():
+        return f"did you mean --workdir={word}?"
+    if "config" in known and (path.suffix == ".py" or (ROOT / "configs" / f"{word}.py").exists()):
+        return f"did you mean --config={word if path.suffix else f'configs/{word}.py'}?"
+    if "images" in known and path.suffix and path.exists():
+        return f"did you mean --images={word}?"
+    if "config" in known and "=" in word and word.partition("=")[0] in base.OPTIONS:
+        return f"did you mean --config.{word}?"
+    if "config" in known and word in models.REGISTRY:
+        return f"did you mean --config.model={word}?"
+    return "every option begins with --; see --help"
 
 
 def _with_config_path(argv: list[str]) -> list[str]:
@@ -216,7 +314,10 @@ def _check_typed_names(words: list[str]) -> None:
         if typed := re.match(r"(no)?config\.([^=]*)", word, re.DOTALL):
             name = typed[2]
             if name not in base.OPTIONS:
-                hint = nearest_name(name.replace("-", "_"), base.OPTIONS)
+                plain = name.replace("-", "_")
+                if plain in OTHER_NAMES:
+                    refuse(f"option --config.{name} does not exist; here it is --config.{OTHER_NAMES[plain]}")
+                hint = nearest_name(plain, base.OPTIONS)
                 refuse(f"option --config.{name} does not exist{hint or '; train.py --options lists all'}")
             if typed[1] and base.OPTIONS[name].type is not bool:
                 refuse(f"--noconfig.{name} is invalid, as {name} is not a switch; give --config.{name}=VALUE")
@@ -225,13 +326,13 @@ def _check_typed_names(words: list[str]) -> None:
 def _check_config_file(path: pathlib.Path) -> None:
     if path.is_file() and path.suffix == ".py":
         return
-    root = pathlib.Path(__file__).parent.parent
     if path.exists():
         refuse(f"config file {path} is no recipe; give a Python file with get_config(), as configs/resnet50.py")
-    here = "" if root == pathlib.Path.cwd() else f"{root}/"
-    recipes = [f"{here}configs/{recipe.name}" for recipe in (root / "configs").glob("[!_]*.py")]
-    hint = nearest_name(f"{here}configs/{path.stem}.py", recipes)
-    refuse(f"config file {path} does not exist{hint or '; the recipes are in configs/'}")
+    here = "" if ROOT == pathlib.Path.cwd() else f"{ROOT}/"
+    stems = [recipe.stem for recipe in (ROOT / "configs").glob("[!_]*.py")]
+    nearest = difflib.get_close_matches(path.stem.lower(), stems, n=1)
+    hint = f"did you mean {here}configs/{nearest[0]}.py?" if nearest else "python train.py --list_recipes lists all"
+    refuse(f"config file {path} does not exist; {hint}")
 
 
 def _check_config(path: str) -> None:

@@ -11,11 +11,13 @@ from ml_collections import ConfigDict
 
 import models
 from configs import base
+from configs._option import text_of
 from input_pipeline import crops
 from input_pipeline.files import local_path
+from training import fine_tuning, published_weights
+from training.inference import make_apply
 from training.platform import loops_are_fast
 from training.state import make_model
-from training.step import make_apply
 
 
 def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
@@ -40,7 +42,7 @@ def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
         if need:
             other, needed = need.partition("=")[0], need.replace("|", " or ")
             raise ValueError(
-                f"{name}={_text(value)} has no effect: it needs {needed}, but {other} is {_text(config[other])}; "
+                f"{name}={text_of(value)} has no effect: it needs {needed}, but {other} is {text_of(config[other])}; "
                 f"set {needed} too, or leave {name} out"
             )
 
@@ -49,7 +51,8 @@ def resolve_network(config: ConfigDict, typed: Iterable[str] = ()) -> ConfigDict
     """Returns a copy in which every option has been checked, and the options of the network have their values.
 
     If image_size, channels or dropout_rate is None, it gets the network's own value. aux_heads becomes the heads whose
-    weight is not zero, and aux_weight becomes their weights.
+    weight is not zero, and aux_weight becomes their weights. If the run starts from published weights, their settings
+    of the images replace those of the recipe, but not those that were typed.
 
     Args:
       config: options as typed.
@@ -61,6 +64,9 @@ def resolve_network(config: ConfigDict, typed: Iterable[str] = ()) -> ConfigDict
     config = config.copy_and_resolve_references()
     for name, option in base.OPTIONS.items():
         option.check(name, config[name])
+    if published_weights.is_published(config.init_from):
+        weights = published_weights.find(config.init_from, config.model)
+        published_weights.apply_settings(config, weights, typed)
     for name in ("init_from", "data_dir", "compilation_cache_dir"):
         local_path(config[name] or "")
     local_path(config.dataset.removeprefix("image_folder:"))
@@ -75,6 +81,7 @@ def resolve_network(config: ConfigDict, typed: Iterable[str] = ()) -> ConfigDict
             counts = "1" if config.channels == 1 else f"1 or {config.channels}"
             raise ValueError(f"{option}={config[option]} has {len(config[option])} values; give {counts}")
     _resolve_aux_heads(config, entry)
+    fine_tuning.frozen_paths(config)  # refuses unknown names
     _check_image_size(config)
     _check_layers(config, typed)
     return config
@@ -107,25 +114,6 @@ def resolve_run(config: ConfigDict, num_classes: int, num_images: int) -> Config
             f"warmup_epochs={config.warmup_epochs:g} is longer than the run of {config.num_epochs:g} epochs; shorten it"
         )
     return config
-
-
-def list_options() -> str:
-    """Returns the text of train.py --options: every option, grouped, with default, valid values and meaning."""
-    lines = ["Every option, as --config.NAME=VALUE. None: the natural value of the network or the dataset."]
-    for title, options in base.SECTIONS.items():
-        lines += ["", title]
-        for name, option in options.items():
-            default = "''" if option.default == "" else _text(option.default)
-            needs = f"; needs {option.needs.replace('|', ' or ')}" if option.needs else ""
-            lines += [f"  {name}={default}  ({option.range}{needs})", f"      {option.meaning}"]
-    return "\n".join(lines)
-
-
-def _text(value: object) -> str:
-    """Returns a value as the user types it: a tuple with commas, without brackets."""
-    if isinstance(value, (tuple, list)):
-        return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value) or "()"
-    return str(value)
 
 
 def _resolve_aux_heads(config: ConfigDict, entry: models.Entry) -> None:
@@ -196,7 +184,18 @@ def _check_combinations(config: ConfigDict) -> None:
         raise ValueError("warmup_shape=constant at warmup_learning_rate=0 would train nothing; give a rate above 0")
     if config.step_epochs and config.step_steps:
         raise ValueError("step_epochs and step_steps are both given; give one of the two")
+    if config.cache and config.interpolation == "bicubic" and config.train_crop in ("random_resized", "scale_jitter"):
+        raise ValueError(
+            f"interpolation=bicubic cannot resize the crops of train_crop={config.train_crop} on the device; "
+            "leave cache out, or give interpolation=bilinear"
+        )
     crops.check_crops(config)
+
+
+def smallest_batch(config: ConfigDict) -> int:
+    """Returns the smallest valid batch_size; every multiple of it is valid too."""
+    pairs = 2 if config.mixup_alpha or config.cutmix_alpha else 1
+    return jax.device_count() * math.lcm(config.accumulation_steps * max(config.bn_virtual_batch_size, 1), pairs)
 
 
 def _check_batches(config: ConfigDict) -> None:

@@ -1,8 +1,8 @@
-"""Converts PyTorch's weights to workdirs, and workdirs to files for PyTorch."""
+"""Converts PyTorch's weights to ours, and workdirs to files for PyTorch."""
 
 import pathlib
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from flax import nnx
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
@@ -12,10 +12,10 @@ import input_pipeline
 import models
 from models.torch_files import read_weights, write_safetensors
 from models.torch_names import from_torch, rename_old, to_torch, torch_shapes
-from training import configuration
+from training import configuration, published_weights
 from training.checkpoints import has_checkpoints
 from training.state import count_parameters, make_mesh, make_model
-from training.transfer import load_weights, save_weights
+from training.transfer import Source, load_weights, save_weights
 from training.workdir import check_workdir
 
 
@@ -39,7 +39,7 @@ class Imported(NamedTuple):
 
 def import_weights(
     config: ConfigDict,
-    weights: pathlib.Path,
+    weights: str,
     workdir: pathlib.Path,
     key: str | None = None,
     typed: Collection[str] = (),
@@ -47,27 +47,62 @@ def import_weights(
     """Makes a workdir whose checkpoint of step 0 holds the weights of PyTorch's file.
 
     Args:
-      config: the recipe of the network. Its mean and std become those of the published weights.
-      weights: a state dict with torchvision's or timm's names.
+      config: the recipe of the network. Its mean and std become those of the published weights; if `weights` names
+        them, its image_size, eval_resize and interpolation do too.
+      weights: the path of a state dict with torchvision's or timm's names, or the name of published weights.
       workdir: the folder to make.
       key: the name of the state dict in the file; default: the usual one, state_dict or model.
-      typed: names of the options that the user typed; mean and std keep the config's value if they are among them.
+      typed: names of the options that the user typed, which keep the config's values.
 
     Raises:
       ValueError: if a tensor is missing, unexpected or misshapen, or the workdir is in use; nothing is written.
-      FileNotFoundError: if the file of the weights does not exist.
+      OSError: if the file of the weights does not exist, or cannot be downloaded.
     """
     if has_checkpoints(workdir):
         raise ValueError(f"workdir {workdir} has checkpoints already; choose another --workdir")
-    config, entry = configuration.resolve_network(config), models.get_entry(config.model)
+    published = published_weights.find(weights, config.model) if published_weights.is_published(weights) else None
+    config, entry = config.copy_and_resolve_references(), models.get_entry(config.model)
+    if published:
+        published_weights.apply_settings(config, published, typed)
+    config = configuration.resolve_network(config)
     config.num_classes = config.num_classes or entry.num_classes
-    for option, published in (("mean", entry.torch_mean), ("std", entry.torch_std)):
-        if option not in typed:
-            config[option] = published
+    for option, value in (("mean", entry.torch_mean), ("std", entry.torch_std)):
+        if option not in typed and not published:
+            config[option] = value
     check_workdir(workdir, config)
+    path = published_weights.fetch(published) if published else pathlib.Path(weights)
+    values, imported = _read(config, path, key)
+    names = input_pipeline.known_class_names("imagenet2012") if published else _class_names(config)
+    save_weights(workdir, config, names, values)
+    return imported
 
-    model = make_model(config, training=True)
-    read = read_weights(weights, key, _most_bytes(config))
+
+def load_published(config: ConfigDict) -> Source:
+    """Returns the published weights that config.init_from names, with the auxiliary heads that config has of theirs.
+
+    Raises:
+      ValueError: if the name is unknown, or the weights are for another network.
+      OSError: if the file cannot be downloaded, or is damaged.
+    """
+    published = published_weights.find(config.init_from, config.model)
+    entry, path = models.get_entry(config.model), published_weights.fetch(published)
+    config = config.copy_and_resolve_references()
+    config.num_classes, config.channels = entry.num_classes, entry.channels
+    config.aux_heads = tuple(head for head in config.aux_heads if head in entry.aux_heads)
+    try:
+        values, _ = _read(config, path)
+    except ValueError:  # a file without auxiliary heads
+        if not config.aux_heads:
+            raise
+        config.aux_heads = ()
+        values, _ = _read(config, path)
+    return Source(config.init_from, values, input_pipeline.known_class_names("imagenet2012"))
+
+
+def _read(config: ConfigDict, path: pathlib.Path, key: str | None = None) -> tuple[dict[str, Any], Imported]:
+    """Returns the variables of a network, a nested dict of arrays, from PyTorch's file, and what became of it."""
+    entry, model = models.get_entry(config.model), make_model(config, training=True)
+    read = read_weights(path, key, _most_bytes(config))
     state_dict = rename_old(entry, read.tensors)
     try:
         values = from_torch(entry, model, state_dict)
@@ -77,8 +112,7 @@ def import_weights(
         others = ", ".join(map(repr, read.other_keys))
         raise ValueError(f"{error}; the file also holds {others}: choose with --key") from error
     left_out = sorted(name for name in set(state_dict) - set(torch_shapes(entry, model)) if "num_batches" not in name)
-    save_weights(workdir, config, _class_names(config), values)
-    return Imported(config.model, len(state_dict) - len(left_out), left_out, read.key, read.other_keys)
+    return values, Imported(config.model, len(state_dict) - len(left_out), left_out, read.key, read.other_keys)
 
 
 def export_weights(workdir: pathlib.Path, step: int | str | None = None) -> tuple[pathlib.Path, int]:

@@ -36,7 +36,8 @@ def weighted_loss(
     """Returns the batch's mean loss and the sums from which the metrics are computed.
 
     The loss is the main classifier's cross-entropy plus each auxiliary classifier's times its weight (Szegedy et al.
-    2014, section 5).
+    2014, section 5). Among the metrics it is `total_loss`, because `loss` is the main classifier's cross-entropy, the
+    same quantity as in an evaluation.
 
     Args:
       outputs: of a network: logits (N, classes), or (logits, [auxiliary logits in depth order]).
@@ -49,9 +50,9 @@ def weighted_loss(
     auxiliary = [cross_entropy(aux, labels, label_smoothing) for aux in auxiliary_logits]
     losses = main + sum(weight * loss for weight, loss in zip(aux_weights, auxiliary, strict=True))
     labels = labels.label if isinstance(labels, MixedLabels) else labels
-    sums = classification_sums(logits, labels, losses, jnp.ones_like(losses))
+    sums = classification_sums(logits, labels, main, jnp.ones_like(main))
     if auxiliary:
-        sums["main_loss"] = jnp.sum(main)
+        sums["total_loss"] = jnp.sum(losses)
         sums |= {f"aux{index}_loss": jnp.sum(loss) for index, loss in enumerate(auxiliary, start=1)}
     return jnp.mean(losses), sums
 
@@ -109,7 +110,7 @@ def zero_sums(num_aux_heads: int = 0, gradient_parts: Iterable[str] = ()) -> dic
     """
     names = ["loss", "accuracy_top1", "accuracy_top5", "examples"]
     if num_aux_heads:
-        names += ["main_loss", *(f"aux{index}_loss" for index in range(1, num_aux_heads + 1))]
+        names += ["total_loss", *(f"aux{index}_loss" for index in range(1, num_aux_heads + 1))]
     if parts := list(gradient_parts):
         names += ["gradient_norm", *(f"gradient_norm/{part}" for part in parts)]
     return {name: np.zeros((), np.float32) for name in names}

@@ -1,11 +1,14 @@
 """The metrics of a run: metrics.jsonl, TensorBoard, curves.png, summary.json, and the live line on a terminal."""
 
+import contextlib
+import io
 import json
 import math
 import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -17,9 +20,10 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from input_pipeline.files import printable
 from training.environment import peak_host_memory
 from training.loss import means
-from training.workdir import write_atomically
+from training.workdir import naming_failure, run_name, write_atomically
 
 Row = dict[str, Any]
+EXPLODED = 20  # a loss exploded if it is so many times the median of the highest curve
 
 
 class RunLog:
@@ -30,7 +34,14 @@ class RunLog:
     failed. If several processes train together, only the first one writes and prints.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: ConfigDict, num_images: int, start_step: int):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: ConfigDict,
+        num_images: int,
+        start_step: int,
+        typed: Iterable[str] = (),
+    ):
         """Opens the files, and removes the rows after start_step, because a resumed run writes them again.
 
         Args:
@@ -38,6 +49,7 @@ class RunLog:
           config: resolved options.
           num_images: images in an epoch.
           start_step: the step of the checkpoint from which the run resumes, or 0.
+          typed: names of the options that were given on the command line.
         """
         self.workdir = workdir
         self._num_steps, self._keep_best = config.num_steps, config.keep_best
@@ -45,8 +57,9 @@ class RunLog:
         self.rows = [row for row in read_rows(workdir) if row["step"] <= start_step]
         write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         self._first = jax.process_index() == 0
-        self._file = open(workdir / "metrics.jsonl" if self._first else os.devnull, "a", buffering=1)
-        self._tensorboard = _open_tensorboard(workdir / "tensorboard", start_step + 1) if self._first else None
+        hyperparameters = {name: config[name] for name in typed}
+        place = workdir / "tensorboard", start_step, start_step * config.batch_size / num_images
+        self._tensorboard = _open_tensorboard(*place, config.to_dict(), hyperparameters) if self._first else None
         self._seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
         self._start, self._start_step = time.perf_counter(), start_step
         self._console = Console(highlight=False, emoji=False, soft_wrap=True)
@@ -68,10 +81,11 @@ class RunLog:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._progress.stop()
-        self._file.close()
+        failed = kind is not None and issubclass(kind, OSError)
         if self._tensorboard:
-            self._tensorboard.close()
-        if self._first and (kind is None or not issubclass(kind, OSError)):
+            with contextlib.suppress(OSError) if failed else contextlib.nullcontext():  # the first error is reported
+                self._tensorboard.close()
+        if self._first and not failed:
             plot_curves(self.workdir, self.rows)
 
     @property
@@ -99,7 +113,7 @@ class RunLog:
         """Moves the bar of the live line, without a wait for the devices; restarts the clock after the first step."""
         self._progress.update(self._task, completed=step)
         if step == self._start_step + 1:
-            self.say(f"first step after {time.perf_counter() - self._start:.1f} s, compilation included")
+            self.say(f"first step after {time.perf_counter() - self._start:.1f} s")
             self.restart_clock(step, wait_seconds)
 
     def training(self, step: int, sums: dict[str, Any], learning_rate: float, wait_seconds: float) -> None:
@@ -162,8 +176,8 @@ class RunLog:
             f"done: {100 * last['accuracy_top1']:.2f} % top-1 on the {last['split']} images after "
             f"{last['epoch']:.4g} epochs and {format_seconds(self.seconds)}\n"
             f"everything lies in {self.workdir}: {', '.join(parts)}\n"
-            f"try next: python evaluate.py --workdir={self.workdir}{best}\n"
-            f"          python predict.py --workdir={self.workdir} --images=FILE"
+            f"try next: python evaluate.py --workdir={self.workdir}{best}"
+            "; the same --workdir goes to predict.py --images=FILE"
         )
 
     def _add(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -172,10 +186,17 @@ class RunLog:
         self.rows.append(row)
         # TensorBoard comes first: if the process is killed in between, TensorBoard has one row more than metrics.jsonl,
         # and a resumed run hides that row.
+        line = json.dumps(row) + "\n"
         if self._tensorboard:
             group = "train_evaluation" if is_evaluation(row) and split == "train" else split
-            self._tensorboard.add(group, values, step, time.time())
-        self._file.write(json.dumps(row) + "\n")
+            with naming_failure(self.workdir / "tensorboard", len(line)):
+                self._tensorboard.add(group, values, step, epoch, time.time())
+        if self._first:
+            path = self.workdir / "metrics.jsonl"
+            # The mode r+ makes no new file: if the folder has vanished, the run must not go on without its first rows.
+            with naming_failure(path, len(line)), open(path, "r+") as file:
+                file.seek(0, os.SEEK_END)
+                file.write(line)
 
     def _describe(self, step: int, row: dict[str, float]) -> tuple[str, str]:
         epoch, last = (count * self._batch_size / self._num_images for count in (step, self._num_steps))
@@ -183,9 +204,10 @@ class RunLog:
         return where, f"loss {row['loss']:.4f} top-1 {100 * row['accuracy_top1']:.2f} %"
 
     def _check_finite(self, step: int, row: dict[str, float]) -> None:
-        if not math.isfinite(row["loss"]):
+        loss = row.get("total_loss", row["loss"])
+        if not math.isfinite(loss):
             first = max((earlier["step"] for earlier in self.rows), default=0) + 1
-            raise FloatingPointError(f"the loss became {row['loss']} between steps {min(first, step)} and {step}")
+            raise FloatingPointError(f"the loss became {loss} between steps {min(first, step)} and {step}")
 
 
 def read_rows(workdir: pathlib.Path) -> list[Row]:
@@ -198,6 +220,8 @@ def read_rows(workdir: pathlib.Path) -> list[Row]:
         except (json.JSONDecodeError, RecursionError):
             continue
         if isinstance(row, dict) and _is_sound(row):
+            if "main_loss" in row:  # earlier versions called the sum of all losses `loss`
+                row |= {"loss": row.pop("main_loss"), "total_loss": row["loss"]}
             rows.append(row)
     return rows
 
@@ -209,14 +233,14 @@ def _is_sound(row: Row) -> bool:
     return all(isinstance(value, str if name == "split" else (int, float)) for name, value in row.items())
 
 
-def _open_tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
-    """Opens TensorBoard's event file; if tensorboardX is not installed, prints a note and returns None."""
+def _open_tensorboard(*arguments: Any) -> Any:
+    """Opens TensorBoard's event files; if tensorboardX is not installed, prints a note and returns None."""
     try:
         from training.tensorboard import TensorBoard
     except ImportError:
         print("note: no TensorBoard files, as tensorboardX is not installed")
         return None
-    return TensorBoard(folder, purge_step)
+    return TensorBoard(*arguments)
 
 
 def _plain(text: str) -> str:
@@ -260,12 +284,22 @@ def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
+    scale_losses(figure.axes[0])
     if rows:
         figure.axes[0].legend()
-    figure.suptitle(_plain(workdir.name))
-    temporary = workdir / ".curves.png"
-    figure.savefig(temporary, dpi=110)
-    temporary.rename(workdir / "curves.png")
+    figure.suptitle(_plain(run_name(workdir)))
+    picture = io.BytesIO()
+    figure.savefig(picture, dpi=110)
+    write_atomically(workdir / "curves.png", picture.getvalue())
+
+
+def scale_losses(axes: Any) -> None:
+    """Gives a panel of losses a logarithmic axis if a loss exploded, so that the other losses can still be seen."""
+    lines = [np.asarray(line.get_ydata(), float) for line in axes.lines]
+    positive = [line[line > 0] for line in lines if (line > 0).any()]
+    if positive and max(line.max() for line in positive) > EXPLODED * max(np.median(line) for line in positive):
+        axes.set_yscale("log")
+        axes.set_ylabel(f"{axes.get_ylabel()}, logarithmic")
 
 
 def write_summary(

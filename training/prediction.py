@@ -9,42 +9,41 @@ from flax import nnx
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
+from training.inference import make_apply, make_logits, one_behind
 from training.platform import compiler_options
 from training.state import make_model
-from training.step import make_apply, make_logits
 
 
 def make_predictor(
-    config: ConfigDict, params: dict, batch_stats: dict, mesh: Mesh, batch_size: int, *, preprocessed: bool = False
-) -> Callable[[np.ndarray], np.ndarray]:
-    """Returns a function from images (N, H, W, C) to logits (N, num_classes).
+    config: ConfigDict, params: dict, batch_stats: dict, mesh: Mesh, *, preprocessed: bool = False
+) -> Callable[[np.ndarray], jax.Array]:
+    """Returns a function from images (N, H, W, C) to logits (N, num_classes), which it does not wait for.
 
-    All batches have the same size, so that the network is compiled once; the last batch is padded. Each device computes
-    the whole batch.
+    The images are split over the devices, which must divide N. The network is compiled for each N.
 
     Args:
       config: resolved options.
       params: the network's parameters, on the mesh.
       batch_stats: its running statistics, on the mesh.
       mesh: the devices.
-      batch_size: images in a batch, at least 1.
       preprocessed: True if the images are floats that are normalised already, False if they are uint8.
     """
     model = make_model(config, training=False)
-    apply = make_logits(model) if preprocessed else make_apply(config, model)
-    apply = jax.jit(apply, compiler_options=compiler_options(config))
-    everywhere = NamedSharding(mesh, PartitionSpec())
+    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    apply = jax.jit(
+        make_logits(model) if preprocessed else make_apply(config, model),
+        in_shardings=(replicated, replicated, split),
+        out_shardings=replicated,
+        compiler_options=compiler_options(config),
+    )
+    return lambda images: apply(params, batch_stats, jax.device_put(images, split))
 
-    def predict_batch(images: np.ndarray) -> np.ndarray:
-        padding = [(0, batch_size - len(images))] + [(0, 0)] * (images.ndim - 1)
-        padded = jax.device_put(np.pad(images, padding), everywhere)
-        return jax.device_get(apply(params, batch_stats, padded))[: len(images)]
 
-    def predict(images: np.ndarray) -> np.ndarray:
-        batches = [images[first : first + batch_size] for first in range(0, len(images), batch_size)]
-        return np.concatenate([predict_batch(batch) for batch in batches])
-
-    return predict
+def predict_arrays(predict: Callable[[np.ndarray], jax.Array], images: np.ndarray, batch_size: int) -> np.ndarray:
+    """Returns the logits of any number of images; all batches have the same size, and the last one is padded."""
+    cut = [images[first : first + batch_size] for first in range(0, len(images), batch_size)]
+    padded = (np.pad(batch, [(0, batch_size - len(batch))] + [(0, 0)] * (images.ndim - 1)) for batch in cut)
+    return np.concatenate([jax.device_get(logits) for logits in one_behind(map(predict, padded))])[: len(images)]
 
 
 def read_inputs(path: pathlib.Path, config: ConfigDict) -> np.ndarray:

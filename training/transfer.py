@@ -1,6 +1,7 @@
-"""Loads the weights of a run, and starts a run from the weights of another one, for example to fine-tune them."""
+"""Loads the weights of a run, and starts a run from the weights of another one or from published ones."""
 
 import pathlib
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,7 @@ from ml_collections import ConfigDict
 import models
 from input_pipeline import match_classes
 from training.checkpoints import Checkpoints
+from training.fine_tuning import class_axes, frozen_paths
 from training.metrics import best_evaluation, read_rows
 from training.optimizer import make_optimizer
 from training.platform import float64_enabled
@@ -58,10 +60,9 @@ def load_weights(
                 f"the best evaluation of {workdir} is that of step {step}, whose checkpoint is gone; there are "
                 f"{checkpoints.steps()}: choose one with --step, or leave --step out for the newest"
             )
-    model = make_model(config, training=True)
-    optimizer = make_optimizer(config, lambda _: config.learning_rate)
+    target = abstract_state(config, make_model(config, training=True), optimizer=None, mesh=mesh)
     with float64_enabled(config.dtype == "float64"):
-        state = checkpoints.restore(abstract_state(config, model, optimizer, mesh), step)
+        state = checkpoints.restore(target, step)
     if state is None:
         raise FileNotFoundError(f"{workdir} has no checkpoints yet; train it first")
     checkpoints.close()
@@ -109,8 +110,22 @@ def save_weights(
         checkpoints.save(state)
 
 
+class Source(NamedTuple):
+    """Weights that a run can start from.
+
+    Attributes:
+      name: where they are from, as the user typed it.
+      values: parameters and running statistics of the network in training mode, a nested dict of arrays.
+      class_names: the classes that they were trained on, in the order of the logits.
+    """
+
+    name: str
+    values: dict[str, Any]
+    class_names: Sequence[str]
+
+
 class Initialized(NamedTuple):
-    """A fresh state with the weights of another run.
+    """A fresh state with the weights of another network.
 
     Attributes:
       state: of the training.
@@ -123,76 +138,73 @@ class Initialized(NamedTuple):
     differing_classes: str
 
 
-def initialize_from(
-    state: State, workdir: pathlib.Path, config: ConfigDict, class_names: tuple[str, ...], mesh: Mesh
-) -> Initialized:
-    """Gives a fresh state the weights of another run.
-
-    Arrays that hold a part for each class, as the last layer and those of auxiliary classifiers do, are put together by
-    the names of the classes, and stay new if a class is none of the other run's. What the other network lacks, or has
-    in another shape, stays new too.
-
-    Args:
-      state: before the first step.
-      workdir: of the other run.
-      config: of this run, resolved.
-      class_names: of this run's dataset, in the order of its labels.
-      mesh: the devices.
+def load_source(workdir: pathlib.Path, mesh: Mesh) -> Source:
+    """Returns the newest weights of a workdir, the averaged ones if it has them.
 
     Raises:
-      ValueError: if most of the arrays do not fit: the other run trained another network.
       FileNotFoundError: if the folder is no workdir or has no checkpoint.
     """
     _, params, batch_stats, _ = load_weights(workdir, mesh)
-    class_axes, positions, differing_classes, new = _class_axes(config), None, "", []
+    flat = nnx.traversals.flatten_mapping(params) | nnx.traversals.flatten_mapping(batch_stats)
+    return Source(str(workdir), nnx.traversals.unflatten_mapping(flat), read_class_names(workdir))
+
+
+def initialize_from(state: State, source: Source, config: ConfigDict, class_names: tuple[str, ...]) -> Initialized:
+    """Gives a fresh state the weights of another run, or published weights.
+
+    Arrays that hold a part for each class, as the last layer and those of auxiliary classifiers do, are put together by
+    the names of the classes, and stay new if a class is none of the source's. What the source lacks, or has in another
+    shape, stays new too.
+
+    Args:
+      state: before the first step.
+      source: the weights.
+      config: of this run, resolved.
+      class_names: of this run's dataset, in the order of its labels.
+
+    Raises:
+      ValueError: if most of the arrays do not fit: the weights are those of another network; or if an array that would
+        keep its initial values is frozen.
+    """
+    found = dict(nnx.traversals.flatten_mapping(source.values))
+    axes, positions, differing_classes, new = class_axes(config), None, "", []
     class_names = all_class_names(class_names, config.num_classes)
     try:
-        positions = match_classes(class_names, read_class_names(workdir), by_number=False)
+        positions = match_classes(class_names, source.class_names, by_number=False)
     except ValueError as error:
         differing_classes = str(error)
 
-    def find(path: tuple, value: jax.Array, found: dict) -> jax.Array | None:
-        """Returns the other run's array for ours, or None."""
-        array, axis = found.get(path), class_axes.get(path)
+    def find(path: tuple, value: jax.Array) -> jax.Array | None:
+        """Returns the source's array for ours, or None."""
+        array, axis = found.get(path), axes.get(path)
         if array is not None and axis is not None:
             if positions is None:
                 return None
             if positions != list(range(array.shape[axis])):
-                array = jax.device_put(np.take(jax.device_get(array), positions, axis), value.sharding)
-        return array if array is not None and array.shape == value.shape else None
+                array = np.take(jax.device_get(array), positions, axis)
+        if array is None or array.shape != value.shape:
+            return None
+        return jax.device_put(array, value.sharding)
 
-    def choose(ours: dict, theirs: dict) -> dict:
-        found = dict(nnx.traversals.flatten_mapping(theirs))
+    def choose(ours: dict) -> dict:
         chosen = {}
         for path, value in nnx.traversals.flatten_mapping(ours).items():
-            array = find(path, value, found)
+            array = find(path, value)
             chosen[path] = value if array is None else array.astype(value.dtype)
             if array is None:
                 new.append(".".join(map(str, path)))
         return nnx.traversals.unflatten_mapping(chosen)
 
     total = len(jax.tree.leaves((state["params"], state["batch_stats"])))
-    state |= {"params": choose(state["params"], params), "batch_stats": choose(state["batch_stats"], batch_stats)}
+    state |= {"params": choose(state["params"]), "batch_stats": choose(state["batch_stats"])}
     if 2 * len(new) > total:
-        raise ValueError(f"init_from={workdir} holds another network: {len(new)} of {total} arrays do not fit")
+        raise ValueError(f"init_from={source.name} holds another network: {len(new)} of {total} arrays do not fit")
+    frozen = {".".join(map(str, path)) for path in frozen_paths(config)}
+    if fresh := [name for name in new if name in frozen]:
+        raise ValueError(
+            f"freeze={','.join(config.freeze)} would keep random values, as {source.name} lacks {', '.join(fresh)}; "
+            "freeze other parts"
+        )
     averages = start_average({"params": state["params"], "batch_stats": state["batch_stats"]}, state)
     # Copies: the step gives up each array of the state once.
     return Initialized(state | jax.tree.map(lambda leaf: leaf.copy(), averages), new, differing_classes)
-
-
-def _class_axes(config: ConfigDict) -> dict[tuple, int]:
-    """Returns the axis of the classes of each array that has one: the one that grows with the number of classes."""
-    larger = config.copy_and_resolve_references()
-    larger.num_classes += 1
-    shapes, larger_shapes = (
-        {path: value.shape for path, value in nnx.traversals.flatten_mapping(params).items()}
-        for params in (
-            nnx.to_pure_dict(nnx.state(make_model(each, training=True), nnx.Param)) for each in (config, larger)
-        )
-    )
-    axes = {}
-    for path, shape in shapes.items():
-        for axis, (size, larger_size) in enumerate(zip(shape, larger_shapes[path], strict=True)):
-            if size != larger_size:
-                axes[path] = axis
-    return axes

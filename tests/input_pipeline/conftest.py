@@ -33,6 +33,7 @@ def make_config():
             on_bad_image="raise",
             max_image_pixels=178_956_970,
             exif_orientation=False,
+            interpolation="bilinear",
         )
         return ConfigDict(config | options)
 

@@ -1,6 +1,5 @@
 import gzip
 import hashlib
-import http.server
 import io
 import os
 import re
@@ -8,7 +7,6 @@ import subprocess
 import sys
 import tarfile
 import textwrap
-import threading
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +20,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 
 import input_pipeline
 from input_pipeline import decoding, load_dataset, record_files
-from input_pipeline.archives import download, members
+from input_pipeline.archives import members
 from input_pipeline.preparation import prepare
 from input_pipeline.record_files import shrink
 from input_pipeline.stored_datasets import open_builder
@@ -213,44 +211,16 @@ def idx(array, magic):
     return magic.to_bytes(4, "big") + sizes + array.tobytes()
 
 
-class Files(http.server.BaseHTTPRequestHandler):
-    """A server of files in memory that supports ranges and stops after `limit` bytes."""
-
-    files, limit, requests = {}, None, []
-
-    def do_GET(self):
-        data, wanted = self.files[self.path], self.headers["Range"]
-        start = int(re.fullmatch(r"bytes=(\d+)-", wanted)[1]) if wanted else 0
-        self.requests.append((self.path, start))
-        self.send_response(206 if wanted else 200)
-        self.send_header("Content-Length", str(len(data) - start))
-        self.end_headers()
-        self.wfile.write(data[start : self.limit])
-
-    def log_message(self, *_):
-        pass
-
-
-@pytest.fixture
-def server(monkeypatch):
-    monkeypatch.setattr(Files, "requests", [])
-    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Files)
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield f"http://127.0.0.1:{server.server_port}"
-    server.shutdown()
-    server.server_close()
-
-
-def test_what_can_be_downloaded_is_prepared_at_its_first_use(make_config, tmp_path, monkeypatch, server, capsys):
+def test_what_can_be_downloaded_is_prepared_at_its_first_use(make_config, tmp_path, server, capsys, monkeypatch):
     pixels = np.random.default_rng(0).integers(0, 256, (7, 28, 28), np.uint8)
     arrays = {
         "train-images": idx(pixels[:5], 2051), "train-labels": idx(np.arange(5, dtype=np.uint8), 2049),
         "t10k-images": idx(pixels[5:], 2051), "t10k-labels": idx(np.arange(5, 7, dtype=np.uint8), 2049),
     }  # fmt: skip
     files = {f"/{name}.gz": gzip.compress(data) for name, data in arrays.items()}
-    monkeypatch.setattr(Files, "files", files)
+    server.files |= files
     infos = {
-        f"{server}{path}": checksums.UrlInfo(
+        f"{server.url}{path}": checksums.UrlInfo(
             tfds.core.utils.Size(len(data)), hashlib.sha256(data).hexdigest(), path[1:]
         )
         for path, data in files.items()
@@ -259,37 +229,13 @@ def test_what_can_be_downloaded_is_prepared_at_its_first_use(make_config, tmp_pa
     config = make_config(dataset="mnist", data_dir=str(tmp_path))
     train = load_dataset(config, "train")
     printed = capsys.readouterr().out
-    assert "dataset mnist is not in" in printed and f"downloading {server}/t10k-labels.gz" in printed
+    assert "dataset mnist is not in" in printed and f"downloading {server.url}/t10k-labels.gz" in printed
     evaluation = load_dataset(config, "eval")
-    assert len(Files.requests) == 4 and capsys.readouterr().out == ""
+    assert len(server.requests) == 4 and capsys.readouterr().out == ""
     found = {label: decoding.decode(data, 1)[..., 0] for dataset in (train, evaluation) for data, label in dataset}
     assert (len(train), len(evaluation)) == (5, 2)
     for label in range(7):
         np.testing.assert_array_equal(found[label], pixels[label])
-
-
-def test_a_download_goes_on_where_it_stopped(tmp_path, monkeypatch, server):
-    data = np.random.default_rng(0).bytes(5000)
-    monkeypatch.setattr(Files, "files", {"/file": data})
-    target, checksum, advanced = tmp_path / "downloads" / "file", hashlib.sha256(data).hexdigest(), []
-    monkeypatch.setattr(Files, "limit", 3000)
-    with pytest.raises(ConnectionError, match="goes on"):
-        download(f"{server}/file", 5000, checksum, target, advanced.append)
-    assert not target.exists()
-    monkeypatch.setattr(Files, "limit", None)
-    download(f"{server}/file", 5000, checksum, target, advanced.append)
-    assert target.read_bytes() == data
-    assert Files.requests == [("/file", 0), ("/file", 3000)]
-    assert sum(advanced) == 3000 + 5000
-
-
-def test_a_download_that_is_something_else(tmp_path, monkeypatch, server):
-    monkeypatch.setattr(Files, "files", {"/file": b"not what it was"})
-    with pytest.raises(OSError, match="is not what it was: its SHA-256 is"):
-        download(f"{server}/file", 15, "0" * 64, tmp_path / "file", lambda size: None)
-    assert list(tmp_path.iterdir()) == []
-    with pytest.raises(ConnectionError, match="cannot download .*refused.*--archive"):
-        download("http://127.0.0.1:1/file", 15, "0" * 64, tmp_path / "file", lambda size: None)
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[:9000], lambda data: data[:3584] + b"\xff" * 512 + data[4096:]])

@@ -22,11 +22,11 @@ class Trainer:
     sums: dict
 
     def run(self, batches):
-        """Returns the mean loss of each batch, one after the other."""
+        """Returns the mean loss of each batch, auxiliary losses included, one after the other."""
         losses = []
         for batch in batches:
             self.state, sums = self.step(self.state, self.sums, batch)
-            losses.append(float(sums["loss"]) / len(batch["label"]))
+            losses.append(float(sums.get("total_loss", sums["loss"])) / len(batch["label"]))
         return losses
 
 

@@ -30,7 +30,8 @@ def test_auxiliary_losses_are_weighted_one_by_one():
     loss, sums = weighted_loss((jnp.asarray(LOGITS), [jnp.asarray(head) for head in heads]), LABELS, (0.3, 0.4))
     parts = [plain_cross_entropy(logits, LABELS) for logits in (LOGITS, *heads)]
     np.testing.assert_allclose(loss, np.mean(parts[0] + 0.3 * parts[1] + 0.4 * parts[2]), rtol=1e-5)
-    np.testing.assert_allclose(sums["main_loss"], parts[0].sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums["loss"], parts[0].sum(), rtol=1e-5)  # the same quantity as in an evaluation
+    np.testing.assert_allclose(sums["total_loss"], 6 * loss, rtol=1e-5)
     np.testing.assert_allclose(sums["aux2_loss"], parts[2].sum(), rtol=1e-5)
     assert sums.keys() == zero_sums(2).keys()
 
@@ -51,7 +52,7 @@ def test_mixed_labels_weigh_as_the_mixed_target(smoothing):
         return -(targets * (logits - np.log(np.exp(logits).sum(-1, keepdims=True)))).sum(-1)
 
     np.testing.assert_allclose(loss, np.mean(to_targets(LOGITS) + 0.3 * to_targets(heads[0])), rtol=1e-5)
-    np.testing.assert_allclose(sums["main_loss"], to_targets(LOGITS).sum(), rtol=1e-5)
+    np.testing.assert_allclose(sums["loss"], to_targets(LOGITS).sum(), rtol=1e-5)
     assert float(sums["accuracy_top1"]) == np.sum(LOGITS.argmax(-1) == LABELS)  # labels with the larger share
 
 

@@ -6,9 +6,10 @@ import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
 from training.evaluation import evaluate
+from training.inference import make_apply
 from training.loss import means
 from training.state import make_model
-from training.step import make_apply, make_eval_step
+from training.step import make_eval_step
 
 RESNET = {"model": "resnet20", "channels": 3, "image_size": 16}
 

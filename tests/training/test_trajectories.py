@@ -48,7 +48,7 @@ def follow(golden: dict, dtype: str, num_steps: int) -> tuple[list[float], dict[
         batch = {"image": images.transpose(0, 2, 3, 1).astype(dtype), "label": labels.astype(np.int32)}
         sums = jax.tree.map(lambda zero: zero.astype(dtype), zero_sums(len(config.aux_heads)))
         state, sums = step(state, jax.device_put(sums, everywhere), batch)
-        losses.append(float(sums["loss"]) / shape[0])
+        losses.append(float(sums.get("total_loss", sums["loss"])) / shape[0])
     trained = jax.device_get({part: state[part] for part in ("params", "batch_stats")})
     flat = {path: leaf for part in trained.values() for path, leaf in nnx.traversals.flatten_mapping(part).items()}
     return losses, to_torch(entry, model, nnx.traversals.unflatten_mapping(flat))

@@ -11,7 +11,7 @@ from models import get_stages
 from training.configuration import resolve_network
 from training.program import make_program
 from training.state import make_mesh, make_model, select
-from training.transfer import initialize_from, save_weights
+from training.transfer import initialize_from, load_source, save_weights
 
 PETS = ("ant", "bee", "cat", "dog")
 
@@ -45,7 +45,7 @@ def start(tmp_path):
         values = make_program(their_config, mesh, 1).initial_state()
         save_weights(tmp_path / "run", their_config, theirs, values["params"] | values["batch_stats"])
         state = make_program(our_config, mesh, 1).initial_state()
-        begun = initialize_from(state, tmp_path / "run", our_config, ours, mesh)
+        begun = initialize_from(state, load_source(tmp_path / "run", mesh), our_config, ours)
         return outputs(their_config, values["params"]), outputs(our_config, begun.state["params"]), begun
 
     return start
