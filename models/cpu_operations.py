@@ -34,8 +34,8 @@ def store(x: jax.Array) -> jax.Array:
     """Returns x; the compiled program writes x to memory, instead of computing it anew wherever it is read.
 
     XLA's compiler for CPUs fuses element-wise operations into all their readers. In a residual network the sum of each
-    block contains that of the block before, so the work would grow with the square of the number of blocks: fusions of
-    ResNet-152 had 185 operands. XLA removes barriers before it fuses. A condition stays, and nothing is fused across it.
+    block contains that of the block before, so the work would grow with the square of the number of blocks: fusions
+    of ResNet-152 had 185 operands. XLA removes barriers before it fuses. A condition stays and separates fusions.
     """
     always = lax.optimization_barrier(True)  # keeps XLA from removing the condition
     return lax.cond(always, lambda x: x, lambda x: -x, x)
