@@ -8,9 +8,9 @@ if __name__ == "__main__":
     import signal
     import sys
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
     from training import lists
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
     lists.answer(sys.argv[1:])  # before the imports, which take seconds
 
 import collections

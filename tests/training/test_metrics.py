@@ -5,6 +5,7 @@ import io
 import sys
 
 import pytest
+from tensorboardX.proto.event_pb2 import Event
 
 from configs import base
 from training.metrics import RunLog, read_rows
@@ -24,6 +25,30 @@ def test_without_tensorboardx_and_matplotlib_the_rows_are_there(tmp_path, monkey
     output = capsys.readouterr().out
     assert "tensorboardX is not installed" in output and "matplotlib is not installed" in output
     assert f"{tmp_path}: metrics.jsonl\n" in output
+
+
+def read_events(folder):
+    """Returns tag and step of every scalar in TensorBoard's files: records of length, checksum, event, checksum."""
+    scalars = []
+    for path in folder.iterdir():
+        content = path.read_bytes()
+        while content:
+            length = int.from_bytes(content[:8], "little")
+            event = Event.FromString(content[12 : 12 + length])
+            scalars += [(value.tag, event.step) for value in event.summary.value]
+            content = content[16 + length :]
+    return scalars
+
+
+def test_a_killed_run_leaves_no_row_out_of_tensorboard(tmp_path):
+    """The log is read before it is closed: a killed process leaves the same files."""
+    config, metrics = base.get_config(), {"loss": 1.0, "accuracy_top1": 0.5, "accuracy_top5": 1.0}
+    config.num_steps = 9
+    log = RunLog(tmp_path, config, 64, 0)
+    for step in (1, 2, 3):
+        log.evaluation(step, "test", metrics)
+        rows = [(f"test/{name}", row["step"]) for row in read_rows(tmp_path) for name in metrics]
+        assert len(rows) == 3 * step and read_events(tmp_path / "tensorboard") == rows
 
 
 @pytest.mark.parametrize("victim", ["metrics.jsonl", "events.out", ".curves.png"])
