@@ -22,7 +22,6 @@ from collections.abc import Iterable
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from rich.console import Console
 
 import input_pipeline
 from analysis import memory
@@ -160,16 +159,15 @@ def compile_step(program: Program) -> None:
             return str(error).splitlines()[0][:300]
         return ""
 
-    with Console().status("compiling"):
-        reason = why_not(program)
+    say("compiling the training step")
+    reason = why_not(program)
     if not reason:
-        return say(f"the training step was compiled in {time.perf_counter() - start:.1f} s")
+        return say(f"compiled in {time.perf_counter() - start:.1f} s")
     multiple = smallest_batch(config)
     say(f"batch_size={config.batch_size} does not fit into memory; looking for the largest batch size that does")
-    with Console().status("compiling"):
-        largest = memory.largest_that_fits(
-            lambda size: not why_not(program.with_batch_size(size)), config.batch_size, multiple
-        )
+    largest = memory.largest_that_fits(
+        lambda size: not why_not(program.with_batch_size(size)), config.batch_size, multiple
+    )
     advice = f"the largest that fits is {largest}" if largest else f"not even {multiple} fits; give smaller images"
     raise ValueError(
         f"batch_size={config.batch_size} does not fit into memory ({reason}); {advice}, or give more "
