@@ -14,6 +14,8 @@ if __name__ == "__main__":
 
 from absl import flags
 
+from input_pipeline import prepare_image_libraries
+from input_pipeline.files import MAX_IMAGE_PIXELS
 from input_pipeline.preparation import prepare
 from training import command_line
 
@@ -24,13 +26,19 @@ _DATA_DIR = flags.DEFINE(
 _MAX_SIDE = flags.DEFINE_integer(
     "max_side", 0, "Longest side, pixels: larger images are shrunk, and the name is NAME_max_side_N; 0: no limit.", 0
 )
+_MAX_IMAGE_PIXELS = flags.DEFINE_integer(
+    "max_image_pixels", MAX_IMAGE_PIXELS, "Largest height times width of an image that --max_side decodes.", 1, 2**40
+)
 _QUALITY = flags.DEFINE_integer("quality", 90, "Quality of the JPEGs that --max_side writes.", 1, 95)
 
 
 def main(name: str) -> None:
     """Runs the program."""
+    prepare_image_libraries(_MAX_IMAGE_PIXELS.value)
     with command_line.refusing_bad_input():
-        prepare(name, _ARCHIVE.value, _DATA_DIR.value, _MAX_SIDE.value, _QUALITY.value)
+        prepare(
+            name, _ARCHIVE.value, _DATA_DIR.value, _MAX_SIDE.value, _QUALITY.value, max_pixels=_MAX_IMAGE_PIXELS.value
+        )
 
 
 if __name__ == "__main__":

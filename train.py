@@ -8,9 +8,9 @@ if __name__ == "__main__":
     import signal
     import sys
 
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
     from training import lists
 
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
     lists.answer(sys.argv[1:])  # before the imports, which take seconds
 
 import collections
@@ -22,7 +22,6 @@ from collections.abc import Collection
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
-from rich.console import Console
 
 import input_pipeline
 from analysis import memory
@@ -176,16 +175,15 @@ def compile_step(program: Program) -> None:
             return str(error).splitlines()[0][:300]
         return ""
 
-    with Console().status("compiling"):
-        reason = why_not(program)
+    say("compiling the training step")
+    reason = why_not(program)
     if not reason:
-        return say(f"the training step was compiled in {time.perf_counter() - start:.1f} s")
+        return say(f"compiled in {time.perf_counter() - start:.1f} s")
     multiple = smallest_batch(config)
     say(f"batch_size={config.batch_size} does not fit into memory; looking for the largest batch size that does")
-    with Console().status("compiling"):
-        largest = memory.largest_that_fits(
-            lambda size: not why_not(program.with_batch_size(size)), config.batch_size, multiple
-        )
+    largest = memory.largest_that_fits(
+        lambda size: not why_not(program.with_batch_size(size)), config.batch_size, multiple
+    )
     advice = f"the largest that fits is {largest}" if largest else f"not even {multiple} fits; give smaller images"
     raise ValueError(
         f"batch_size={config.batch_size} does not fit into memory ({reason}); {advice}, or give more "

@@ -195,7 +195,7 @@ def _decode_stored_box(
                 return _with_channels(cut(pixels.reshape(height, width, -1), *choose_box(height, width)), channels)
     with open_image(encoded, max_pixels) as image, _one_at_a_time(math.prod(image.size)):
         image.load()  # may turn a TIFF by its orientation tag, so that height and width are known only now
-        return _pillow_box(image, choose_box(image.height, image.width), channels, size)
+        return pillow_box(image, choose_box(image.height, image.width), channels, size)
 
 
 def _decode_jpeg_box(
@@ -278,7 +278,7 @@ def _orientation(encoded: bytes, max_pixels: int) -> tuple[bool, bool, bool]:
     return _ORIENTATIONS.get(tag, (False, False, False))
 
 
-def _pillow_box(image: Image.Image, box: Box, channels: int, size: float) -> np.ndarray:
+def pillow_box(image: Image.Image, box: Box, channels: int, size: float) -> np.ndarray:
     """Returns a box of Pillow's image; converts it strip by strip, because a copy of a large image takes a gigabyte.
 
     A large box is reduced by a whole factor; as for a JPEG, both sides stay at least twice as long as needed.

@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from tensorflow_datasets.core import naming, registered
 
 from input_pipeline.archives import MAX_BYTES, members
-from input_pipeline.files import local_path, printable, read_file
+from input_pipeline.files import MAX_IMAGE_PIXELS, local_path, printable, read_file
 from input_pipeline.image_folder import FolderSplit, find_images
 from input_pipeline.official_archives import EXAMPLES, READERS, find_archives
 from input_pipeline.record_files import Example, Split, prepared_split, shrunk, shuffled, write
@@ -34,7 +34,12 @@ def fetchable(name: str) -> bool:
 
 
 def prepare(
-    name: str, archives: Sequence[str] = (), data_dir: str | None = None, max_side: int = 0, quality: int = 90
+    name: str,
+    archives: Sequence[str] = (),
+    data_dir: str | None = None,
+    max_side: int = 0,
+    quality: int = 90,
+    max_pixels: int = MAX_IMAGE_PIXELS,
 ) -> None:
     """Writes a dataset into data_dir, and prints its progress.
 
@@ -47,6 +52,7 @@ def prepare(
       max_side: the longest side that an image may have, in pixels; larger images are shrunk, and the name of the
         dataset becomes NAME_max_side_N. 0: all images are stored unchanged.
       quality: quality of the JPEG files that max_side writes, 1 to 95.
+      max_pixels: the largest height times width of an image that max_side decodes.
 
     Raises:
       ValueError: if the dataset is unknown or needs TensorFlow, or an archive has the wrong content.
@@ -69,7 +75,9 @@ def prepare(
             try:
                 splits = read_splits()
                 if max_side:
-                    splits = {split: shrunk(records, max_side, quality) for split, records in splits.items()}
+                    splits = {
+                        split: shrunk(records, max_side, quality, max_pixels) for split, records in splits.items()
+                    }
                 write(builder, splits)
             except (OSError, RuntimeError) as error:  # ArrayRecord's writer raises RuntimeError for every failure
                 if "No space left" in str(error):

@@ -18,8 +18,8 @@ from tensorflow_datasets.core import example_serializer, hashing, naming
 from tensorflow_datasets.core.utils import shard_utils
 from tensorflow_datasets.proto import tf_example_pb2
 
-from input_pipeline.decoding import open_image
-from input_pipeline.files import printable
+from input_pipeline.decoding import open_image, pillow_box
+from input_pipeline.files import MAX_IMAGE_PIXELS, printable
 from input_pipeline.stored_datasets import open_records
 
 SAMPLES = 100  # records whose mean size gives the number of files, if a split's size in bytes is unknown
@@ -78,14 +78,17 @@ def prepared_split(builder: tfds.core.DatasetBuilder, split: str) -> Split:
     return Split(records.__getitem__, len(records), builder.info.splits[split].num_bytes)
 
 
-def shrunk(split: Split, max_side: int, quality: int) -> Split:
-    """Returns the split with all images shrunk whose longer side has more than max_side pixels."""
+def shrunk(split: Split, max_side: int, quality: int, max_pixels: int = MAX_IMAGE_PIXELS) -> Split:
+    """Returns the split with all images shrunk whose longer side has more than max_side pixels.
+
+    An image of more than max_pixels counts as damaged.
+    """
 
     def load(position: int) -> bytes:
         record = tf_example_pb2.Example.FromString(split.load(position))
         value = record.features.feature["image"].bytes_list.value
         try:
-            value[0] = shrink(value[0], max_side, quality)
+            value[0] = shrink(value[0], max_side, quality, max_pixels)
         except ValueError as error:
             name = os.fsdecode(b"".join(record.features.feature["file_name"].bytes_list.value)) or f"record {position}"
             raise ValueError(f"{printable(name)} is damaged: {error}; replace or remove it") from error
@@ -94,13 +97,14 @@ def shrunk(split: Split, max_side: int, quality: int) -> Split:
     return Split(load, split.size)
 
 
-def shrink(encoded: bytes, max_side: int, quality: int) -> bytes:
+def shrink(encoded: bytes, max_side: int, quality: int, max_pixels: int = MAX_IMAGE_PIXELS) -> bytes:
     """Shrinks an image so that its longer side is max_side; returns a smaller image file unchanged, byte for byte.
 
     Args:
       encoded: an image file that Pillow can read.
       max_side: the longest side, pixels.
       quality: quality of the JPEG, 1 to 95.
+      max_pixels: an image of more pixels is refused before it is decoded.
 
     Returns:
       A JPEG file, or a PNG file if the image was not a JPEG.
@@ -108,13 +112,15 @@ def shrink(encoded: bytes, max_side: int, quality: int) -> bytes:
     Raises:
       ValueError: if the image cannot be decoded.
     """
-    with open_image(encoded) as image:
+    with open_image(encoded, max_pixels) as image:
         if max(image.size) <= max_side:
             return encoded
         jpeg = image.format in ("JPEG", "MPO")
         orientation = image.getexif().get(0x0112)
-        if not jpeg and image.mode != "L":
-            image = image.convert("RGB")  # indices into a palette cannot be averaged
+        if not jpeg and image.mode not in ("L", "RGB"):
+            # Indices into a palette cannot be averaged. convert("RGB") would take a second image's memory.
+            image.load()
+            image = Image.fromarray(pillow_box(image, (0, 0, image.height, image.width), 3, max_side))
         image.thumbnail((max_side, max_side), Image.Resampling.LANCZOS)
         exif = Image.Exif()
         if orientation:  # kept, because the option exif_orientation needs it

@@ -147,11 +147,19 @@ def test_a_disk_that_refuses_a_checkpoint_is_one_line_and_the_run_goes_on(finish
 
 
 def test_a_pipe_that_closes_does_not_end_the_run(finished, tmp_path):
-    process = start("train.py", *SHORT, f"--workdir={tmp_path / 'run'}")
+    process = start("train.py", *SHORT, f"--workdir={tmp_path / 'run'}", PYTHONUNBUFFERED="1")
     process.stdout.readline()
     process.stdout.close()
     assert process.wait(timeout=300) == 0 and process.stderr.read() == ""
     assert checksums(tmp_path / "run", 60) == checksums(finished, 60)
+
+
+def test_a_full_log_does_not_end_an_unbuffered_run(tmp_path):
+    command = [sys.executable, "train.py", SHORT[0], "--config.num_steps=2", f"--workdir={tmp_path / 'run'}"]
+    with open("/dev/full", "w") as full:
+        environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "1"}
+        process = subprocess.run(command, cwd=ROOT, env=environment, stdout=full, stderr=full, timeout=300)
+    assert process.returncode == 0 and (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_signal_during_the_last_evaluation(finished, tmp_path):

@@ -355,6 +355,14 @@ def test_a_folder_of_images_keeps_its_training_and_validation_images(make_config
         prepare(str(tmp_path / "mnist"), data_dir=str(tmp_path))
 
 
+def test_max_side_decodes_no_more_than_max_pixels():
+    image = Image.fromarray(np.arange(12 * 9 * 3, dtype=np.uint8).reshape(12, 9, 3))
+    encoded = record_files.encode(image, "PNG")
+    assert Image.open(io.BytesIO(shrink(encoded, 6, 90, max_pixels=108))).size == (4, 6)
+    with pytest.raises(ValueError, match="9 x 12 pixels are more than max_image_pixels=107"):
+        shrink(encoded, 6, 90, max_pixels=107)
+
+
 def test_max_side_writes_another_dataset_with_smaller_images(make_config, tmp_path, imagenette_archive):
     prepare("imagenette/160px-v2", [imagenette_archive], str(tmp_path))
     prepare("imagenette/160px-v2", data_dir=str(tmp_path), max_side=6)  # from the prepared dataset

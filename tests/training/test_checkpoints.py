@@ -1,6 +1,8 @@
 """Checkpoints: which are kept, that they are restored, and that damage is always noticed."""
 
+import json
 import shutil
+import signal
 
 import jax
 import numpy as np
@@ -137,6 +139,32 @@ def test_the_best_is_the_same_everywhere_even_if_it_was_evaluated_after_its_save
             checkpoints.save(make_state(step), log.best_step)
         summary = write_summary(tmp_path, config, log, 1, 1, 0)
     assert summary["best"]["step"] == 20 and Checkpoints(tmp_path, read_only=True).steps() == [20, 50]
+
+
+def test_a_signal_before_the_best_evaluation_does_not_lose_its_checkpoint(tmp_path, monkeypatch):
+    """After step 136 the learning rate is far too high, so the evaluation of step 135 is the best."""
+    config = base.get_config()
+    config.update({"num_steps": 200, "keep_checkpoints": 1, "evaluate_every_epochs": 3.0, "log_every_steps": 1000})
+    config.update({"schedule": "step", "step_steps": (136,), "step_factor": 40.0, "learning_rate": 0.1})
+    config.compilation_cache_dir = ""
+    log_training = RunLog.training
+
+    def log_and_interrupt(log, step, *arguments):
+        log_training(log, step, *arguments)
+        if step == 135:
+            signal.raise_signal(signal.SIGTERM)
+
+    with monkeypatch.context() as patch, Interruption() as interruption:
+        patch.setattr(RunLog, "training", log_and_interrupt)
+        train.train(config, tmp_path, interruption)
+    assert interruption.exit_code == 143
+    assert [row["step"] for row in read_rows(tmp_path) if is_evaluation(row)] == [68]
+    train.train(config, tmp_path, Interruption())
+    best = best_evaluation(read_rows(tmp_path))
+    assert best["step"] == 135 and best["accuracy_top1"] > 0.7
+    assert json.loads((tmp_path / "summary.json").read_text())["best"]["step"] == 135
+    assert Checkpoints(tmp_path, read_only=True).steps() == [135, 200]
+    assert load_weights(tmp_path, make_mesh(1), "best")[-1] == 135
 
 
 def test_a_best_that_is_gone_is_an_error(tmp_path):

@@ -72,6 +72,18 @@ def test_tensorboard_has_one_chart_for_all_splits_epochs_and_the_options(tmp_pat
     assert b"| learning_rate | 0.3 |" in content and b"aux_weight" in content and b"0.3,0.4" in content
 
 
+def test_a_killed_run_leaves_no_row_out_of_tensorboard(tmp_path):
+    """The log is read before it is closed: a killed process leaves the same files."""
+    config, metrics = base.get_config(), {"loss": 1.0, "accuracy_top1": 0.5, "accuracy_top5": 1.0}
+    config.num_steps = 9
+    log = RunLog(tmp_path, config, 64, 0)
+    for step in (1, 2, 3):
+        log.evaluation(step, "test", metrics)
+        rows = [(row["step"], name, row[name]) for row in read_rows(tmp_path) for name in metrics]
+        events = [event for event in read_events(tmp_path / "tensorboard" / "test") if event[1] in metrics]
+        assert len(rows) == 3 * step and events == rows
+
+
 @pytest.mark.parametrize("victim", ["metrics.jsonl", "events.out", ".curves.png"])
 def test_a_full_disk_is_an_error_that_names_the_file_and_keeps_the_rows_before(tmp_path, monkeypatch, victim):
     """/dev/full replaces a file on a full disk."""
