@@ -277,6 +277,12 @@ SECTIONS = {
             "folder of compiled programs, shared by all runs; '': none",
             affects_result=False,
         ),
+        "process_timeout_seconds": Option(
+            40.0,
+            "[1, 86400] seconds",
+            "if one of several processes does not start or answer for this long, all of them end",
+            affects_result=False,
+        ),
     },
 }
 

@@ -192,6 +192,12 @@ def _check_combinations(config: ConfigDict) -> None:
     crops.check_crops(config)
 
 
+def smallest_batch(config: ConfigDict) -> int:
+    """Returns the smallest valid batch_size; every multiple of it is valid too."""
+    pairs = 2 if config.mixup_alpha or config.cutmix_alpha else 1
+    return jax.device_count() * math.lcm(config.accumulation_steps * max(config.bn_virtual_batch_size, 1), pairs)
+
+
 def _check_batches(config: ConfigDict) -> None:
     devices, pieces = jax.device_count(), jax.device_count() * config.accumulation_steps
     if config.batch_size % pieces:

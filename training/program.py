@@ -65,7 +65,12 @@ class Program:
         return jax.device_put(self.sums, NamedSharding(self.mesh, PartitionSpec()))
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes, types and shardings of a batch of images (N, H, W, C) and labels (N,)."""
+        """Returns shapes, types and shardings of the step's third argument: images (N, H, W, C) and labels (N,).
+
+        With a cache it is what the cache gives for one call.
+        """
+        if self.cache:
+            return self.cache.abstract_batch()
         side, split = self.config.image_size, NamedSharding(self.mesh, PartitionSpec("data"))
         shape = self.config.batch_size, side, side, self.config.channels
         return {
@@ -74,18 +79,25 @@ class Program:
         }
 
     def trace(self) -> jax.stages.Traced:
-        """Traces the training step of a batch without compiling it; nothing is allocated.
+        """Traces the training step without compiling it; nothing is allocated.
+
+        The first step reuses this trace, and the program if the trace is compiled.
 
         Raises:
           ValueError: if the network cannot be trained on such a batch.
         """
-        train_step: Any = self.train_step
-        if self.cache:  # the cached step makes a batch and then runs this step on it
-            train_step = make_train_step(self.config, self.model, self.optimizer, self.mesh)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        # The shardings are those of the real arguments, so that the first step reuses this trace.
+        # The shardings are those of the real arguments; with others the first step would trace and compile again.
         sums = {name: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=everywhere) for name, v in self.sums.items()}
-        return train_step.trace(self.target, sums, self.abstract_batch())
+        return self.train_step.trace(self.target, sums, self.abstract_batch())
+
+    def with_batch_size(self, batch_size: int) -> "Program":
+        """Returns the program of another batch size, with the same schedule."""
+        config = self.config.copy_and_resolve_references()
+        config.batch_size = batch_size
+        cache = self.cache and self.cache.with_config(config)
+        step = make_train_step(config, self.model, self.optimizer, self.mesh, cache)
+        return dataclasses.replace(self, config=config, cache=cache, train_step=step)
 
 
 def make_program(config: ConfigDict, mesh: Mesh, steps_per_epoch: float, cache: DeviceCache | None = None) -> Program:
