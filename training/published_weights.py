@@ -23,6 +23,7 @@ import pathlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -62,26 +63,16 @@ class PublishedWeights:
 def published_weights() -> dict[str, PublishedWeights]:
     """Returns the rows of the table by their names."""
 
-    def number(text: str, kind: type) -> float | None:
-        return kind(text) if text else None
-
+    numbers = {"mebibytes": float, "top1": float, "test_top1": float, "test_image_size": int, "test_resize": int}
     rows = {}
     with open(pathlib.Path(__file__).with_suffix(".csv"), newline="") as file:
-        for row in csv.DictReader(file):
-            texts = {column: row[column] for column in ("name", "model", "url", "sha256", "licence", "interpolation")}
-            sizes = {column: number(row[column], int) for column in ("test_image_size", "test_resize")}
-            floats = {column: number(row[column], float) for column in ("mebibytes", "top1", "test_top1")}
-            colours = {column: tuple(map(float, row[column].split())) for column in ("mean", "std")}
-            rows[row["name"]] = PublishedWeights(
-                **texts,
-                **sizes,
-                **floats,
-                **colours,
-                is_default=row["default"] == "yes",
-                image_size=int(row["image_size"]),
-                resize=int(row["resize"]),
-                source=row["source"],
-            )
+        for texts in csv.DictReader(file):
+            row: dict[str, Any] = dict(texts)
+            row |= {column: kind(row[column]) if row[column] else None for column, kind in numbers.items()}
+            row |= {column: tuple(map(float, row[column].split())) for column in ("mean", "std")}
+            row |= {column: int(row[column]) for column in ("image_size", "resize")}
+            row["is_default"] = row.pop("default") == "yes"
+            rows[row["name"]] = PublishedWeights(**row)
     return rows
 
 
@@ -123,7 +114,7 @@ def list_weights() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         accuracy = f"{top1:.2f} %" if top1 is not None else "not stated"
         return f"{accuracy} at {size} px of {resize} ({interpolation})" if size else ""
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in published_weights().values():
         first = protocol(row.top1, row.image_size, row.resize, row.interpolation)
         second = protocol(row.test_top1, row.test_image_size, row.test_resize, row.interpolation)
@@ -181,7 +172,7 @@ def fetch(weights: PublishedWeights) -> pathlib.Path:
 
 def _fetch_from_hub(url: str) -> pathlib.Path:
     """Returns the path of a file of the Hugging Face hub, by huggingface_hub if that is installed."""
-    repository, name = re.fullmatch(rf"{HUB}/(.+)/resolve/main/(.+)", url).groups()
+    repository, name = url.removeprefix(f"{HUB}/").split("/resolve/main/")
     cache = pathlib.Path(os.environ.get("HF_HUB_CACHE") or _cache_home("HF_HOME", "huggingface") / "hub").expanduser()
     folder = cache / f"models--{repository.replace('/', '--')}"
     if cached := _find_in_hub_cache(folder, name):
