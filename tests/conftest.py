@@ -1,4 +1,4 @@
-"""The settings of all tests: eight virtual devices, quick compilation, a cache of compiled programs, a server of files."""
+"""The settings of all tests: eight virtual devices, quick compilation, a cache of programs, a server of files."""
 
 import os
 import pathlib
