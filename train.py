@@ -26,7 +26,7 @@ from ml_collections import ConfigDict, config_flags
 import input_pipeline
 from analysis import memory
 from input_pipeline.files import local_path
-from training import command_line, configuration, conversion, published_weights
+from training import command_line, configuration, conversion, fine_tuning, published_weights
 from training.checkpoints import Checkpoints, check_same_arrays, has_checkpoints, list_steps
 from training.command_line import say
 from training.configuration import smallest_batch
@@ -58,9 +58,6 @@ flags.DEFINE_bool("list_models", False, "Print the names of all networks, and ex
 flags.DEFINE_bool("list_recipes", False, "Print the files of configs/ with what each trains, and exit.")
 flags.DEFINE_bool("list_datasets", False, "Print the names of the datasets, and exit.")
 flags.mark_flag_as_required("config")
-
-
-FEW_IMAGES = 50  # a class: with fewer, a network that starts from random weights hardly learns
 
 
 def main() -> int:
@@ -115,12 +112,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         train_data, eval_data = (input_pipeline.load_dataset(config, split) for split in ("train", "eval"))
         config = configuration.resolve_run(config, train_data.num_classes, len(train_data))
         check_workdir(workdir, config)
-        per_class = len(train_data) / train_data.num_classes
-        if config.dataset.startswith("image_folder:") and not config.init_from and per_class < FEW_IMAGES:
-            say(
-                f"note: {per_class:.0f} images a class are few for random weights; configs/finetune.py starts from "
-                "published ones"
-            )
+        if note := fine_tuning.few_images_note(config, len(train_data), train_data.num_classes):
+            say(note)
         if published_weights.is_published(config.init_from):
             brought = ", ".join(f"{name}={config[name]}" for name in published_weights.OPTIONS if name not in typed)
             say(f"{config.init_from} brings along {brought or 'no options, as all were typed'}")

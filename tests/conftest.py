@@ -1,7 +1,10 @@
-"""The settings of all tests: eight virtual devices, quick compilation, a cache of compiled programs."""
+"""The settings of all tests: eight virtual devices, quick compilation, a cache of programs, a server of files."""
 
 import os
 import pathlib
+
+import pytest
+from file_server import FileServer
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Optimization level 0 nearly halves the compile time; the tests compile a lot and compute little.
@@ -12,3 +15,11 @@ os.environ["XLA_FLAGS"] = (
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(pathlib.Path(__file__).parents[1] / ".pytest_cache" / "xla"))
 os.environ.setdefault("JAX_COMPILATION_CACHE_MAX_SIZE", str(2 * 1024**3))  # bytes
 os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.3")
+
+
+@pytest.fixture
+def server():
+    """A FileServer without files."""
+    server = FileServer()
+    yield server
+    server.close()

@@ -18,8 +18,21 @@ from configs._option import nearest_name
 from models.layers import BatchNorm
 
 Path = tuple[Any, ...]
+FEW_IMAGES = 50
+"""With fewer training images a class, a network that starts from random weights hardly learns."""
+
 BACKBONE = "backbone"
 """The name that freezes everything but the layers that grow with the number of classes: a linear probe."""
+
+
+def few_images_note(config: ConfigDict, num_images: int, num_classes: int) -> str:
+    """Returns a line that points to the recipe of fine-tuning, or "" if the run needs none."""
+    if not config.dataset.startswith("image_folder:") or config.init_from or num_images >= FEW_IMAGES * num_classes:
+        return ""
+    share = num_images / num_classes
+    return (
+        f"note: {share:.0f} images a class are few for random weights; configs/finetune.py starts from published ones"
+    )
 
 
 def frozen_paths(config: ConfigDict) -> frozenset[Path]:

@@ -63,27 +63,16 @@ class PublishedWeights:
 def published_weights() -> dict[str, PublishedWeights]:
     """Returns the rows of the table by their names."""
 
-    def number(text: str, kind: type) -> float | None:
-        return kind(text) if text else None
-
+    numbers = {"mebibytes": float, "top1": float, "test_top1": float, "test_image_size": int, "test_resize": int}
     rows = {}
     with open(pathlib.Path(__file__).with_suffix(".csv"), newline="") as file:
-        for row in csv.DictReader(file):
-            names = ("name", "model", "url", "sha256", "licence", "interpolation")
-            texts: Any = {column: row[column] for column in names}
-            sizes: Any = {column: number(row[column], int) for column in ("test_image_size", "test_resize")}
-            floats: Any = {column: number(row[column], float) for column in ("mebibytes", "top1", "test_top1")}
-            colours: Any = {column: tuple(map(float, row[column].split())) for column in ("mean", "std")}
-            rows[row["name"]] = PublishedWeights(
-                **texts,
-                **sizes,
-                **floats,
-                **colours,
-                is_default=row["default"] == "yes",
-                image_size=int(row["image_size"]),
-                resize=int(row["resize"]),
-                source=row["source"],
-            )
+        for texts in csv.DictReader(file):
+            row: dict[str, Any] = dict(texts)
+            row |= {column: kind(row[column]) if row[column] else None for column, kind in numbers.items()}
+            row |= {column: tuple(map(float, row[column].split())) for column in ("mean", "std")}
+            row |= {column: int(row[column]) for column in ("image_size", "resize")}
+            row["is_default"] = row.pop("default") == "yes"
+            rows[row["name"]] = PublishedWeights(**row)
     return rows
 
 
@@ -183,7 +172,7 @@ def fetch(weights: PublishedWeights) -> pathlib.Path:
 
 def _fetch_from_hub(url: str) -> pathlib.Path:
     """Returns the path of a file of the Hugging Face hub, by huggingface_hub if that is installed."""
-    repository, _, name = url.removeprefix(f"{HUB}/").partition("/resolve/main/")
+    repository, name = url.removeprefix(f"{HUB}/").split("/resolve/main/")
     cache = pathlib.Path(os.environ.get("HF_HUB_CACHE") or _cache_home("HF_HOME", "huggingface") / "hub").expanduser()
     folder = cache / f"models--{repository.replace('/', '--')}"
     if cached := _find_in_hub_cache(folder, name):

@@ -103,7 +103,7 @@ def make_train_step(
         if "ema" in state:
             decay = average_decay(config.ema_decay, state["step"])
             averages = {"ema": params, AVERAGED_BATCH_STATS: batch_stats}
-            for name in averages.keys() & state.keys():
+            for name in sorted(averages.keys() & state.keys()):  # a set has another order in each process
                 new[name] = optax.incremental_update(averages[name], state[name], 1 - decay)
             new["ema"] = join_frozen(split_frozen(new["ema"], frozen_names)[0], frozen)
         return new, jax.tree.map(lambda total, part: total + part.astype(total.dtype), sums, batch_sums)

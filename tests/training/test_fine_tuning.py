@@ -14,7 +14,7 @@ from analysis.collectives import find_collectives
 from configs import base
 from models import REGISTRY, create_model
 from training.configuration import resolve_network
-from training.fine_tuning import class_axes, frozen_paths, rate_factors
+from training.fine_tuning import class_axes, few_images_note, frozen_paths, rate_factors
 from training.optimizer import make_optimizer
 from training.program import make_program
 from training.state import make_mesh, make_model
@@ -192,3 +192,13 @@ def test_a_frozen_batch_normalisation_uses_its_running_statistics():
     assert model.norm1.use_running_average and model.stage1[0].norm1.use_running_average
     assert not model.stage1[0].norm2.use_running_average
     assert set(class_axes(config).values()) == {0, 1}
+
+
+def test_a_small_folder_with_random_weights_points_to_the_recipe():
+    config = make_config(dataset="image_folder:/data/flowers")
+    assert "49 images a class are few" in few_images_note(config, 490, 10)
+    assert "configs/finetune.py" in few_images_note(config, 490, 10)
+    assert few_images_note(config, 500, 10) == ""
+    assert few_images_note(make_config(), 10, 10) == ""
+    config.init_from = "torchvision/resnet50"
+    assert few_images_note(config, 10, 10) == ""

@@ -11,6 +11,7 @@ import input_pipeline
 import models
 from configs import base
 from configs._other_names import OTHER_NAMES
+from input_pipeline.files import one_line
 from training import command_line, configuration
 from training.configuration import apply_typed, resolve_network, resolve_run
 
@@ -54,7 +55,7 @@ def check_resolves_or_is_refused(*words):
         resolve("base", *words)
         return True
     except (ValueError, flags.Error) as error:  # flags.Error becomes one line in command_line.refuse
-        message = command_line.one_line(str(error))
+        message = one_line(str(error))
         assert message and len(message) < 1000 + sum(map(len, words)) and message.isprintable()
         assert isinstance(error, flags.Error) or "\n" not in str(error)
         return False
