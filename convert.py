@@ -10,6 +10,12 @@ python convert.py --weights=timm/resnet50.a1_in1k --workdir=DIR does so with pub
 python convert.py --workdir=DIR --to=safetensors writes DIR/MODEL.safetensors, which PyTorch can load.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
 import pathlib
 
 from absl import flags

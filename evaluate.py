@@ -5,6 +5,12 @@ evaluated. Several --workdir are an ensemble: their probabilities are averaged. 
 --dataset may have only some of the network's classes, in any order.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
 import contextlib
 import csv
 import json
@@ -17,11 +23,14 @@ from absl import flags
 
 import input_pipeline
 from analysis import evaluation_report, tables
+from configs import base
 from input_pipeline.files import local_path
 from input_pipeline.image_folder import has_split_folders
 from training import command_line
+from training.checkpoints import check_same_arrays
 from training.classification import Tally, mean_of
-from training.platform import join_processes, prepare_platform
+from training.platform import prepare_platform
+from training.processes import check_same_work, join_processes
 from training.scoring import (
     Inputs,
     Member,
@@ -59,8 +68,8 @@ _REPORT = flags.DEFINE(command_line.PATH, "report", None, "A folder for pictures
 
 def main() -> None:
     """Runs the program."""
-    join_processes()
     with command_line.refusing_bad_input():
+        join_processes(base.OPTIONS["process_timeout_seconds"].default)
         check_flags()
         workdirs = [pathlib.Path(workdir) for workdir in _WORKDIR.value]
         prepare_platform(read_config(workdirs[0]))
@@ -87,6 +96,8 @@ def main() -> None:
         datasets = [input_pipeline.load_dataset(loaded, _SPLIT.value or default_split()) for loaded in inputs.loaded]
         classes = input_pipeline.match_classes(datasets[0].class_names, class_names)
         datasets = [input_pipeline.with_classes_of(dataset, class_names) for dataset in datasets]
+        check_same_work(tested, datasets, views=_VIEWS.value, sizes=sizes, steps=[member.step for member in members])
+        check_same_arrays([(member.params, member.batch_stats) for member in members])
         if _AVERAGE.value:
             members = [with_new_statistics(member, mesh) for member in members]
 

@@ -7,6 +7,12 @@ preprocessed already: python predict.py --workdir=DIR --inputs=x.npy --logits=y.
 float32 and the program writes the array `logits` to y.npz.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
 import contextlib
 import csv
 import itertools

@@ -15,8 +15,8 @@ from flax import nnx
 from ml_collections import ConfigDict
 
 import models
-from analysis.rewriting import cut_at_map, with_guided_relu
 from input_pipeline import normalize
+from models.rewriting import cut_at_map, with_guided_relu
 from training.platform import compiler_options
 from training.state import select
 
@@ -255,10 +255,15 @@ def randomized_from_the_head(
     counts = np.linspace(1, len(names), min(levels, len(names))).round().astype(int)
     for count in counts:
         params, batch_stats = (
-            {name: select(new[name], old) if name in names[:count] else old for name, old in part.items()}
+            {name: _place(select(new[name], old), old) if name in names[:count] else old for name, old in part.items()}
             for part in variables
         )
         yield names[count - 1], (params, batch_stats)
+
+
+def _place(values: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
+    """Puts arrays where others are; elsewhere JAX would compile each program again for them."""
+    return jax.tree.map(lambda value, old: jax.device_put(value, getattr(old, "sharding", None)), values, like)
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:

@@ -14,9 +14,9 @@ from PIL import Image
 
 from analysis.explanation import Explainer, first_filters, randomized_from_the_head, rank_correlation
 from analysis.explanation_sheet import Panel, draw_sheet, filter_panel, stage_panels
-from analysis.rewriting import cut_at_map, with_guided_relu
 from configs import base
 from models import create_model, get_entry, get_stages, initial_values, operations
+from models.rewriting import cut_at_map, with_guided_relu
 from models.torch_names import from_torch, torch_shapes
 from training.configuration import resolve_network
 from training.state import make_model, select

@@ -16,6 +16,7 @@ from training.workdir import (
     check_not_in_use,
     check_workdir,
     default_workdir,
+    discard_unstarted,
     exclusive_run,
     open_atomically,
     read_config,
@@ -120,6 +121,20 @@ def test_parts_of_the_wrong_kind_are_named(tmp_path, name):
     (tmp_path / name).mkdir() if "." in name else (tmp_path / name).write_text("")
     with pytest.raises(ValueError, match=f"is damaged: .*{name} is no (file|folder); move it away"):
         check_workdir(tmp_path, resolve())
+
+
+def test_a_run_that_never_began_leaves_nothing(tmp_path):
+    workdir = tmp_path / "run"
+    for rows in ("", "{}\n"):
+        write_config(workdir, resolve(), ("a", "b"))
+        (workdir / "checkpoints").mkdir()
+        (workdir / "metrics.jsonl").write_text(rows)
+        discard_unstarted(workdir)
+        assert workdir.exists() == bool(rows)
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "checkpoints" / "3").mkdir()
+    discard_unstarted(workdir)
+    assert (workdir / "checkpoints" / "3").exists()
 
 
 def test_a_config_of_brackets_is_damaged(tmp_path):

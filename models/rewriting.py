@@ -1,7 +1,7 @@
-"""Changes traced programs: gives ReLU another gradient, and cuts a network in two at one of its maps.
+"""Changes traced programs: gives ReLU another gradient, cuts a network at a map, leaves out the forms of platforms.
 
 A traced program (a jaxpr) is a list of equations. The functions here trace a function, exchange some equations, and
-return the result as a function again. So the networks need no switches for the methods that explain them.
+return the result as a function again. So the networks need no switches for those who explain or export them.
 """
 
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Jaxpr, JaxprEqn, Literal, jaxpr_as_fun, jaxprs_in_params
+from jax.extend.core import ClosedJaxpr, JaxprEqn, Literal, jaxpr_as_fun, jaxprs_in_params
 
 
 @jax.custom_vjp
@@ -66,12 +66,35 @@ def cut_at_map(
         equation.replace(invars=[given if variable is cut else variable for variable in equation.invars])
         for equation in jaxpr.eqns
     ]
-    behind = _as_function(closed, jaxpr.replace(eqns=equations, outvars=[result]))
+    behind = jaxpr_as_fun(ClosedJaxpr(jaxpr.replace(eqns=equations, outvars=[result]), closed.consts))
     return lambda given: behind(x, given)[0]
 
 
-def _as_function(closed: ClosedJaxpr, jaxpr: Jaxpr) -> Callable[..., list[Any]]:
-    return jaxpr_as_fun(ClosedJaxpr(jaxpr, closed.consts))
+def with_default_forms(function: Callable[[jax.Array], jax.Array]) -> Callable[[jax.Array], jax.Array]:
+    """Returns the same function of plain operations: without forms for one platform, and without derivatives."""
+
+    def default(x: jax.Array) -> jax.Array:
+        (result,) = jaxpr_as_fun(_with_default_forms(jax.make_jaxpr(function)(x)))(x)
+        return result
+
+    return default
+
+
+def _with_default_forms(closed: ClosedJaxpr) -> ClosedJaxpr:
+    equations, chosen_by_platform = [], set()
+    for equation in closed.jaxpr.eqns:
+        name, parameters = equation.primitive.name, equation.params
+        if name == "platform_index":
+            chosen_by_platform.add(equation.outvars[0])
+        elif name == "cond" and equation.invars[0] in chosen_by_platform:  # lax.platform_dependent; the default is last
+            function = jaxpr_as_fun(_with_default_forms(parameters["branches"][-1]))
+            equations.append(_call(function, equation.invars[1:], equation))
+        elif name in ("jit", "custom_jvp_call"):
+            function = jaxpr_as_fun(_with_default_forms(_inner(equation)))
+            equations.append(_call(function, equation.invars, equation))
+        else:
+            equations.append(equation)
+    return ClosedJaxpr(closed.jaxpr.replace(eqns=equations), closed.consts)
 
 
 def _guide(closed: ClosedJaxpr) -> ClosedJaxpr:
@@ -81,16 +104,23 @@ def _guide(closed: ClosedJaxpr) -> ClosedJaxpr:
 def _guide_equation(equation: JaxprEqn) -> JaxprEqn:
     """Returns the equation itself, or, if it is or calls a ReLU, an equation with the guided gradient."""
     if _is_relu(equation):
-        function, inputs = guided_relu, equation.invars[:1]
-    elif equation.primitive.name in ("jit", "custom_jvp_call") and _calls_relu(equation):
-        # Both hold a function and apply it to all inputs. The rule of a custom_jvp_call is dropped on purpose.
-        (inner,) = (value for value in equation.params.values() if isinstance(value, ClosedJaxpr))
-        function, inputs = jaxpr_as_fun(_guide(inner)), equation.invars
-    else:
-        return equation
+        return _call(guided_relu, equation.invars[:1], equation)
+    if equation.primitive.name in ("jit", "custom_jvp_call") and _calls_relu(equation):
+        return _call(jaxpr_as_fun(_guide(_inner(equation))), equation.invars, equation)
+    return equation
+
+
+def _inner(equation: JaxprEqn) -> ClosedJaxpr:
+    """Returns the function that a jit or a custom_jvp_call applies to all its inputs."""
+    (inner,) = (value for value in equation.params.values() if isinstance(value, ClosedJaxpr))
+    return inner
+
+
+def _call(function: Callable[..., Any], inputs: list[Any], equation: JaxprEqn) -> JaxprEqn:
+    """Returns an equation that calls a function of the inputs and has the same outputs as another equation."""
     traced = jax.make_jaxpr(jax.jit(lambda *values: function(*values)))(*(variable.aval for variable in inputs))
-    (guided,) = traced.jaxpr.eqns
-    return guided.replace(invars=list(inputs), outvars=equation.outvars)
+    (call,) = traced.jaxpr.eqns
+    return call.replace(invars=list(inputs), outvars=equation.outvars)
 
 
 def _is_relu(equation: JaxprEqn) -> bool:
