@@ -78,7 +78,7 @@ def main() -> int:
     if inputs is not None:
         file = io.BytesIO()
         np.savez(file, logits=predict_arrays(predict, inputs, batch_size(len(inputs))))
-        write_atomically(pathlib.Path(_LOGITS.value), file.getvalue())
+        write_atomically(pathlib.Path(str(_LOGITS.value)), file.getvalue())
         command_line.say(f"logits of {len(inputs)} images are in {_LOGITS.value}")
         return 0
 
