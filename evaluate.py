@@ -84,46 +84,48 @@ def main() -> None:
         config.eval_batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
         config.data_dir = _DATA_DIR.value or config.data_dir
         config.on_bad_image = _ON_BAD_IMAGE.value or config.on_bad_image
+        tested = config.copy_and_resolve_references()
         if _DATASET.value and _DATASET.value != config.dataset:
-            config.dataset, config.eval_split = _DATASET.value, None
+            tested.dataset, tested.eval_split = _DATASET.value, None
         sizes = pixels("image_size", _IMAGE_SIZE.value), pixels("resize", _RESIZE.value)
-        inputs = Inputs([at_sizes(member.config, *sizes, _VIEWS.value) for member in members], _VIEWS.value)
+        configs = [tested, *(member.config for member in members[1:])]
+        inputs = Inputs([at_sizes(each, *sizes, _VIEWS.value) for each in configs], _VIEWS.value)
         if _JSON.value != "-":
             networks = " and ".join(f"{member.config.model} of {member.workdir}" for member in members)
             command_line.say(f"evaluating {networks}")
         datasets = [input_pipeline.load_dataset(loaded, _SPLIT.value or default_split()) for loaded in inputs.loaded]
         classes = input_pipeline.match_classes(datasets[0].class_names, class_names)
         datasets = [input_pipeline.with_classes_of(dataset, class_names) for dataset in datasets]
-        check_same_work(config, datasets, views=_VIEWS.value, sizes=sizes, steps=[member.step for member in members])
+        check_same_work(tested, datasets, views=_VIEWS.value, sizes=sizes, steps=[member.step for member in members])
         check_same_arrays([(member.params, member.batch_stats) for member in members])
+        if _AVERAGE.value:
+            members = [with_new_statistics(member, mesh) for member in members]
 
-    mistakes = evaluation_report.MISTAKES if _REPORT.value else 0
-    ensemble = Tally(len(class_names), classes, mistakes)
-    alone = [Tally(len(class_names), classes) for _ in members[1:] and members]
-    batches = -(-len(datasets[0]) // config.eval_batch_size)
-    with tables.Display(batches, to_errors=_JSON.value == "-") as display, csv_rows(datasets[0]) as add_rows:
-        try:
-            if _AVERAGE.value:
-                members = [with_new_statistics(member, mesh) for member in members]
+    try:
+        ensemble = Tally(len(class_names), classes, evaluation_report.MISTAKES if _REPORT.value else 0)
+        alone = [Tally(len(class_names), classes) for _ in members[1:] and members]
+        batches = -(-len(datasets[0]) // config.eval_batch_size)
+        with tables.Display(batches, to_errors=_JSON.value == "-") as display, csv_rows(datasets[0]) as add_rows:
             for scores in score(members, inputs, datasets, mesh):
                 together = mean_of(scores.log_probabilities)
                 ensemble.add(together, scores.labels, scores.records)
-                for number, tally in enumerate(alone):
-                    tally.add(scores.log_probabilities[number], scores.labels, scores.records)
+                for tally, log_probabilities in zip(alone, scores.log_probabilities, strict=False):  # no or all members
+                    tally.add(log_probabilities, scores.labels, scores.records)
                 add_rows(scores, together)
                 display.advance()
-        except input_pipeline.DamagedImageError as error:
-            command_line.refuse(str(error))
-
-    result = result_of(members, datasets[0], ensemble, alone)
-    if _JSON.value == "-":
-        command_line.say(json.dumps(result, indent=2))
-    else:
-        describe(result, left_out=len(datasets[0]) - ensemble.examples)
-    if _JSON.value not in (None, "-"):
-        write_atomically(pathlib.Path(_JSON.value), json.dumps(result, indent=2) + "\n")
-    if _REPORT.value:
-        evaluation_report.write(pathlib.Path(_REPORT.value), ensemble, datasets[0], inputs.loaded[0])
+        result = result_of(members, inputs, datasets[0], ensemble, alone)
+        if _JSON.value == "-":
+            command_line.say(json.dumps(result, indent=2))
+        else:
+            describe(result, left_out=len(datasets[0]) - ensemble.examples)
+        if _JSON.value not in (None, "-"):
+            write_atomically(pathlib.Path(_JSON.value), json.dumps(result, indent=2) + "\n")
+        if _REPORT.value:
+            evaluation_report.write(pathlib.Path(_REPORT.value), ensemble, datasets[0], inputs.loaded[0])
+    except input_pipeline.DamagedImageError as error:
+        command_line.refuse(str(error))
+    except OSError as error:
+        command_line.machine_failed(f"the result cannot be written: {error}")
 
 
 def check_flags() -> None:
@@ -173,12 +175,18 @@ def csv_rows(dataset: input_pipeline.Dataset) -> Iterator[Callable[[Scores, np.n
 
 
 def result_of(
-    members: list[Member], dataset: input_pipeline.Dataset, ensemble: Tally, alone: list[Tally]
+    members: list[Member], inputs: Inputs, dataset: input_pipeline.Dataset, ensemble: Tally, alone: list[Tally]
 ) -> dict[str, Any]:
     """Returns everything that was measured, for --json; of an ensemble, also each member's measures."""
     names, first = dataset.class_names, members[0]
-    result = {"model": first.config.model, "dataset": first.config.dataset, "split": dataset.split, "step": first.step}
-    result |= {"views": _VIEWS.value} | ensemble.measures()
+    result = {
+        "model": first.config.model,
+        "dataset": inputs.loaded[0].dataset,
+        "split": dataset.split,
+        "step": first.step,
+    }
+    result |= {"views": inputs.views, "image_sizes": [seen.image_size for seen in inputs.configs[0]]}
+    result |= {"resizes": [seen.eval_resize for seen in inputs.configs[0]]} | ensemble.measures()
     result["accuracy_of_class"] = {names[label]: share for label, share in ensemble.accuracies().items()}
     result["most_confused"] = [
         {"label": names[label], "prediction": names[prediction], "images": count}
@@ -197,6 +205,9 @@ def describe(result: dict[str, Any], left_out: int) -> None:
     """Prints the result in words; left_out is the number of damaged images that were left out."""
     images = f"{result['examples']:,} {result['split']} images of {result['dataset']}"
     images += f" ({left_out:,} damaged ones left out)" if left_out else ""
+    if result["views"] != "1" or len(result["image_sizes"]) > 1:
+        sizes = ", ".join(map("{} from {}".format, result["image_sizes"], result["resizes"]))
+        images += f", views {result['views']} of {sizes} pixels"
     who = result["model"] if "members" in result else f"{result['model']}, step {result['step']},"
     command_line.say(f"{who} on {images}: {loss_and_accuracies(result)}")
     more = f"mean accuracy of the classes {100 * result['mean_class_accuracy']:.2f} %"

@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 import contextlib
 import csv
+import io
 import itertools
 import json
 import os
@@ -38,7 +39,7 @@ from training.platform import prepare_platform
 from training.prediction import likeliest_classes, make_predictor, predict_arrays, read_inputs
 from training.state import make_mesh
 from training.transfer import load_weights
-from training.workdir import open_atomically, read_class_names
+from training.workdir import open_atomically, read_class_names, write_atomically
 
 _WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
@@ -75,7 +76,9 @@ def main() -> int:
         return -(-min(config.eval_batch_size, images) // mesh.size) * mesh.size
 
     if inputs is not None:
-        np.savez(str(_LOGITS.value), logits=predict_arrays(predict, inputs, batch_size(len(inputs))))
+        file = io.BytesIO()
+        np.savez(file, logits=predict_arrays(predict, inputs, batch_size(len(inputs))))
+        write_atomically(pathlib.Path(str(_LOGITS.value)), file.getvalue())
         command_line.say(f"logits of {len(inputs)} images are in {_LOGITS.value}")
         return 0
 

@@ -1,4 +1,4 @@
-"""Exact evaluation: every image counts once, for any batch size and any number of devices."""
+"""Exact evaluation during training: every image counts once, for any batch size and any number of devices."""
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -11,44 +11,25 @@ from training.loss import means
 from training.step import Batch, Sums
 
 
-def evaluate(
-    eval_step: Callable[[dict, dict, Batch], Sums],
-    params: dict,
-    batch_stats: dict,
-    batches: Iterable[Batch],
-    interruption: Interruption | None = None,
-) -> dict[str, float] | None:
-    """Returns loss (nats), accuracy_top1, accuracy_top5 (shares) and examples, or None after an interruption.
-
-    examples is the number of images that were evaluated: all except damaged ones that the loader left out.
-
-    Args:
-      eval_step: from training.step.
-      params: the network's parameters.
-      batch_stats: its running statistics.
-      batches: padded batches on the devices, with `mask`.
-      interruption: once it is true, the evaluation stops and returns None.
-
-    Raises:
-      DamagedImageError: if the loader left every image out.
-    """
-    results = evaluate_each(eval_step, [(params, batch_stats)], batches, interruption)
-    return results[0] if results else None
-
-
 def evaluate_each(
     eval_step: Callable[[dict, dict, Batch], Sums],
     variables: Sequence[tuple[dict, dict]],
     batches: Iterable[Batch],
     interruption: Interruption | None = None,
 ) -> list[dict[str, float]] | None:
-    """Evaluates several sets of weights of one network on each batch, and otherwise does the same as evaluate.
+    """Evaluates several sets of weights of one network on each batch; returns None after an interruption.
+
+    The results are loss (nats), accuracy_top1, accuracy_top5 (shares) and examples, the number of images that were
+    evaluated: all except damaged ones that the loader left out.
 
     Args:
       eval_step: from training.step.
       variables: a pair of params and batch_stats for each set.
       batches: padded batches on the devices, with `mask`.
       interruption: once it is true, the evaluation stops and returns None.
+
+    Raises:
+      DamagedImageError: if the loader left every image out.
     """
     sums = []
     for batch in batches:

@@ -239,7 +239,7 @@ def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
 
     A device or a pipe, such as /dev/stdout, is not replaced: its own path is yielded.
     """
-    if path.exists() and not path.is_file():
+    if path.absolute().is_relative_to("/dev") or (path.exists() and not path.is_file()):
         yield path
         return
     temporary = path.with_name(f".{path.name}")

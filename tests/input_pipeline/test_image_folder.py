@@ -12,7 +12,7 @@ import input_pipeline
 from input_pipeline import DamagedImageError
 from input_pipeline.batches import read_image
 from input_pipeline.files import FORMATS, local_path, read_file, say_once
-from input_pipeline.image_folder import find_images, open_image_folder, split_kind
+from input_pipeline.image_folder import find_images, has_split_folders, open_image_folder, split_kind
 
 REPOSITORY = Path(input_pipeline.__file__).parents[1]
 
@@ -208,3 +208,12 @@ def test_home_and_variables_in_paths_and_names_that_look_like_them(tmp_path, mon
     for path in ("$NO_SUCH_VARIABLE/x", "~no_such_user/x", "gs://bucket/x"):
         with pytest.raises(ValueError, match="is remote|there is no such"):
             local_path(path)
+
+
+def test_a_folder_without_splits_is_a_test_set_as_a_whole(make_folder):
+    paths = [f"{name}/{number}.png" for name in ("cat", "dog") for number in range(5)]
+    folder = make_folder(*paths)
+    assert not has_split_folders(folder)
+    found = find_images(folder, "all")
+    assert found.files == sorted(str(folder / path) for path in paths) and found.name == "all"
+    assert len(find_images(folder, "eval").files) == 2  # a share is held out

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from training.evaluation import evaluate
+from training.evaluation import evaluate_each
 from training.inference import make_apply
 from training.loss import means
 from training.state import make_model
@@ -130,7 +130,8 @@ def test_evaluation_counts_every_image_once(make_trainer, make_batches, batch_si
             padded = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in rows.items()}
             yield jax.device_put(padded, NamedSharding(trainer.mesh, PartitionSpec("data")))
 
-    found = evaluate(make_eval_step(trainer.config, model, trainer.mesh), *variables, batches())
+    eval_step = make_eval_step(trainer.config, model, trainer.mesh)
+    (found,) = evaluate_each(eval_step, [variables], batches())
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
     assert found["accuracy_top1"] == pytest.approx(np.mean(np.array(ranks) < 1))
     assert found["accuracy_top5"] == pytest.approx(np.mean(np.array(ranks) < 5))
