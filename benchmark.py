@@ -9,6 +9,12 @@ row could not be measured (its error is in the row); 130 and 143 after SIGINT an
 are written after each row, so an interrupted run leaves its rows; standard output (-) gets them only at the end.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
 import datetime
 import os
 import pathlib

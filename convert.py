@@ -12,6 +12,12 @@ its normalisation, for jax.export; --to=onnx writes DIR/MODEL.onnx, for example 
 DIR/MODEL.safetensors, the weights alone, which PyTorch can load. docs/export.md shows how each file is read.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
 import pathlib
 
 from absl import flags

@@ -5,6 +5,12 @@ evaluated. Several --workdir are an ensemble: their probabilities are averaged. 
 --dataset may have only some of the network's classes, in any order.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
 import contextlib
 import csv
 import json
@@ -17,9 +23,14 @@ from absl import flags
 
 import input_pipeline
 from analysis import evaluation_report, tables
+from configs import base
+from input_pipeline.files import local_path
+from input_pipeline.image_folder import has_split_folders
 from training import command_line
+from training.checkpoints import check_same_arrays
 from training.classification import Tally, mean_of
-from training.platform import join_processes, prepare_platform
+from training.platform import prepare_platform
+from training.processes import check_same_work, join_processes
 from training.scoring import (
     Inputs,
     Member,
@@ -40,7 +51,7 @@ _WORKDIR = flags.DEFINE_multi(
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
 _AVERAGE = flags.DEFINE_integer("average", None, "Take the mean of this many newest checkpoints.", lower_bound=2)
 _DATASET = flags.DEFINE_string("dataset", None, "Another dataset, as in training; default: the first workdir's.")
-_SPLIT = flags.DEFINE_string("split", None, "train, eval or the dataset's own name of a split; default: eval.")
+_SPLIT = flags.DEFINE_string("split", None, "train, eval, all or the dataset's own name of a split; default: eval.")
 _DATA_DIR = flags.DEFINE(command_line.PATH, "data_dir", None, "The folder of TFDS datasets; default: as in training.")
 _ON_BAD_IMAGE = flags.DEFINE_enum(
     "on_bad_image", None, ["raise", "skip"], "skip: leave damaged images out; default: as in training."
@@ -57,8 +68,8 @@ _REPORT = flags.DEFINE(command_line.PATH, "report", None, "A folder for pictures
 
 def main() -> None:
     """Runs the program."""
-    join_processes()
     with command_line.refusing_bad_input():
+        join_processes(base.OPTIONS["process_timeout_seconds"].default)
         check_flags()
         workdirs = [pathlib.Path(workdir) for workdir in _WORKDIR.value]
         prepare_platform(read_config(workdirs[0]))
@@ -80,9 +91,11 @@ def main() -> None:
         if _JSON.value != "-":
             networks = " and ".join(f"{member.config.model} of {member.workdir}" for member in members)
             command_line.say(f"evaluating {networks}")
-        datasets = [input_pipeline.load_dataset(loaded, _SPLIT.value or "eval") for loaded in inputs.loaded]
+        datasets = [input_pipeline.load_dataset(loaded, _SPLIT.value or default_split()) for loaded in inputs.loaded]
         classes = input_pipeline.match_classes(datasets[0].class_names, class_names)
         datasets = [input_pipeline.with_classes_of(dataset, class_names) for dataset in datasets]
+        check_same_work(config, datasets, views=_VIEWS.value, sizes=sizes, steps=[member.step for member in members])
+        check_same_arrays([(member.params, member.batch_stats) for member in members])
 
     mistakes = evaluation_report.MISTAKES if _REPORT.value else 0
     ensemble = Tally(len(class_names), classes, mistakes)
@@ -124,6 +137,12 @@ def check_flags() -> None:
         raise ValueError("--csv=- is invalid, as standard output is for the result; give a file")
     if _REPORT.value and pathlib.Path(_REPORT.value).is_file():
         raise FileExistsError(f"--report={_REPORT.value} is a file; give a folder")
+
+
+def default_split() -> str:
+    """Returns eval, or all for another folder of images that has no splits: it was made to test on."""
+    folder = (_DATASET.value or "").removeprefix("image_folder:")
+    return "eval" if folder == (_DATASET.value or "") or has_split_folders(local_path(folder)) else "all"
 
 
 def pixels(flag: str, values: list[str]) -> list[int]:

@@ -8,6 +8,12 @@ The methods are saliency, smoothgrad, integrated_gradients, guided_backprop, gra
 strongest maps of each stage, and filters those of the first layer. docs/explain.md describes them.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
 import collections
 import pathlib
 import sys

@@ -7,6 +7,12 @@ preprocessed already: python predict.py --workdir=DIR --inputs=x.npy --logits=y.
 float32 and the program writes the array `logits` to y.npz.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
 import contextlib
 import csv
 import itertools
@@ -69,7 +75,7 @@ def main() -> int:
         return -(-min(config.eval_batch_size, images) // mesh.size) * mesh.size
 
     if inputs is not None:
-        np.savez(_LOGITS.value, logits=predict_arrays(predict, inputs, batch_size(len(inputs))))
+        np.savez(str(_LOGITS.value), logits=predict_arrays(predict, inputs, batch_size(len(inputs))))
         command_line.say(f"logits of {len(inputs)} images are in {_LOGITS.value}")
         return 0
 

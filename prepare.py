@@ -6,6 +6,12 @@ and in TFDS's layout, so that --config.dataset=NAME, tfds.data_source and other 
 docs/data.md says how to get the archives of each dataset.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
+
 from absl import flags
 
 from input_pipeline.preparation import prepare

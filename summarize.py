@@ -1,14 +1,21 @@
 """Summarizes networks: python summarize.py [--config.model=vgg16] [--config.batch_size=1] [--json=FILE] ...
 
 With a model, or a recipe in --config, the table has a row for each layer: its shape, its parameters, its
-multiply-accumulates (MACs) for one image, the memory of its output for the batch, and its receptive field. Without a
-model, the table has a row for each network, with the published accuracy in percent. All numbers are counted in the
-traced program, which allocates no array. The tables are Markdown. --picture=FILE.png draws the sides and the channels
-of the maps over the depth, for the model or, without one, for six well-known networks.
+multiply-accumulates (MACs) for one image, and its receptive field; with --wide also the memory of its output for the
+batch, one image by default. Without a model, the table has a row for each network, with the published accuracy in
+percent. All numbers are counted in the traced program, which allocates no array; those of the table of all networks are
+stored in models/figures.csv. The tables are Markdown. --picture=FILE.png draws the sides and the channels of the maps
+over the depth, for the model or, without one, for six well-known networks.
 
 python summarize.py --workdir=DIR --effective_receptive_field=FILE.png [--images=64] draws how much each pixel of the
 run's evaluation images influences the unit in the middle of the last map, by the gradient with the newest weights.
 """
+
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
 
 import gc
 import json
@@ -17,7 +24,10 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from analysis import draw_shapes, effective_receptive_field, summarize, summary_report
+from analysis import effective_receptive_field, summary_report
+from analysis.costs import Layer
+from analysis.shape import draw_shapes
+from analysis.summary import Summary, summarize
 from training import command_line
 
 BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"
@@ -25,6 +35,8 @@ BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/; default: base.py.")
 _BACKWARD = flags.DEFINE_bool("backward", False, "Also count the backward pass of a training step.")
 _SORT = flags.DEFINE_string("sort", None, "A column to sort by, numbers from the largest; default: not sorted.")
+_WIDE = flags.DEFINE_bool("wide", False, "Show all columns and whole names of the layers, however wide.")
+_STORE = flags.DEFINE_bool("store", False, "Count the figures of all networks anew into models/figures.csv.")
 _JSON = flags.DEFINE(
     command_line.PATH, "json", None, "A file for the result; -: standard output, which then has nothing else."
 )
@@ -46,29 +58,35 @@ def main() -> None:
             return draw_effective_receptive_field()
         # Tracing makes many small objects that stay alive, and garbage collection took a quarter of the time.
         gc.set_threshold(100_000)
+        if _STORE.value:
+            return summary_report.write_figures()
         flag = flags.FLAGS["config"]
-        if config_flags.get_config_filename(flag) == str(BASE) and "model" not in config_flags.get_override_values(
-            flag
-        ):
-            summarize_all_networks()
+        typed = config_flags.get_override_values(flag)
+        if "batch_size" not in typed:
+            _CONFIG.value.batch_size = 1
+        if config_flags.get_config_filename(flag) == str(BASE) and "model" not in typed:
+            summarize_all_networks(natural=set(typed) <= {"batch_size"})
         else:
             summarize_network()
 
 
 def summarize_network() -> None:
     """Prints and writes the table of one network's layers."""
+    column = summary_report.find_column(_SORT.value, Layer, _BACKWARD.value)
     summary = summarize(_CONFIG.value, _BACKWARD.value)
-    rows = summary_report.sort_rows([summary_report.as_row(layer) for layer in summary.layers], _SORT.value)
+    rows = summary_report.sort_rows([summary_report.as_row(layer) for layer in summary.all_layers], column)
     write_files(summary_report.as_row(summary) | {"layers": rows}, rows)
     if _PICTURE.value:
         draw_shapes([summary], pathlib.Path(_PICTURE.value))
     if "-" not in (_JSON.value, _CSV.value):
-        command_line.say(summary_report.describe_layers(summary, rows))
+        command_line.say(summary_report.describe_layers(summary, rows, _WIDE.value))
 
 
-def summarize_all_networks() -> None:
-    """Prints and writes the table of all networks."""
-    rows = summary_report.sort_rows(summary_report.network_rows(_CONFIG.value, _BACKWARD.value), _SORT.value)
+def summarize_all_networks(natural: bool) -> None:
+    """Prints and writes the table of all networks; if no option but the batch size was typed, from stored figures."""
+    column = summary_report.find_column(_SORT.value, Summary, _BACKWARD.value)
+    stored = natural and not _BACKWARD.value
+    rows = summary_report.sort_rows(summary_report.network_rows(_CONFIG.value, _BACKWARD.value, stored), column)
     write_files(rows, rows)
     if _PICTURE.value:
         landmarks = summary_report.summarize_networks(_CONFIG.value, summary_report.LANDMARKS)

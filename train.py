@@ -16,22 +16,27 @@ if __name__ == "__main__":
 import collections
 import contextlib
 import pathlib
-from collections.abc import Iterable
+import time
+from collections.abc import Collection
 
 import jax
 from absl import flags
 from ml_collections import ConfigDict, config_flags
+from rich.console import Console
 
 import input_pipeline
+from analysis import memory
 from input_pipeline.files import local_path
 from training import command_line, configuration, conversion, published_weights
-from training.checkpoints import Checkpoints, has_checkpoints, list_steps
+from training.checkpoints import Checkpoints, check_same_arrays, has_checkpoints, list_steps
 from training.command_line import say
+from training.configuration import smallest_batch
 from training.evaluation import evaluate_each
 from training.feed import Feed
 from training.interruption import Interruption
 from training.metrics import RunLog, write_summary
-from training.platform import join_processes, prepare_platform
+from training.platform import prepare_platform
+from training.processes import check_same_work, check_shared, join_processes
 from training.program import Program, make_program
 from training.state import State, count_parameters, evaluated_variables, make_mesh
 from training.step import Sums
@@ -40,7 +45,9 @@ from training.workdir import (
     check_not_in_use,
     check_workdir,
     default_workdir,
+    discard_unstarted,
     exclusive_run,
+    nearest_folder,
     read_class_names,
     write_config,
 )
@@ -54,9 +61,13 @@ flags.DEFINE_bool("list_datasets", False, "Print the names of the datasets, and 
 flags.mark_flag_as_required("config")
 
 
+FEW_IMAGES = 50  # a class: with fewer, a network that starts from random weights hardly learns
+
+
 def main() -> int:
     """Runs the program; returns its exit code."""
-    join_processes()
+    with command_line.refusing_bad_input((ValueError,)):
+        join_processes(_CONFIG.value.process_timeout_seconds)
     jax.config.update("jax_transfer_guard_host_to_device", "disallow")  # a hidden copy to the devices is an error
     flag = flags.FLAGS["config"]
     path, typed = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
@@ -72,6 +83,7 @@ def main() -> int:
         except jax.errors.JaxRuntimeError as error:
             if "RESOURCE_EXHAUSTED" not in str(error):
                 raise
+            discard_unstarted(workdir)
             reason = str(error).splitlines()[0][:300]
             command_line.refuse(
                 f"batch_size={_CONFIG.value.batch_size} does not fit into memory ({reason}); give a smaller one, or "
@@ -84,7 +96,7 @@ def main() -> int:
     return interruption.exit_code
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption, typed: Iterable[str] = ()) -> None:
+def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption, typed: Collection[str] = ()) -> None:
     """Trains to the last step, from the newest checkpoint of the workdir, or from step 0 if there is none.
 
     Args:
@@ -104,6 +116,12 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         train_data, eval_data = (input_pipeline.load_dataset(config, split) for split in ("train", "eval"))
         config = configuration.resolve_run(config, train_data.num_classes, len(train_data))
         check_workdir(workdir, config)
+        per_class = len(train_data) / train_data.num_classes
+        if config.dataset.startswith("image_folder:") and not config.init_from and per_class < FEW_IMAGES:
+            say(
+                f"note: {per_class:.0f} images a class are few for random weights; configs/finetune.py starts from "
+                "published ones"
+            )
         if published_weights.is_published(config.init_from):
             brought = ", ".join(f"{name}={config[name]}" for name in published_weights.OPTIONS if name not in typed)
             say(f"{config.init_from} brings along {brought or 'no options, as all were typed'}")
@@ -111,16 +129,19 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
             input_pipeline.check_same_classes(train_data.class_names, read_class_names(workdir), workdir)
         eval_data = input_pipeline.with_classes_of(eval_data, train_data.class_names)
         check_not_in_use(workdir)
-        if (workdir / "summary.json").exists():
-            return say(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
 
     prepare_platform(config)
     mesh = make_mesh()
     with command_line.refusing_bad_input():
+        check_same_work(config, (train_data, eval_data), workdir=str(workdir.absolute()))
+        check_shared(nearest_folder(workdir))
+        if (workdir / "summary.json").exists():
+            return say(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
         feed = Feed(config, mesh, train_data, eval_data)
         program = make_program(config, mesh, feed.steps_per_epoch, feed.cache)
-        program.trace()  # refuses what only training cannot do, before anything is written
+        compile_step(program)  # refuses what only training cannot do, before anything is written
         state = None if has_checkpoints(workdir) else start_state(config, program, train_data.class_names)
+        check_same_arrays(state)
     with contextlib.ExitStack() as held:
         with command_line.refusing_bad_input((ValueError,)):
             held.enter_context(exclusive_run(workdir))
@@ -128,7 +149,48 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
             write_config(workdir, config, train_data.class_names)
             checkpoints = Checkpoints(workdir, config.keep_checkpoints)
             state = state or checkpoints.restore(program.target) or start_state(config, program, train_data.class_names)
-        take_steps(workdir, interruption, feed, program, checkpoints, state)
+            check_same_arrays(state)
+        take_steps(workdir, interruption, feed, program, checkpoints, state, typed)
+
+
+def compile_step(program: Program) -> None:
+    """Compiles the training step, and checks that it fits into memory; nothing is allocated.
+
+    The first step uses the same compiled program.
+
+    Raises:
+      ValueError: if the network cannot be trained on such a batch, or if the step does not fit into memory; the message
+        then names the largest batch size that fits, by the memory that the compiled programs say they need.
+    """
+    config, start = program.config, time.perf_counter()
+
+    def why_not(program: Program) -> str:
+        try:
+            compiled = program.trace().lower().compile()
+            memory.check_fit(compiled)
+        except MemoryError as error:
+            return str(error)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            return str(error).splitlines()[0][:300]
+        return ""
+
+    with Console().status("compiling"):
+        reason = why_not(program)
+    if not reason:
+        return say(f"the training step was compiled in {time.perf_counter() - start:.1f} s")
+    multiple = smallest_batch(config)
+    say(f"batch_size={config.batch_size} does not fit into memory; looking for the largest batch size that does")
+    with Console().status("compiling"):
+        largest = memory.largest_that_fits(
+            lambda size: not why_not(program.with_batch_size(size)), config.batch_size, multiple
+        )
+    advice = f"the largest that fits is {largest}" if largest else f"not even {multiple} fits; give smaller images"
+    raise ValueError(
+        f"batch_size={config.batch_size} does not fit into memory ({reason}); {advice}, or give more "
+        "accumulation_steps, which cut the batch"
+    )
 
 
 def take_steps(
@@ -138,6 +200,7 @@ def take_steps(
     program: Program,
     checkpoints: Checkpoints,
     state: State,
+    typed: Collection[str],
 ) -> None:
     """Trains to the last step and writes the summary; once the interruption is true, saves a checkpoint and stops."""
     config, steps_per_epoch = program.config, feed.steps_per_epoch
@@ -166,7 +229,7 @@ def take_steps(
 
     batches = feed.train_batches(start, stop_is_due)
     say(batches.description)
-    with RunLog(workdir, config, feed.num_images, start) as log, batches, checkpoints:
+    with RunLog(workdir, config, feed.num_images, start, typed) as log, batches, checkpoints:
         # If a signal ended the last run during an evaluation, the checkpoint exists but its evaluation does not.
         if start and evaluation_is_due(start) and not log.evaluated(start):
             metrics = evaluate_state()

@@ -13,10 +13,14 @@ from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
 from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
 from analysis.receptive_field import Axes, aval, propagate
+
+IN_PLACE = ("relu", "relu6", "tanh", "sigmoid", "gelu", "dropout")
+"""The kinds of layers that change a map in place."""
 
 # Equations that read their operands from memory and write their results there. Compilers fuse all other equations,
 # which work element by element or only move data, into these.
@@ -216,7 +220,8 @@ def list_layers(
     """Returns the layers of a traced network in the order of execution.
 
     A layer is a module without submodules, or an equation between modules that makes a new map: pooling, the sum of two
-    branches, a concatenation. Activation functions and biases change a map in place and have no row.
+    branches, a concatenation. Activation functions and dropout change a map in place: they cost no memory and no
+    multiply-accumulates, and they have rows for the reader alone, of a kind of IN_PLACE. Biases have no row.
 
     Args:
       jaxpr: of the traced network.
@@ -227,13 +232,23 @@ def list_layers(
     """
     modules = _leaf_modules(model)
     groups: dict[tuple, list[Traced]] = {}
+    activation: tuple | None = None
     for position, traced in enumerate(walk(jaxpr, inputs)):
+        if traced.axes and (kind := _activation(traced.equation)):
+            if kind == "relu6" and activation:  # it is computed as min(relu(x), 6)
+                del groups[activation]
+            activation = traced.scope, position, kind
+            groups[activation] = [traced]
         if traced.axes and traced.scope in modules:
             groups.setdefault((traced.scope,), []).append(traced)
         elif traced.axes and _kind_between_modules(traced):
             groups[traced.scope, position] = [traced]
     layers = []
     for (scope, *position), group in groups.items():
+        if len(position) == 2:
+            name = f"{scope}/{position[1]}" if scope in modules else "/".join(filter(None, (scope, "activation")))
+            layers.append(_in_place(name, position[1], group[-1]))
+            continue
         module = None if position else modules[scope]
         last = group[-1]
         assert last.axes  # only equations that depend on the image are in a group
@@ -243,6 +258,9 @@ def list_layers(
             kind = "grouped conv"
         kernel, stride = _window(operation)
         output = aval(last.equation.outvars[0])
+        if kind == "dropout":
+            layers.append(_in_place(scope, kind, last))
+            continue
         layers.append(
             Layer(
                 name="/".join(filter(None, (scope, kind.replace(" ", "_")))) if position else scope,
@@ -259,6 +277,22 @@ def list_layers(
             )
         )
     return _numbered(layers)
+
+
+def _in_place(name: str, kind: str, traced: Traced) -> Layer:
+    assert traced.axes
+    field, jump = (max(getattr(axis, part) for axis in traced.axes) for part in ("field", "jump"))
+    return Layer(name, kind, None, None, aval(traced.equation.outvars[0]).shape[1:], 0, 0, None, 0, field, jump)
+
+
+def _activation(equation: JaxprEqn) -> str | None:
+    """Returns the name of the activation function that an equation is; None if it is none."""
+    name = equation.primitive.name
+    literals = [value.val for value in equation.invars if isinstance(value, Literal)]
+    constants: list[float] = [float(value) for value in literals if not np.ndim(value)]
+    if constants in ([0.0], [6.0]):
+        return {("max", 0.0): "relu", ("min", 6.0): "relu6"}.get((name, constants[0]))
+    return {"tanh": "tanh", "logistic": "sigmoid", "erf": "gelu"}.get(name)
 
 
 def _leaf_modules(model: nnx.Module) -> dict[str, nnx.Module]:

@@ -1,5 +1,6 @@
 """The pictures of evaluate.py's --report: confusion matrix, reliability diagram, the worst mistakes."""
 
+import io
 import pathlib
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -10,6 +11,7 @@ from ml_collections import ConfigDict
 from input_pipeline import Dataset
 from input_pipeline.files import printable
 from training.classification import BINS, Tally
+from training.workdir import write_atomically
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -46,9 +48,9 @@ def _save(path: pathlib.Path, draw_on: Callable[["Figure"], None]) -> None:
 
     figure = Figure(layout="constrained", dpi=110)
     draw_on(figure)
-    temporary = path.with_name(f".{path.name}")
-    figure.savefig(temporary)
-    temporary.rename(path)
+    png = io.BytesIO()
+    figure.savefig(png)
+    write_atomically(path, png.getvalue())
 
 
 def _draw_confusion(figure: "Figure", tally: Tally, names: list[str]) -> None:
@@ -111,7 +113,7 @@ def _draw_mistakes(figure: "Figure", tally: Tally, names: list[str], dataset: Da
     rows = -(-len(mistakes) // columns)
     figure.set_size_inches(2.3 * columns, 2.9 * rows + 0.5)
     figure.suptitle("The most confident mistakes")
-    grid = figure.subplots(rows, columns, squeeze=False).flat
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
     for axes in grid:
         axes.axis("off")
     for axes, mistake in zip(grid, mistakes, strict=False):
@@ -119,7 +121,7 @@ def _draw_mistakes(figure: "Figure", tally: Tally, names: list[str], dataset: Da
         pixels = transform(image) if dataset.needs_transform else np.asarray(image)
         axes.imshow(pixels.squeeze(), cmap="gray", vmin=0, vmax=255)
         prediction, label = (_shortened(names[number]) for number in (mistake.prediction, mistake.label))
-        axes.set_title(f"{prediction} {100 * mistake.probability:.0f} %\nis {label}", fontsize=9)
+        axes.set_title(f"{prediction} {100 * mistake.probability:.0f} %\nis {label}", fontsize=10)
 
 
 def _shortened(name: str, most: int = 24) -> str:

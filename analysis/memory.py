@@ -4,6 +4,7 @@ import contextlib
 import os
 import pathlib
 import re
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,6 +38,18 @@ def check_fit(compiled: jax.stages.Compiled) -> None:
         needed, free = needed * jax.local_device_count(), HOST_SHARE * free_host_bytes()
     if free and needed > free:
         raise MemoryError(f"the compiled program needs {needed / 1e9:.1f} GB of {free / 1e9:.1f} GB")
+
+
+def largest_that_fits(fits: Callable[[int], bool], most: int, multiple: int) -> int:
+    """Returns the largest multiple of `multiple` below `most` that fits, by bisection; 0 if none fits."""
+    low, high = 0, -(-most // multiple)
+    while high - low > 1:
+        middle = (low + high) // 2
+        if fits(middle * multiple):
+            low = middle
+        else:
+            high = middle
+    return low * multiple
 
 
 def free_host_bytes() -> int:

@@ -37,7 +37,7 @@ def list_maps(summary: Summary) -> list[Map]:
 
 
 def draw_shapes(summaries: list[Summary], path: pathlib.Path) -> None:
-    """Draws the sides and the channels of the maps over the depth, one panel for each network.
+    """Draws the sides (left axis) and the channels (right axis) of the maps over the depth, a panel for each network.
 
     Args:
       summaries: of the networks.
@@ -48,26 +48,45 @@ def draw_shapes(summaries: list[Summary], path: pathlib.Path) -> None:
 
     columns = min(len(summaries), 3)
     rows = -(-len(summaries) // columns)
-    figure = Figure(figsize=(max(3.6 * columns, 7), max(2.6 * rows, 3.2) + 0.8), layout="constrained")
+    figure = Figure(figsize=(max(4.0 * columns, 7), max(2.7 * rows, 3.4) + 0.9), layout="constrained")
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    for panel, summary in zip(grid.flat, summaries, strict=False):
-        maps = list_maps(summary)
-        depths, sides = [each.depth for each in maps], [each.side for each in maps]
-        panel.plot(depths, sides, drawstyle="steps-post", color="tab:blue", label="side of the map, pixels")
-        for label, kinds, color in (
-            ("channels of a convolution or dense layer", ("image", *WEIGHTED), "tab:orange"),
-            ("channels of a sum or concatenation of branches", JOINTS, "tab:red"),
+    maps_of = [list_maps(summary) for summary in summaries]
+    largest = max(max(each.side, each.channels) for maps in maps_of for each in maps)
+    for number, (summary, maps) in enumerate(zip(summaries, maps_of, strict=True)):
+        sides = grid.flat[number]
+        channels = sides.twinx()
+        depths = [each.depth for each in maps]
+        sides.plot(
+            *(depths, [each.side for each in maps]),
+            drawstyle="steps-post",
+            color="#0072B2",
+            label="side of the map, pixels (left axis)",
+        )
+        for label, kinds, color, marker in (
+            ("channels of a convolution or dense layer (right axis)", ("image", *WEIGHTED), "#D55E00", "o"),
+            ("channels of a sum or concatenation (right axis)", JOINTS, "#000000", "^"),
         ):
             points = [(each.depth, each.channels) for each in maps if each.kind in kinds]
-            panel.plot(*zip(*points, strict=True) if points else ((), ()), "o", color=color, markersize=3, label=label)
-        panel.set_yscale("log", base=2)
-        panel.set_title(summary.model)
-        panel.grid(alpha=0.3)
-        panel.xaxis.set_major_locator(MaxNLocator(integer=True))
-        panel.yaxis.set_major_formatter("{x:.0f}")
+            style = {"color": color, "markersize": 4, "label": label, "markerfacecolor": "none"}
+            channels.plot(*zip(*points, strict=True) if points else ((), ()), marker, **style)
+        for axes in (sides, channels):
+            axes.set_yscale("log", base=2)
+            axes.set_ylim(0.8, 1.3 * largest)
+            axes.yaxis.set_major_formatter("{x:.0f}")
+        if number % columns == 0:
+            sides.set_ylabel("side, pixels", color="#0072B2")
+        if number % columns == columns - 1 or number == len(summaries) - 1:
+            channels.set_ylabel("channels", color="#D55E00")
+        else:
+            channels.tick_params(labelright=False)
+        sides.set_title(summary.model)
+        sides.grid(alpha=0.3)
+        sides.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if number == 0:
+            legends = [axes.get_legend_handles_labels() for axes in (sides, channels)]
+            handles, labels = (one + two for one, two in zip(*legends, strict=True))
     for panel in grid.flat[len(summaries) :]:
         panel.remove()
-    handles, labels = grid[0, 0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
     figure.supxlabel("convolutions and dense layers so far, branches one after the other", fontsize="medium")
-    figure.savefig(path, dpi=80)
+    figure.savefig(path, dpi=90)

@@ -2,6 +2,7 @@
 
 import csv
 import pathlib
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -11,12 +12,14 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import models
-from analysis.costs import Layer, count_backward_macs, list_layers
+from analysis.costs import IN_PLACE, Layer, count_backward_macs, list_layers
 from analysis.receptive_field import image_axes
+from models.layers import Dropout
 from training.configuration import resolve_network
-from training.inference import make_apply
 from training.program import make_program
 from training.state import count_parameters, make_mesh, make_model
+
+FIGURES = pathlib.Path(models.__file__).parent / "figures.csv"
 
 
 @dataclass(frozen=True)
@@ -36,7 +39,8 @@ class Summary:
         for.
       activation_bytes: the outputs of all layers, for the whole batch.
       receptive_field: pixels a side, of the last map before global pooling or dense layers.
-      layers: in the order of execution.
+      layers: those that make a new map, in the order of execution.
+      all_layers: the same with the activation functions and dropout between them, which work in place.
     """
 
     model: str
@@ -51,6 +55,7 @@ class Summary:
     activation_bytes: int
     receptive_field: int
     layers: list[Layer]
+    all_layers: list[Layer]
 
 
 def summarize(config: ConfigDict, backward: bool = False) -> Summary:
@@ -72,11 +77,12 @@ def _summarize(config: ConfigDict, backward: bool) -> Summary:
     model = make_model(config, training=False)
     size, entry = config.image_size, models.get_entry(config.model)
     variables = tuple(nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat))
-    images = jax.ShapeDtypeStruct((config.batch_size, size, size, config.channels), np.uint8)
-    jaxpr = jax.make_jaxpr(make_apply(config, model))(*variables, images).jaxpr
+    images = jax.ShapeDtypeStruct((config.batch_size, size, size, config.channels), np.dtype(config.dtype))
+    jaxpr = jax.make_jaxpr(_make_apply_with_dropout(model))(*variables, images).jaxpr
     inputs = [*(None for _ in jaxpr.invars[:-1]), image_axes(size, size)]
     backward_macs = count_backward_macs(trace_train_step(config, make_mesh(1)).jaxpr.jaxpr) if backward else None
-    layers = list_layers(jaxpr, inputs, model, config.batch_size, backward_macs)
+    all_layers = list_layers(jaxpr, inputs, model, config.batch_size, backward_macs)
+    layers = [layer for layer in all_layers if layer.kind not in IN_PLACE]
     maps = [layer for layer in layers if len(layer.output_shape) == 3 and layer.kind != "adaptive average pool"]
     return Summary(
         model=config.model,
@@ -91,7 +97,32 @@ def _summarize(config: ConfigDict, backward: bool) -> Summary:
         activation_bytes=sum(layer.activation_bytes for layer in layers),
         receptive_field=maps[-1].receptive_field,
         layers=layers,
+        all_layers=all_layers,
     )
+
+
+def _make_apply_with_dropout(model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Array]:
+    """Returns the network in evaluation mode except for its dropout, so that the trace has the dropout layers too."""
+    for _, module in nnx.iter_modules(model):
+        if isinstance(module, Dropout):
+            module.deterministic = False
+    graph, *_ = nnx.split(model, nnx.Param, nnx.BatchStat, models.DropoutKey)
+
+    def apply(params: dict, batch_stats: dict, images: jax.Array) -> jax.Array:
+        keys = models.dropout_keys(model, jax.random.key(0))
+        return nnx.merge(graph, params, batch_stats, keys)(images)
+
+    return apply
+
+
+def stored_figures() -> dict[str, dict[str, int | None]]:
+    """Returns the figures of models/figures.csv by the name of the network: one image, float32, all else natural.
+
+    `python summarize.py --store` counts them anew; tests/analysis/test_summary.py checks them.
+    """
+    with FIGURES.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {row.pop("model"): {name: int(text) if text else None for name, text in row.items()} for row in rows}
 
 
 def read_reference() -> dict[str, dict[str, str]]:

@@ -13,11 +13,18 @@ import models
 from analysis import tables
 from analysis.costs import Layer
 from analysis.rows import Row
-from analysis.summary import Summary, read_reference, summarize
+from analysis.summary import FIGURES, Summary, read_reference, stored_figures, summarize
+from configs import base
 from configs._option import nearest_name
+from training.workdir import write_atomically
 
 # The networks whose shapes the picture without a model shows.
 LANDMARKS = ("lenet5", "alexnet", "vgg16", "googlenet", "resnet50", "densenet121")
+# The columns of the table of all networks after model, family and paper.
+COUNTED = ("image_size", "parameters", "parameters_with_aux", "macs", "backward_macs", "activation_bytes")
+COUNTED += ("receptive_field",)
+PUBLISHED = ("top1", "top5", "protocol", "source")
+WIDTH = 100  # characters of a line of the table of layers
 # How the table of all networks shows large numbers: heading, unit, decimals.
 UNITS = {
     "macs": ("GMACs", 1e9, 4),
@@ -33,54 +40,111 @@ def summarize_networks(config: ConfigDict, names: Iterable[str], backward: bool 
         yield summarize(config, backward)
 
 
-def network_rows(config: ConfigDict, backward: bool) -> list[Row]:
+def network_rows(config: ConfigDict, backward: bool, stored: bool = False) -> list[Row]:
     """Returns a row for each network of the registry: its totals and the published accuracies, in percent.
 
     Args:
       config: the options that all networks share.
       backward: whether to count the backward pass.
+      stored: whether to take the figures of models/figures.csv, which are for the natural options; only networks that
+        the file lacks are counted.
     """
+    figures = stored_figures() if stored else {}
     rows, reference = [], read_reference()
-    for network in summarize_networks(config, models.REGISTRY, backward):
-        entry, published = models.get_entry(network.model), reference.get(network.model, {})
-        summary = as_row(network)
-        del summary["layers"], summary["channels"], summary["batch_size"], summary["dtype"]
+    for name, entry in models.REGISTRY.items():
+        published = reference.get(name, {})
+        counted = figures.get(name) or count_figures(next(summarize_networks(config, [name], backward)))
+        if stored and name in figures:
+            counted = counted | {"activation_bytes": (counted["activation_bytes"] or 0) * config.batch_size}
         accuracies = {key: float(published[key]) if published.get(key) else None for key in ("top1", "top5")}
         rows.append(
-            {"model": summary.pop("model"), "family": entry.family, "paper": entry.paper}
-            | summary
+            {"model": name, "family": entry.family, "paper": entry.paper}
+            | counted
             | accuracies
-            | {"source": published.get("accuracy_source") or None}
+            | {"protocol": _protocol(published), "source": published.get("accuracy_source") or None}
         )
     return rows
 
 
+def count_figures(network: Summary) -> Row:
+    """Returns the figures of a network that its row in the table has."""
+    return {name: value for name, value in as_row(network).items() if name in COUNTED}
+
+
+def _protocol(published: dict[str, str]) -> str | None:
+    """Returns on what images and how a published accuracy was measured; other accuracies do not compare with it."""
+    if not published.get("top1"):
+        return None
+    classes = published["num_classes"]
+    dataset = {"1000": "ImageNet", "10": "CIFAR-10"}.get(classes, f"{classes} classes")
+    return f"{dataset}, 10 crops" if "10 crops" in published["accuracy_source"] else dataset
+
+
 def as_row(record: Layer | Summary) -> Row:
-    """Returns the fields of a layer or a summary, without backward_macs if nobody asked for it."""
+    """Returns the fields of a layer or a summary, without its layers, and without backward_macs if not asked for."""
     fields = {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
+    fields = {name: value for name, value in fields.items() if name not in ("layers", "all_layers")}
     return {name: value for name, value in fields.items() if name != "backward_macs" or value is not None}
+
+
+def find_column(heading: str | None, kind: type, backward: bool) -> str | None:
+    """Returns the key of a column, given the key or its heading; None for None.
+
+    Args:
+      heading: as typed in --sort.
+      kind: Layer for the table of layers, Summary for that of networks.
+      backward: whether the table has the backward pass.
+
+    Raises:
+      ValueError: if there is no such column.
+    """
+    names = [field.name for field in dataclasses.fields(kind)]
+    if kind is Summary:
+        names = ["model", "family", "paper", *(name for name in names if name in COUNTED), *PUBLISHED]
+    names = [name for name in names if name != "backward_macs" or backward]
+    column = {heading: name for name, (heading, *_) in UNITS.items()}.get(heading or "", heading)
+    if column is not None and column not in names:
+        hint = nearest_name(column, names) or f"; choose {', '.join(names)}"
+        raise ValueError(f"--sort={heading} is no column{hint}")
+    return column
 
 
 def sort_rows(rows: list[Row], column: str | None) -> list[Row]:
     """Returns the rows sorted by a column: text from A to Z, numbers from the largest, unknown values last.
 
+    Accuracies are ranked only among those of one protocol; the protocols follow one another.
+
     Args:
       rows: with the same keys.
-      column: a key or its heading; None for the order as it is.
-
-    Raises:
-      ValueError: if there is no such column.
+      column: a key; None for the order as it is.
     """
     if column is None:
         return rows
-    column = {heading: name for name, (heading, *_) in UNITS.items()}.get(column, column)
-    if column not in rows[0]:
-        hint = nearest_name(column, list(rows[0])) or f"; choose {', '.join(rows[0])}"
-        raise ValueError(f"--sort={column} is no column{hint}")
+    if column in ("top1", "top5"):
+        protocols = dict.fromkeys(row["protocol"] for row in rows if row["protocol"])
+        parts = [[row for row in rows if row["protocol"] == protocol] for protocol in sorted(protocols, key=_rank)]
+        unknown = [row for row in rows if not row["protocol"]]
+        return [row for part in parts for row in _sort_known(part, column)] + unknown
+    return _sort_known(rows, column)
+
+
+def _rank(protocol: str) -> tuple:
+    return "crops" in protocol, protocol != "ImageNet", protocol
+
+
+def _sort_known(rows: list[Row], column: str) -> list[Row]:
     known = [row for row in rows if row[column] is not None]
     is_text = any(isinstance(row[column], str) for row in known)
     unknown = [row for row in rows if row[column] is None]
     return sorted(known, key=lambda row: row[column], reverse=not is_text) + unknown
+
+
+def write_figures() -> None:
+    """Counts the figures of all networks and writes them into models/figures.csv."""
+    config = base.get_config()
+    config.batch_size = 1
+    rows = [{"model": each.model} | count_figures(each) for each in summarize_networks(config, models.REGISTRY)]
+    write_atomically(FIGURES, as_csv(rows))
 
 
 def as_csv(rows: list[Row]) -> str:
@@ -92,14 +156,16 @@ def as_csv(rows: list[Row]) -> str:
     return text.getvalue()
 
 
-def describe_layers(summary: Summary, rows: list[Row]) -> str:
+def describe_layers(summary: Summary, rows: list[Row], wide: bool = False) -> str:
     """Returns the table of a network's layers, its totals in words, and the share of each part.
 
     Args:
       summary: of the network.
       rows: of its layers, in the order to show.
+      wide: whether to show all columns and whole names; otherwise the table is at most WIDTH characters wide.
     """
-    return f"{_table(rows)}\n\n{_totals(summary)}\n\nThe share of each part, %:\n\n{_table(_shares(summary))}"
+    table, shares = _table(rows) if wide else _narrow_table(rows), _table(_shares(summary))
+    return f"{table}\n\n{_totals(summary)}\n\nThe share of each part, %:\n\n{shares}"
 
 
 def describe_networks(rows: list[Row]) -> str:
@@ -138,11 +204,35 @@ def _totals(summary: Summary) -> str:
 
 def _table(rows: list[Row]) -> str:
     cells = [[_text(value) for value in row.values()] for row in rows]
+    shapes = ("kernel", "stride", "window", "output", "output_shape")
     numbers = [
-        heading not in ("kernel", "stride") and all(text[:1] in "0123456789" for text in column)
+        heading not in shapes and all(text[:1] in "0123456789" for text in column)
         for heading, column in zip(rows[0], zip(*cells, strict=True), strict=True)
     ]
     return tables.markdown(list(rows[0]), cells, numbers)
+
+
+def _narrow_table(rows: list[Row]) -> str:
+    """Returns the table without the less important columns, and with long names cut at their beginning."""
+    shown = [
+        {
+            "name": row["name"],
+            "kind": row["kind"],
+            "window": f"{_shape(row['kernel'])} /{row['stride'][0]}" if row["kernel"] else "",
+            "output": row["output_shape"],
+            "parameters": row["parameters"],
+            "macs": row["macs"],
+            **({"backward_macs": row["backward_macs"]} if "backward_macs" in row else {}),
+            "field": row["receptive_field"],
+        }
+        for row in rows
+    ]
+    surplus = len(_table(shown).partition("\n")[0]) - WIDTH
+    longest = max(len(row["name"]) for row in rows) - surplus
+    if surplus > 0:
+        names = [name if len(name := row["name"]) <= longest else f"…{name[len(name) - longest + 1 :]}" for row in rows]
+        shown = [row | {"name": name} for row, name in zip(shown, names, strict=True)]
+    return _table(shown)
 
 
 def _scaled(name: str, value: Any) -> Any:

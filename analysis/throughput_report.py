@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 import models
 from analysis import layer_times
 from analysis.rows import Row
-from analysis.summary import read_reference, summarize
+from analysis.summary import read_reference, stored_figures, summarize
 from configs import base
-from training.workdir import read_config
+from training.workdir import read_config, run_name
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 DATASETS = {"imagenet2012": "ImageNet", "cifar10": "CIFAR-10"}
+# Green-Armytage's alphabet without its pale and its nearly black colors: fourteen that differ as much as they can.
+COLORS = ("#0075DC", "#993F00", "#2BCE48", "#FF0010", "#00998F", "#740AFF", "#FFA405", "#F0A3FF", "#426600", "#5EF1F2")
+COLORS += ("#C20088", "#808080", "#9DCC00", "#003380")
 FAMILIES = list(dict.fromkeys(entry.family for entry in models.REGISTRY.values()))
 
 
@@ -79,20 +82,25 @@ def draw(rows: list[Row], folder: pathlib.Path, runs: Sequence[pathlib.Path] = (
 
 def published_networks() -> list[Network]:
     """Returns the networks that have an accuracy in reference.csv."""
-    networks = []
+    networks, figures = [], stored_figures()
     for name, row in read_reference().items():
         if row["top1"]:
             dataset = "ImageNet" if row["num_classes"] == "1000" else "CIFAR-10"
             kind = "published, 10 crops" if "10 crops" in row["accuracy_source"] else "published"
-            gflops = 2 * float(row["gmacs"]) if row["gmacs"] else _gflops(name)
+            gflops = 2 * (figures[name]["macs"] or 0) / 1e9 if name in figures else _gflops(name)
             parameters = int(row["parameters"]) / 1e6
             networks.append(Network(name, name, dataset, float(row["top1"]), gflops, parameters, kind))
     return networks
 
 
 def find_runs(pattern: str) -> list[pathlib.Path]:
-    """Returns the workdirs of finished runs that match a pattern; raises FileNotFoundError if there is none."""
-    runs = [path for path in sorted(map(pathlib.Path, glob.glob(pattern))) if (path / "summary.json").exists()]
+    """Returns the workdirs of finished runs in the folders that match a pattern, and below them.
+
+    Raises:
+      FileNotFoundError: if there is none.
+    """
+    matches = map(pathlib.Path, glob.glob(pattern))
+    runs = sorted({summary.parent for match in matches for summary in match.rglob("summary.json")})
     if not runs:
         raise FileNotFoundError(f"--runs={pattern} names no finished run; give workdirs that hold a summary.json")
     return runs
@@ -105,7 +113,9 @@ def own_networks(runs: Sequence[pathlib.Path]) -> list[Network]:
         config, summary = read_config(path), json.loads((path / "summary.json").read_text())
         dataset = DATASETS.get(config.dataset, config.dataset.split(":")[-1].rstrip("/").split("/")[-1])
         costs = _gflops(config.model, config), summary["parameters"] / 1e6
-        networks.append(Network(path.name, config.model, dataset, 100 * summary["accuracy_top1"], *costs, "own run"))
+        networks.append(
+            Network(run_name(path), config.model, dataset, 100 * summary["accuracy_top1"], *costs, "own run")
+        )
     return networks
 
 
@@ -166,7 +176,7 @@ def _draw_accuracy_over_gflops(figure: "Figure", networks: list[Network]) -> Non
             handles.append(Line2D([], [], markersize=8, label="not filled: 10 crops", **circle))
         if any(each.kind == "own run" for each in shown):
             handles.append(Line2D([], [], marker="*", linestyle="", color="black", label="own run"))
-        axes.legend(
+        parameters = axes.legend(
             handles=handles,
             title="parameters" if sizes else None,
             loc="lower right",
@@ -174,8 +184,17 @@ def _draw_accuracy_over_gflops(figure: "Figure", networks: list[Network]) -> Non
             handletextpad=2,
             borderpad=1.5,
         )
+        axes.add_artist(parameters)
+        there = {models.get_entry(each.model).family: _color(each.model) for each in shown}
+        families = [
+            Line2D([], [], marker="o", linestyle="", markersize=8, color=there[family], label=family)
+            for family in FAMILIES
+            if family in there
+        ]
+        axes.legend(handles=families, title="family", loc="upper left", fontsize=8)
         points = [(each.gflops, each.top1) for each in shown]
-        _label(axes, points, [each.label for each in shown], [math.sqrt(area) / 2 for area in areas])
+        radii = [math.sqrt(area) / 2 for area in areas]
+        _label(axes, points, [each.label for each in shown], radii, taken=[parameters])
     figure.suptitle("Accuracy over cost; the area is the number of parameters")
 
 
@@ -276,8 +295,19 @@ def _draw_roofline(figure: "Figure", measured: list[Row]) -> None:
     axes.yaxis.set_major_formatter(lambda value, _: _si(value))
     axes.grid(alpha=0.25)
     axes.legend(loc="upper left")
-    names = [name for _, name in best]
+    roofs = [
+        min(row["ceiling_flops_per_second"], x * row["ceiling_bytes_per_second"])
+        for row, x in zip(measured, intensities, strict=True)
+    ]
+    shares = [y / roof for y, roof in zip(achieved, roofs, strict=True)]
+    names = [f"{name}{f' ({share:.0%})' if share > 1 else ''}" for (_, name), share in zip(best, shares, strict=True)]
     _label(axes, list(zip(intensities, achieved, strict=True)), names, [5] * len(measured))
+    if max(shares) > 1:
+        figure.supxlabel(
+            "Above the roof, % of it: the bytes are counted layer by layer; a program that fuses layers or keeps maps "
+            "in a cache moves fewer.",
+            fontsize=8,
+        )
     figure.suptitle(f"Networks at their best batch size under the roofline of the same run: {_machine(measured)}")
 
 
@@ -325,7 +355,8 @@ def _machine(rows: list[Row]) -> str:
 
 
 def _color(model: str) -> str:
-    return f"C{FAMILIES.index(models.get_entry(model).family) % 10}"
+    """A color for each family; with more families than in the list the first colors come again."""
+    return COLORS[FAMILIES.index(models.get_entry(model).family) % len(COLORS)]
 
 
 def _round_ticks(axis: "Axis") -> None:
@@ -350,6 +381,7 @@ def _label(
     radii: Sequence[float],
     colors: Sequence[str] = (),
     widest_angle: float = math.pi,
+    taken: Sequence[Any] = (),
 ) -> None:
     """Writes a name beside each point, where it overlaps least with other names, other points and the edges.
 
@@ -360,6 +392,7 @@ def _label(
       radii: of the circles drawn at the points, in typographic points.
       colors: of the names; default: black.
       widest_angle: the largest angle between the direction of a name and the right, radians; default: any direction.
+      taken: legends and other things, besides the axes' legend, that no name may cover.
     """
     figure: Any = axes.figure
     figure.draw_without_rendering()  # computes the layout
@@ -367,9 +400,9 @@ def _label(
     centers = axes.transData.transform(points)
     # A name is legible within a large circle, but not on its middle. A box is its lower left and upper right corner.
     halves = np.clip(radii, 3, 12)[:, None] * pixels
-    taken = [*np.hstack([centers - halves, centers + halves])]
-    if legend := axes.get_legend():
-        taken.append(np.array(legend.get_window_extent().extents))
+    boxes_taken = [*np.hstack([centers - halves, centers + halves])]
+    for legend in filter(None, (axes.get_legend(), *taken)):
+        boxes_taken.append(np.array(legend.get_window_extent().extents))
     angles = np.array(
         sorted(np.linspace(-widest_angle, widest_angle, 17), key=abs)
     )  # of equally good directions the first, the right, is taken
@@ -379,14 +412,14 @@ def _label(
         note = axes.annotate(text, point, xytext=(0, 0), textcoords="offset points", fontsize=8, color=color)
         half, reach = np.array(note.get_window_extent().size) / 2, min(radii[number], 12) * pixels
         best, least = np.zeros(4), math.inf
-        for distance in (3, 8, 14, 22, 32, 44, 60):
+        for distance in (3, 8, 14, 22, 32, 44, 60, 80, 100):
             middles = center + directions * (reach + distance * pixels + half)
             boxes = np.hstack([middles - half, middles + half])
             outside = 4 * half.prod() - _overlap(boxes, np.array(axes.bbox.extents))
-            costs = distance + 10 * outside + sum(_overlap(boxes, other) for other in taken)
+            costs = distance + 10 * outside + sum(_overlap(boxes, other) for other in boxes_taken)
             if costs.min() < least:
                 best, least = boxes[costs.argmin()], costs.min()
-        taken.append(best)
+        boxes_taken.append(best)
         note.set_position((best[:2] - center) / pixels)
         nearest = np.clip(center, best[:2], best[2:])
         if np.hypot(*(nearest - center)) > reach + 10 * pixels:

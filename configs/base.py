@@ -197,6 +197,19 @@ SECTIONS = {
             0.0, "[0, 1) per step", "decay of the moving average of the weights, which is evaluated; 0: no average"
         ),
     },
+    "Fine-tuning": {
+        "freeze": Option(
+            (),
+            "",
+            "parts that keep the weights of init_from: stem, stage1, stage*, a layer; backbone: all but the head",
+            kind=str,
+            needs="init_from",
+        ),
+        "layer_decay": Option(
+            1.0, "(0, 1]", "factor of the learning rate from each block to the one before it, down to the stem"
+        ),
+        "head_rate_factor": Option(1.0, "(0, 1e6]", "factor of the learning rate of the layers that have the classes"),
+    },
     "Schedule of the learning rate": {
         "schedule": Option(
             "cosine", ("constant", "step", "exponential", "cosine", "polynomial"), "shape after the warm-up"
@@ -262,6 +275,12 @@ SECTIONS = {
             "~/.cache/convnets/xla",
             "",
             "folder of compiled programs, shared by all runs; '': none",
+            affects_result=False,
+        ),
+        "process_timeout_seconds": Option(
+            40.0,
+            "[1, 86400] seconds",
+            "if one of several processes does not start or answer for this long, all of them end",
             affects_result=False,
         ),
     },

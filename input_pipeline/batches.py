@@ -293,7 +293,11 @@ class DeviceBatches:
 
     def _load(self) -> Batch:
         batch = next(self.host)
-        return {name: jax.make_array_from_process_local_data(self._sharding, array) for name, array in batch.items()}
+        # train.py forbids implicit copies to the devices; with several processes JAX counts this copy as one.
+        with jax.transfer_guard_host_to_device("allow"):
+            return {
+                name: jax.make_array_from_process_local_data(self._sharding, array) for name, array in batch.items()
+            }
 
     def __iter__(self) -> Iterator[Batch]:
         return self

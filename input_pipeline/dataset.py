@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-HELD_OUT_SPLITS = {"train": "train", "eval": "validation", "validation": "validation"}
+HELD_OUT_SPLITS = {"train": "train", "eval": "validation", "validation": "validation", "all": "all"}
 
 
 class DamagedImageError(ValueError):
@@ -57,13 +57,13 @@ class Dataset:
 
 
 def held_out_split(name: str, split: str) -> str:
-    """Returns 'train' or 'validation' for a split of a dataset that has no splits of its own.
+    """Returns 'train', 'validation' or 'all' for a split of a dataset that has no splits of its own.
 
     Raises:
       ValueError: if the split is not one of HELD_OUT_SPLITS; the message names the dataset.
     """
     if split not in HELD_OUT_SPLITS:
-        raise ValueError(f"dataset {name!r} has no split {split!r}: use 'train' or 'validation'")
+        raise ValueError(f"dataset {name!r} has no split {split!r}: use 'train', 'validation' or 'all'")
     return HELD_OUT_SPLITS[split]
 
 
@@ -72,7 +72,7 @@ def held_out_records(name: str, split: str, size: int, validation_share: float, 
 
     Args:
       name: name of the dataset, for the error message.
-      split: 'train' or 'validation'.
+      split: 'train', 'validation' or 'all'.
       size: number of records of both splits together.
       validation_share: share of the records that are held out for validation, (0, 1).
       split_seed: seed for the shuffle that chooses the held-out records.
@@ -80,6 +80,8 @@ def held_out_records(name: str, split: str, size: int, validation_share: float, 
     Raises:
       ValueError: if one of the splits would be empty.
     """
+    if split == "all":
+        return np.arange(size)
     held_out = math.ceil(validation_share * size)
     if not 0 < held_out < size:
         raise ValueError(

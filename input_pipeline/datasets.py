@@ -49,7 +49,8 @@ def load_dataset(config: ConfigDict, split: str) -> Dataset:
         )
     local_path(config.dataset)  # refuses gs://bucket/folder
     data_dir = default_data_dir(config.data_dir)
-    if Path(config.dataset).expanduser().is_dir() and not (data_dir / config.dataset).is_dir():
+    folder = Path(config.dataset).expanduser()
+    if folder.is_dir() and (folder.is_absolute() or not (data_dir / folder).is_dir()):
         raise ValueError(f"dataset {config.dataset!r} is a folder; give --config.dataset=image_folder:{config.dataset}")
     builder = open_builder(config.dataset, data_dir) or _fetch(config.dataset, data_dir)
     return open_stored_dataset(builder, config.dataset, split)

@@ -5,6 +5,7 @@ The records form an endless sequence, shuffled anew for each epoch. Batch k hold
 seed and the position, so a resume needs nothing but the step.
 """
 
+import copy
 import functools
 import math
 import zlib
@@ -128,6 +129,19 @@ class DeviceCache:
             images = padded_crops(cached["pixels"], records, padding, flips, uniforms)
         return {"image": images, "label": cached["label"][records]}
 
+    def with_config(self, config: ConfigDict) -> "DeviceCache":
+        """Returns a cache with the same arrays for another batch_size."""
+        other = copy.copy(self)
+        other._config = config
+        return other
+
+    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+        """Returns shapes, types and shardings of an item of `batches`."""
+        order = (epochs_of_call(self._config, self._num_images), self._num_images)
+        shapes = {name: (array.shape, array.dtype) for name, array in self.arrays.items()}
+        shapes |= {"order": (order, np.int32), "first_epoch": ((), np.uint32), "count": ((), np.int32)}
+        return {name: jax.ShapeDtypeStruct(*shape, sharding=self.replicated) for name, shape in shapes.items()}
+
     def batches(self, start: int, ends: Iterable[int]) -> "CachedBatches":
         """Returns an iterator of the third argument of make_train_step's step, one item for each call.
 
@@ -136,6 +150,11 @@ class DeviceCache:
           ends: for each call, the steps done after it.
         """
         return CachedBatches(self, self._config, self._num_images, start, ends)
+
+
+def epochs_of_call(config: ConfigDict, num_images: int) -> int:
+    """Returns the largest number of epochs that one call of the step can take images from."""
+    return (num_images - 1 + config.steps_per_dispatch * config.batch_size - 1) // num_images + 1
 
 
 class CachedBatches:
@@ -151,8 +170,7 @@ class CachedBatches:
     def __init__(self, cache: DeviceCache, config: ConfigDict, num_images: int, start: int, ends: Iterable[int]):
         self.host, self._batch_size, self._num_images = cache, config.batch_size, num_images
         self._step, self._ends, self._epoch = start, iter(ends), None
-        # The most epochs that one call can take images from.
-        epochs = (num_images - 1 + config.steps_per_dispatch * config.batch_size - 1) // num_images + 1
+        epochs = epochs_of_call(config, num_images)
 
         def shuffle(first_epoch: jax.Array) -> Arrays:
             key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b"order"))

@@ -149,6 +149,11 @@ def printable(text: str | Path, kept: str = "") -> str:
     )
 
 
+def one_line(text: str) -> str:
+    """Returns the text on one line, with control characters escaped."""
+    return printable(" ".join(text.split()))
+
+
 @functools.cache
 def say_once(message: str) -> None:
     """Prints a message on standard error, however often it is said in this process."""

@@ -94,7 +94,8 @@ def find_images(folder: str | Path, split: str, *, validation_share: float = 0.2
 
     Args:
       folder: contains either the class folders, or split folders that contain the class folders.
-      split: 'train', 'eval' (validation, or test if there is no validation folder), or the name of a split's folder.
+      split: 'train', 'eval' (validation, or test if there is no validation folder), or the name of a split's folder;
+        'all' if there is no folder for evaluation.
       validation_share: share of the images that are held out for validation if no folder is for evaluation.
       split_seed: seed for the shuffle that chooses the held-out images.
 
@@ -134,6 +135,11 @@ def find_images(folder: str | Path, split: str, *, validation_share: float = 0.2
         records = held_out_records(name, chosen, len(files), validation_share, split_seed)
         files, labels = [files[record] for record in records], [labels[record] for record in records]
     return FolderSplit(chosen, split_kind(chosen) or chosen, tuple(class_folders), files, labels)
+
+
+def has_split_folders(folder: str | Path) -> bool:
+    """Whether a folder contains split folders, and not directly the class folders; False if there is no folder."""
+    return Path(folder).is_dir() and bool(_split_folders(_unwrapped(Path(folder))))
 
 
 def split_kind(name: str) -> str | None:

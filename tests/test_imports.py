@@ -132,3 +132,14 @@ def test_importing_changes_nothing_in_the_process():
     command = [sys.executable, "-c", WATCH, json.dumps(sorted(libraries)), json.dumps(sorted(MODULES))]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert (result.returncode, result.stdout) == (0, ""), result.stdout + result.stderr[-2000:]
+
+
+def test_evaluating_and_predicting_import_no_training_code_and_no_slow_library():
+    """These programs start fast: their first line comes as soon as JAX, Flax and Orbax are imported."""
+    training = {f"training.{name}" for name in ("step", "program", "evaluation", "feed", "tensorboard")}
+    slow = {"grain", "matplotlib", "sklearn", "tensorboardX", "tensorflow_datasets", "huggingface_hub"}
+    for program in ("evaluate", "predict"):
+        code = f"import json, sys, {program}; print(json.dumps(list(sys.modules)))"
+        result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        assert not (training | slow) & set(json.loads(result.stdout)), program

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import signal
 import socket
 import subprocess
@@ -12,6 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from training.processes import join_processes
+
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN = ("train.py", "--config=configs/lenet5_digits.py", "--config.compilation_cache_dir=", "--config.num_steps=60")
 TRAIN += ("--config.log_every_steps=5", "--config.checkpoint_every_steps=25", "--config.evaluate_every_epochs=1")
@@ -19,8 +22,16 @@ TRAIN += ("--config.log_every_steps=5", "--config.checkpoint_every_steps=25", "-
 pytestmark = pytest.mark.slow
 
 
-def start(count, *command, devices=1):
-    """Starts several processes of a program, each with the given number of devices."""
+def start(count, *command, devices=1, each=(), cwd=None):
+    """Starts several processes of a program.
+
+    Args:
+      count: number of processes.
+      command: the program and its flags.
+      devices: number of devices of each process.
+      each: further flags for each process.
+      cwd: folders in which the processes run.
+    """
     flags = f"--xla_backend_optimization_level=0 --xla_force_host_platform_device_count={devices}"
     environment = os.environ | {"XLA_FLAGS": flags, "JAX_NUM_PROCESSES": str(count), "COLUMNS": "200"}
     with socket.socket() as free:
@@ -28,8 +39,8 @@ def start(count, *command, devices=1):
         environment["JAX_COORDINATOR_ADDRESS"] = f"127.0.0.1:{free.getsockname()[1]}"
     return [
         subprocess.Popen(
-            [sys.executable, *map(str, command)],
-            cwd=ROOT,
+            [sys.executable, ROOT / command[0], *map(str, command[1:]), *map(str, each[index] if each else ())],
+            cwd=cwd[index] if cwd else ROOT,
             env=environment | {"JAX_PROCESS_ID": str(index)},
             text=True,
             stdout=subprocess.PIPE,
@@ -37,6 +48,11 @@ def start(count, *command, devices=1):
         )
         for index in range(count)
     ]
+
+
+def with_recipe_path(command):
+    """Returns the command with the recipe's absolute path, for a process that runs in another folder."""
+    return [word.replace("=configs/", f"={ROOT}/configs/") for word in command]
 
 
 def finish(processes, exit_code=0):
@@ -73,7 +89,8 @@ def test_two_processes_do_what_one_with_two_devices_does(alone, tmp_path):
     assert_same_result(tmp_path / "run", alone)
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert names == {"config.json", "metrics.jsonl", "summary.json", "curves.png", "checkpoints", "tensorboard"}
-    assert len(list((tmp_path / "run" / "tensorboard").iterdir())) == 1
+    files = [path for path in (tmp_path / "run" / "tensorboard").rglob("*") if path.is_file()]
+    assert files and len({path.parent for path in files}) == len(files)  # one process wrote
 
 
 @pytest.mark.parametrize("index", [0, 1])
@@ -104,15 +121,105 @@ def test_evaluation_is_exact_over_processes_that_get_unequal_shares(alone):
     assert halves["loss"] == pytest.approx(whole["loss"], rel=1e-6)
 
 
-def test_an_image_that_one_process_cannot_decode_ends_all(tmp_path):
-    for number in range(32):
-        path = tmp_path / "images" / f"class{number % 2}" / f"{number:02}.png"
+def write_images(folder, count, class_names=("cat", "dog")):
+    for number in range(count):
+        path = folder / class_names[number % 2] / f"{number:02}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((32, 32), number, np.uint8)).save(path)
+    return path
+
+
+def errors(processes):
+    """Waits for the processes; returns the lines that each of them printed on standard error."""
+    return [process.communicate(timeout=60)[1].splitlines() for process in processes]
+
+
+def test_an_image_that_one_process_cannot_decode_ends_all(tmp_path):
+    path = write_images(tmp_path / "images", 32)
     path.write_bytes(path.read_bytes()[:40])
     options = (f"--config.dataset=image_folder:{tmp_path / 'images'}", "--config.batch_size=8")
     processes = start(2, *TRAIN, *options, f"--workdir={tmp_path / 'run'}")
-    errors = [process.communicate(timeout=120)[1] for process in processes]
-    exit_codes = [process.returncode for process in processes]
-    assert 2 in exit_codes and 0 not in exit_codes
-    assert sum(f"file {path}: cannot decode" in error for error in errors) == 1
+    for lines in errors(processes):
+        (line,) = lines
+        assert f"file {path}: cannot decode" in line
+    assert [process.returncode for process in processes] == [2, 2]
+
+
+def test_processes_with_other_options_or_data_are_refused(tmp_path):
+    """The folder of images is on each machine's own disk: its path is relative to the folder of the process."""
+    write_images(tmp_path / "first" / "images", 32)
+    write_images(tmp_path / "second" / "images", 31, ("cat", "horse"))
+    processes = start(
+        2,
+        *with_recipe_path(TRAIN),
+        "--config.dataset=image_folder:images",
+        f"--workdir={tmp_path / 'run'}",
+        each=[(), ("--config.learning_rate=0.1",)],
+        cwd=[tmp_path / "first", tmp_path / "second"],
+    )
+    for lines in errors(processes):
+        (line,) = lines
+        assert f"process 1 on {socket.gethostname()} has images of" in line
+        assert "class 1='horse', not 'dog'" in line and "learning_rate=0.1, not 0.05" in line
+    assert [process.returncode for process in processes] == [2, 2]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_workdir_on_the_disk_of_each_machine_is_refused(tmp_path):
+    """One path is another folder in each process, as on a disk that the machines do not share."""
+    folders = [tmp_path / "first", tmp_path / "second"]
+    for folder in folders:
+        folder.mkdir()
+    processes = start(2, *with_recipe_path(TRAIN), "--workdir=/proc/self/cwd/run", cwd=folders)
+    for lines in errors(processes):
+        (line,) = lines
+        assert "give a --workdir on a file system that all processes share" in line
+    assert [process.returncode for process in processes] == [2, 2]
+    assert not [*folders[0].iterdir(), *folders[1].iterdir()]
+
+
+@pytest.mark.parametrize(("sent", "message"), [("SIGKILL", "is lost"), ("SIGSTOP", "process 1 on .* has not answered")])
+def test_a_process_that_is_killed_or_hangs_ends_the_others(tmp_path, sent, message):
+    options = ("--config.num_steps=100000", "--config.process_timeout_seconds=15")
+    processes = start(2, *TRAIN, *options, f"--workdir={tmp_path / 'run'}")
+    for line in processes[0].stdout:
+        if "step 5/" in line:
+            processes[1].send_signal(signal.Signals[sent])
+            break
+    ((line,),) = errors(processes[:1])
+    assert re.search(message, line) and processes[0].returncode == 4
+    processes[1].kill()
+    processes[1].communicate()
+
+
+def test_a_process_waits_a_limited_time_for_the_others_to_start(tmp_path):
+    environment = {"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1", "JAX_COORDINATOR_ADDRESS": "127.0.0.1:9"}
+    process = subprocess.run(
+        [sys.executable, *TRAIN, "--config.process_timeout_seconds=2", f"--workdir={tmp_path / 'run'}"],
+        cwd=ROOT,
+        env=os.environ | environment,
+        text=True,
+        capture_output=True,
+        timeout=60,
+    )
+    (line,) = process.stderr.splitlines()
+    assert "not all processes have started: process 1 of 2 at 127.0.0.1:9 waited for 2 s" in line
+    assert process.returncode == 4
+
+
+@pytest.mark.parametrize(
+    ("variables", "message"),
+    [
+        ({"JAX_NUM_PROCESSES": "two"}, "JAX_NUM_PROCESSES=two"),
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_PROCESS_ID="),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "2"}, "JAX_PROCESS_ID=2"),
+        ({"JAX_NUM_PROCESSES": "2", "JAX_PROCESS_ID": "1"}, "JAX_COORDINATOR_ADDRESS="),
+    ],
+)
+def test_wrong_variables_are_refused(variables, message, monkeypatch):
+    for name in ("JAX_NUM_PROCESSES", "JAX_PROCESS_ID", "JAX_COORDINATOR_ADDRESS"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ValueError, match=f"{message} is invalid"):
+        join_processes(1.0)

@@ -221,11 +221,8 @@ def test_evaluating_an_ensemble_with_a_row_for_each_image(finished, tmp_path):
     right = [row["label"] == row["prediction"] for row in rows]
     assert sum(right) / 360 == result["accuracy_top1"]
     assert sum(float(rows[0][digit]) for digit in "0123456789") == pytest.approx(1, abs=1e-5)
-    assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "confusion.png",
-        "mistakes.png",
-        "reliability.png",
-    }
+    for name in ("confusion.png", "mistakes.png", "reliability.png"):
+        assert np.asarray(Image.open(tmp_path / "report" / name).convert("L")).std() > 20  # not blank
     digits = load_digits()
     for digit in (8, 3):
         for number in np.flatnonzero(digits.target == digit)[:5]:
@@ -233,11 +230,11 @@ def test_evaluating_an_ensemble_with_a_row_for_each_image(finished, tmp_path):
             path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray((digits.images[number] * 15.9).astype(np.uint8)).save(path)
     dataset = f"--dataset=image_folder:{tmp_path / 'some'}"
-    some = json.loads(run("evaluate.py", f"--workdir={finished}", dataset, "--split=all", "--average=2", "--json=-"))
+    some = json.loads(run("evaluate.py", f"--workdir={finished}", dataset, "--average=2", "--json=-"))
     assert some["examples"] == 10 and set(some["accuracy_of_class"]) == {"3", "8"}
     assert some["accuracy_top1_among_its_classes"] >= some["accuracy_top1"]
     (tmp_path / "some" / "3").rename(tmp_path / "some" / "three")
-    errors = run("evaluate.py", f"--workdir={finished}", dataset, "--split=all", exit_code=2)
+    errors = run("evaluate.py", f"--workdir={finished}", dataset, exit_code=2)
     assert len(errors.splitlines()) == 1 and "1 of the dataset's 2 classes are none of the network's 10" in errors
 
 

@@ -19,7 +19,7 @@ SLOW |= {"inception_v4", "resnet101", "resnet152", "resnet50_v1", "vgg16", "vgg1
 SLOW |= {"alexnet_ungrouped", "zfnet_wide", "vgg11", "vgg13", "vgg16_c", "vgg19", "vgg11_bn", "vgg13_bn", "vgg19_bn"}
 SLOW |= {"googlenet_bn_3x3", "resnet101_v1", "resnet152_v1", "plain18", "densenet169", "densenet201", "squeezenet1_1"}
 SLOW |= {"resnet34", "plain34", "nin", "resnet18", "alexnet", "squeezenet1_0", "cifar10_resnet110"}
-SLOW |= {"imagenette_googlenet"}
+SLOW |= {"imagenette_googlenet", "finetune"}
 
 RECIPES = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 
@@ -35,7 +35,7 @@ def test_recipe(name, tmp_path, monkeypatch):
     config.dataset, config.synthetic_examples, config.num_classes = "synthetic", 8, 10
     config.image_size = min(models.get_entry(config.model).image_size, 96)
     config.batch_size, config.eval_batch_size, config.num_steps, config.warmup_epochs = 8, 8, 2, 0.0
-    config.compilation_cache_dir = ""
+    config.compilation_cache_dir, config.init_from = "", ""
     train.train(config, tmp_path / name, Interruption())
 
     summary = json.loads((tmp_path / name / "summary.json").read_text())

@@ -18,6 +18,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
 from input_pipeline.files import printable
+from training.processes import check_same, is_lost_connection, is_one_of_several
 from training.state import AVERAGED_BATCH_STATS, State
 
 
@@ -120,6 +121,8 @@ class Checkpoints:
             try:
                 state = self._restore_checked(candidate, target)
             except Exception as error:  # Orbax may raise any error when it reads a damaged file
+                if is_lost_connection(error):
+                    raise
                 reasons[candidate] = str(error).strip().split("\n")[0][:200] or type(error).__name__
                 continue
             for damaged, reason in reasons.items():
@@ -196,7 +199,7 @@ class Checkpoints:
         try:
             yield
         except Exception as error:
-            if self._read_only:
+            if self._read_only or is_lost_connection(error):
                 raise
             # TensorStore's message contains the system's message among much else.
             known = (
@@ -244,6 +247,16 @@ def _steps_with_damaged_metrics(directory: pathlib.Path) -> list[int]:
         except (ValueError, RecursionError):
             damaged.append(int(path.parent.parent.name))
     return damaged
+
+
+def check_same_arrays(tree: Any) -> None:
+    """Checks that all processes hold the same arrays, if there are several; all of them must call it.
+
+    Raises:
+      ValueError: in every process, if an array differs; the message names it.
+    """
+    if is_one_of_several():
+        check_same({f"checksum of {path}": value for path, value in _checksums(jax.device_get(tree)).items()})
 
 
 def _checksums(state: Any) -> dict[str, int]:

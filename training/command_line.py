@@ -2,6 +2,7 @@
 
 import ast
 import contextlib
+import difflib
 import functools
 import os
 import pathlib
@@ -9,10 +10,10 @@ import re
 import signal
 import sys
 import textwrap
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
-import jax
 from absl import app, flags, logging
 from ml_collections import ConfigDict, config_flags
 
@@ -23,6 +24,7 @@ from configs._other_names import OTHER_NAMES
 from input_pipeline.files import local_path, printable
 from training import configuration, lists
 from training.platform import prepare_process
+from training.processes import end_process, is_lost_connection, is_one_of_several, leave_processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -38,16 +40,26 @@ def run(
       argument: the name of the program's positional argument, which main is called with; "NAME ..." for one or more;
         None if it takes none.
     """
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # train.py sets another one for its imports
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # the programs set another one for their imports
     prepare_process()
     # Orbax logs every step that it takes, and logs a traceback of each error in addition to raising it.
     logging.set_verbosity(logging.FATAL)
     register_parsers()
     try:
         parse = functools.partial(_parse, default_config=default_config, argument=argument)
-        app.run(lambda argv: sys.exit(main(*argv[1:])), flags_parser=parse)
-    except KeyboardInterrupt:
-        sys.exit(130)  # either a second SIGINT, or a SIGINT before there was anything to save
+        app.run(functools.partial(_call, main), flags_parser=parse)
+    except KeyboardInterrupt:  # either a second SIGINT, or a SIGINT before there was anything to save
+        if is_one_of_several():
+            end_process("interrupted", 130)
+        sys.exit(130)
+    except Exception as error:
+        if is_lost_connection(error):
+            reason = f"the connection to another process is lost ({str(error).strip().splitlines()[0][:200]})"
+            machine_failed(f"{reason}; start all processes again; training resumes from its newest checkpoint")
+        if is_one_of_several():
+            traceback.print_exc()
+            end_process(f"{type(error).__name__}: {error}", 1)
+        raise
 
 
 def register_parsers() -> None:
@@ -93,22 +105,24 @@ def refusing_bad_input(kinds: tuple[type[Exception], ...] = (ValueError, OSError
     try:
         yield
     except kinds as error:
+        if is_lost_connection(error):  # JAX raises a ValueError for it
+            raise
         refuse(str(error))
 
 
 def refuse(message: str) -> NoReturn:
     """Ends the program with one line and exit code 2: the user's flags, config or data are invalid."""
-    _end(message, 2)
+    end_process(message, 2)
 
 
 def fail(message: str) -> NoReturn:
     """Ends the program with one line and exit code 3: training failed."""
-    _end(message, 3)
+    end_process(message, 3)
 
 
 def machine_failed(message: str) -> NoReturn:
     """Ends the program with one line and exit code 4: the machine failed, as with a full disk or a missing folder."""
-    _end(message, 4)
+    end_process(message, 4)
 
 
 def step(value: str | None) -> int | str | None:
@@ -124,16 +138,9 @@ def step(value: str | None) -> int | str | None:
     return int(value)
 
 
-def one_line(text: str) -> str:
-    """Returns the text on one line, with control characters escaped."""
-    return printable(" ".join(text.split()))
-
-
-def _end(message: str, exit_code: int) -> NoReturn:
-    with contextlib.suppress(OSError):  # standard error may be a closed pipe or a full disk
-        print(f"{pathlib.Path(sys.argv[0]).name}: error: {one_line(message)}", file=sys.stderr, flush=True)
-    if jax.distributed.is_initialized():
-        os._exit(exit_code)  # sys.exit would wait for the other processes, which may be waiting for this one
+def _call(main: Callable[..., int | None], argv: list[str]) -> NoReturn:
+    exit_code = main(*argv[1:])
+    leave_processes()
     sys.exit(exit_code)
 
 
@@ -322,9 +329,10 @@ def _check_config_file(path: pathlib.Path) -> None:
     if path.exists():
         refuse(f"config file {path} is no recipe; give a Python file with get_config(), as configs/resnet50.py")
     here = "" if ROOT == pathlib.Path.cwd() else f"{ROOT}/"
-    recipes = [f"{here}configs/{recipe.name}" for recipe in (ROOT / "configs").glob("[!_]*.py")]
-    hint = nearest_name(f"{here}configs/{path.stem}.py", recipes)
-    refuse(f"config file {path} does not exist{hint or '; python train.py --list_recipes lists all'}")
+    stems = [recipe.stem for recipe in (ROOT / "configs").glob("[!_]*.py")]
+    nearest = difflib.get_close_matches(path.stem.lower(), stems, n=1)
+    hint = f"did you mean {here}configs/{nearest[0]}.py?" if nearest else "python train.py --list_recipes lists all"
+    refuse(f"config file {path} does not exist; {hint}")
 
 
 def _check_config(path: str) -> None:

@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -14,7 +14,7 @@ from configs import base
 from configs._option import text_of
 from input_pipeline import crops
 from input_pipeline.files import local_path
-from training import published_weights
+from training import fine_tuning, published_weights
 from training.inference import make_apply
 from training.platform import loops_are_fast
 from training.state import make_model
@@ -47,7 +47,7 @@ def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
             )
 
 
-def resolve_network(config: ConfigDict, typed: Iterable[str] = ()) -> ConfigDict:
+def resolve_network(config: ConfigDict, typed: Collection[str] = ()) -> ConfigDict:
     """Returns a copy in which every option has been checked, and the options of the network have their values.
 
     If image_size, channels or dropout_rate is None, it gets the network's own value. aux_heads becomes the heads whose
@@ -81,6 +81,7 @@ def resolve_network(config: ConfigDict, typed: Iterable[str] = ()) -> ConfigDict
             counts = "1" if config.channels == 1 else f"1 or {config.channels}"
             raise ValueError(f"{option}={config[option]} has {len(config[option])} values; give {counts}")
     _resolve_aux_heads(config, entry)
+    fine_tuning.frozen_paths(config)  # refuses unknown names
     _check_image_size(config)
     _check_layers(config, typed)
     return config
@@ -159,7 +160,7 @@ def _check_image_size(config: ConfigDict) -> None:
         )
 
 
-def _check_layers(config: ConfigDict, typed: Iterable[str]) -> None:
+def _check_layers(config: ConfigDict, typed: Collection[str]) -> None:
     """Raises ValueError if an option was typed that only concerns layers that the network does not have."""
     needed = {"dropout_rate": (models.DropoutKey, "dropout"), "bn_virtual_batch_size": (nnx.BatchStat, "batch norm")}
     for name in needed.keys() & set(typed):
@@ -189,6 +190,12 @@ def _check_combinations(config: ConfigDict) -> None:
             "leave cache out, or give interpolation=bilinear"
         )
     crops.check_crops(config)
+
+
+def smallest_batch(config: ConfigDict) -> int:
+    """Returns the smallest valid batch_size; every multiple of it is valid too."""
+    pairs = 2 if config.mixup_alpha or config.cutmix_alpha else 1
+    return jax.device_count() * math.lcm(config.accumulation_steps * max(config.bn_virtual_batch_size, 1), pairs)
 
 
 def _check_batches(config: ConfigDict) -> None:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Iterable
 from typing import Any
 
 import jax
@@ -19,7 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from input_pipeline.files import printable
 from training.environment import peak_host_memory
 from training.loss import means
-from training.workdir import naming_failure, write_atomically
+from training.workdir import naming_failure, run_name, write_atomically
 
 Row = dict[str, Any]
 EXPLODED = 20  # a loss exploded if it is so many times the median of the highest curve
@@ -33,7 +34,14 @@ class RunLog:
     failed. If several processes train together, only the first one writes and prints.
     """
 
-    def __init__(self, workdir: pathlib.Path, config: ConfigDict, num_images: int, start_step: int):
+    def __init__(
+        self,
+        workdir: pathlib.Path,
+        config: ConfigDict,
+        num_images: int,
+        start_step: int,
+        typed: Iterable[str] = (),
+    ):
         """Opens the files, and removes the rows after start_step, because a resumed run writes them again.
 
         Args:
@@ -41,6 +49,7 @@ class RunLog:
           config: resolved options.
           num_images: images in an epoch.
           start_step: the step of the checkpoint from which the run resumes, or 0.
+          typed: names of the options that were given on the command line.
         """
         self.workdir = workdir
         self._num_steps, self._keep_best = config.num_steps, config.keep_best
@@ -48,7 +57,9 @@ class RunLog:
         self.rows = [row for row in read_rows(workdir) if row["step"] <= start_step]
         write_atomically(workdir / "metrics.jsonl", "".join(json.dumps(row) + "\n" for row in self.rows))
         self._first = jax.process_index() == 0
-        self._tensorboard = _open_tensorboard(workdir / "tensorboard", start_step + 1) if self._first else None
+        hyperparameters = {name: config[name] for name in typed}
+        place = workdir / "tensorboard", start_step, start_step * config.batch_size / num_images
+        self._tensorboard = _open_tensorboard(*place, config.to_dict(), hyperparameters) if self._first else None
         self._seconds_before = self.rows[-1]["seconds"] if self.rows else 0.0
         self._start, self._start_step = time.perf_counter(), start_step
         self._console = Console(highlight=False, emoji=False, soft_wrap=True)
@@ -102,7 +113,7 @@ class RunLog:
         """Moves the bar of the live line, without a wait for the devices; restarts the clock after the first step."""
         self._progress.update(self._task, completed=step)
         if step == self._start_step + 1:
-            self.say(f"first step after {time.perf_counter() - self._start:.1f} s, compilation included")
+            self.say(f"first step after {time.perf_counter() - self._start:.1f} s")
             self.restart_clock(step, wait_seconds)
 
     def training(self, step: int, sums: dict[str, Any], learning_rate: float, wait_seconds: float) -> None:
@@ -179,7 +190,7 @@ class RunLog:
         if self._tensorboard:
             group = "train_evaluation" if is_evaluation(row) and split == "train" else split
             with naming_failure(self.workdir / "tensorboard", len(line)):
-                self._tensorboard.add(group, values, step, time.time())
+                self._tensorboard.add(group, values, step, epoch, time.time())
         if self._first:
             path = self.workdir / "metrics.jsonl"
             # The mode r+ makes no new file: if the folder has vanished, the run must not go on without its first rows.
@@ -222,14 +233,14 @@ def _is_sound(row: Row) -> bool:
     return all(isinstance(value, str if name == "split" else (int, float)) for name, value in row.items())
 
 
-def _open_tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
-    """Opens TensorBoard's event file; if tensorboardX is not installed, prints a note and returns None."""
+def _open_tensorboard(*arguments: Any) -> Any:
+    """Opens TensorBoard's event files; if tensorboardX is not installed, prints a note and returns None."""
     try:
         from training.tensorboard import TensorBoard
     except ImportError:
         print("note: no TensorBoard files, as tensorboardX is not installed")
         return None
-    return TensorBoard(folder, purge_step)
+    return TensorBoard(*arguments)
 
 
 def _plain(text: str) -> str:
@@ -276,7 +287,7 @@ def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
     scale_losses(figure.axes[0])
     if rows:
         figure.axes[0].legend()
-    figure.suptitle(_plain(workdir.name))
+    figure.suptitle(_plain(run_name(workdir)))
     picture = io.BytesIO()
     figure.savefig(picture, dpi=110)
     write_atomically(workdir / "curves.png", picture.getvalue())

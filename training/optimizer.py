@@ -5,7 +5,10 @@ import collections
 import jax
 import jax.numpy as jnp
 import optax
+from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from ml_collections import ConfigDict
+
+from training.fine_tuning import Path, rate_factors
 
 
 def make_schedule(config: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
@@ -61,6 +64,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     SGD with momentum is as in PyTorch and the papers: v = momentum v + g, w = w - rate v.
     RMSProp is as in TensorFlow, which Szegedy used: s = decay s + (1 - decay) g^2,
     v = momentum v + rate g / sqrt(s + epsilon), w = w - v; but s starts at 0, as in PyTorch, and not at 1.
+    layer_decay and head_rate_factor change the rates of single parameters.
     """
     stages = []
     if config.gradient_clip_norm:
@@ -74,7 +78,19 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
         stages.append(optax.rmsprop(schedule, decay, epsilon, momentum=momentum, nesterov=nesterov))
     else:
         stages.append(optax.sgd(schedule, momentum, nesterov))
+    if factors := rate_factors(config):
+        stages.append(_scale_updates(factors))
     return optax.chain(*stages)
+
+
+def _scale_updates(factors: dict[Path, float]) -> optax.GradientTransformation:
+    """Multiplies the update of each parameter by a factor, which multiplies its learning rate."""
+
+    def update(updates: dict, state: optax.EmptyState, params: dict | None = None) -> tuple[dict, optax.EmptyState]:
+        flat = flatten_mapping(updates)
+        return unflatten_mapping({path: factors[path] * value for path, value in flat.items()}), state
+
+    return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
 def _is_kernel(params: dict) -> dict:

@@ -22,31 +22,6 @@ CompilerOptions = dict[str, bool | str]
 _JAX_OPTIONS: Any = jax.config  # Any, because type checkers do not know the attributes of jax.config
 
 
-def join_processes() -> None:
-    """Connects this process to the others of a distributed run, if there are several; only the first one prints then.
-
-    There are several processes if JAX_NUM_PROCESSES, JAX_PROCESS_ID and JAX_COORDINATOR_ADDRESS (host:port of process
-    0) are set, if Slurm or Open MPI started more than one task, or if this is a host of a TPU pod.
-    """
-    ours: dict[str, Any] = {
-        name: int(os.environ.get(f"JAX_{name.upper()}", 0)) for name in ("num_processes", "process_id")
-    }
-    tasks = max(int(os.environ.get(name, 1)) for name in ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE"))
-    # A process that fails waits this long for the others, which may hang in a collective that needs it. Then it exits,
-    # and the others exit too.
-    timeout: dict[str, Any] = {"shutdown_timeout_seconds": 30}
-    jax.config.update("jax_enable_preemption_service", False)  # training.interruption handles SIGTERM
-    if ours["num_processes"] > 1:
-        jax.distributed.initialize(**ours, **timeout)
-    elif tasks > 1:
-        jax.distributed.initialize(**timeout)
-    elif "tpu" in (_JAX_OPTIONS.jax_platforms or ""):  # JAX sets jax_platforms on a TPU's host
-        with contextlib.suppress(ValueError):  # this host does not belong to a pod
-            jax.distributed.initialize(**timeout)
-    if jax.distributed.is_initialized() and jax.process_index() > 0:
-        sys.stdout = open(os.devnull, "w")
-
-
 def prepare_process() -> None:
     """Sets up the process for training; programs call it first, before JAX starts its threads."""
     _keep_freed_memory()

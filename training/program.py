@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline import DeviceCache
+from training.fine_tuning import frozen_paths, split_frozen
 from training.loss import zero_sums
 from training.optimizer import make_optimizer, make_schedule
 from training.state import State, abstract_state, create_state, make_model
@@ -64,7 +65,12 @@ class Program:
         return jax.device_put(self.sums, NamedSharding(self.mesh, PartitionSpec()))
 
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
-        """Returns shapes, types and shardings of a batch of images (N, H, W, C) and labels (N,)."""
+        """Returns shapes, types and shardings of the step's third argument: images (N, H, W, C) and labels (N,).
+
+        With a cache it is what the cache gives for one call.
+        """
+        if self.cache:
+            return self.cache.abstract_batch()
         side, split = self.config.image_size, NamedSharding(self.mesh, PartitionSpec("data"))
         shape = self.config.batch_size, side, side, self.config.channels
         return {
@@ -73,18 +79,25 @@ class Program:
         }
 
     def trace(self) -> jax.stages.Traced:
-        """Traces the training step of a batch without compiling it; nothing is allocated.
+        """Traces the training step without compiling it; nothing is allocated.
+
+        The first step reuses this trace, and the program if the trace is compiled.
 
         Raises:
           ValueError: if the network cannot be trained on such a batch.
         """
-        train_step: Any = self.train_step
-        if self.cache:  # the cached step makes a batch and then runs this step on it
-            train_step = make_train_step(self.config, self.model, self.optimizer, self.mesh)
         everywhere = NamedSharding(self.mesh, PartitionSpec())
-        # The shardings are those of the real arguments, so that the first step reuses this trace.
+        # The shardings are those of the real arguments; with others the first step would trace and compile again.
         sums = {name: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=everywhere) for name, v in self.sums.items()}
-        return train_step.trace(self.target, sums, self.abstract_batch())
+        return self.train_step.trace(self.target, sums, self.abstract_batch())
+
+    def with_batch_size(self, batch_size: int) -> "Program":
+        """Returns the program of another batch size, with the same schedule."""
+        config = self.config.copy_and_resolve_references()
+        config.batch_size = batch_size
+        cache = self.cache and self.cache.with_config(config)
+        step = make_train_step(config, self.model, self.optimizer, self.mesh, cache)
+        return dataclasses.replace(self, config=config, cache=cache, train_step=step)
 
 
 def make_program(config: ConfigDict, mesh: Mesh, steps_per_epoch: float, cache: DeviceCache | None = None) -> Program:
@@ -99,7 +112,7 @@ def make_program(config: ConfigDict, mesh: Mesh, steps_per_epoch: float, cache: 
     model, schedule = make_model(config, training=True), make_schedule(config, steps_per_epoch)
     optimizer = make_optimizer(config, schedule)
     target = abstract_state(config, model, optimizer, mesh)
-    gradient_parts = target["params"] if config.log_gradient_norms else ()
+    gradient_parts = split_frozen(target["params"], frozen_paths(config))[0] if config.log_gradient_norms else ()
     sums = zero_sums(len(config.aux_heads), gradient_parts)
     train_step = make_train_step(config, model, optimizer, mesh, cache)
     return Program(config, mesh, cache, model, schedule, optimizer, target, sums, train_step)

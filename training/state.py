@@ -10,6 +10,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 import models
+from training.fine_tuning import freeze_batch_norms, frozen_paths, split_frozen
 
 State = dict[str, Any]
 AVERAGED_BATCH_STATS = "ema_batch_stats"
@@ -36,6 +37,7 @@ def make_model(config: ConfigDict, training: bool) -> models.Network:
     )
     if training:
         model.train()
+        freeze_batch_norms(model, frozen_paths(config))
     return model
 
 
@@ -44,14 +46,14 @@ def abstract_state(
 ) -> State:
     """Returns the shapes, types and shardings of the state; a checkpoint is restored into them.
 
-    The entries are step (int32), params, batch_stats and, with an optimizer, opt_state. If config.ema_decay is not 0,
-    there are also ema, the averaged params, and, for networks with batch normalisation, ema_batch_stats, the averaged
-    batch_stats.
+    The entries are step (int32), params, batch_stats and, with an optimizer, opt_state, which has nothing of frozen
+    parameters. If config.ema_decay is not 0, there are also ema, the averaged params, and, for networks with batch
+    normalisation, ema_batch_stats, the averaged batch_stats.
     """
     params, batch_stats = (nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat))
     state = {"step": jax.ShapeDtypeStruct((), np.int32), "params": params, "batch_stats": batch_stats}
     if optimizer:
-        state["opt_state"] = jax.eval_shape(optimizer.init, params)
+        state["opt_state"] = jax.eval_shape(optimizer.init, split_frozen(params, frozen_paths(config))[0])
     if config.ema_decay:
         state["ema"] = params
         if jax.tree.leaves(batch_stats):

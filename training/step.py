@@ -11,6 +11,7 @@ from ml_collections import ConfigDict
 
 import models
 from input_pipeline import DeviceCache, make_augmentation
+from training.fine_tuning import frozen_paths, join_frozen, split_frozen
 from training.inference import make_apply, normalized
 from training.loss import classification_sums, cross_entropy, gradient_norm_sums, weighted_loss
 from training.platform import compiler_options, loops_are_fast
@@ -45,18 +46,20 @@ def make_train_step(
     augment = make_augmentation(config)
     graph, *_ = nnx.split(model, nnx.Param, nnx.BatchStat, models.DropoutKey)
 
-    def loss_and_sums(params, batch_stats, keys, images, labels):
-        network = nnx.merge(graph, params, batch_stats, keys)
+    frozen_names = frozen_paths(config)
+
+    def loss_and_sums(trained, frozen, batch_stats, keys, images, labels):
+        network = nnx.merge(graph, join_frozen(trained, frozen), batch_stats, keys)
         outputs = network(normalized(config, images))
         loss, sums = weighted_loss(outputs, labels, config.aux_weight, config.label_smoothing)
         return loss, (nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)), sums)
 
-    def gradients(params, batch_stats, key, images, labels):
+    def gradients(trained, frozen, batch_stats, key, images, labels):
         keys = models.dropout_keys(model, key)
         derivative = jax.grad(loss_and_sums, has_aux=True)
-        return derivative(params, batch_stats, keys, images, labels)
+        return derivative(trained, frozen, batch_stats, keys, images, labels)
 
-    def accumulated_gradients(params, batch_stats, key, images, labels):
+    def accumulated_gradients(trained, frozen, batch_stats, key, images, labels):
         """Returns the mean gradient over micro-batches.
 
         Each micro-batch takes every accumulation_steps-th image, so that no image leaves its device.
@@ -69,11 +72,12 @@ def make_train_step(
         def add_micro_batch(carry, micro_batch):
             total, batch_stats = carry
             index, images, labels = micro_batch
-            new, (batch_stats, sums) = gradients(params, batch_stats, jax.random.fold_in(key, index), images, labels)
+            micro_key = jax.random.fold_in(key, index)
+            new, (batch_stats, sums) = gradients(trained, frozen, batch_stats, micro_key, images, labels)
             return (jax.tree.map(jnp.add, total, new), batch_stats), sums
 
         micro_batches = (jnp.arange(count), cut(images), jax.tree.map(cut, labels))
-        start = (jax.tree.map(jnp.zeros_like, params), batch_stats)
+        start = (jax.tree.map(jnp.zeros_like, trained), batch_stats)
         (total, batch_stats), sums = jax.lax.scan(add_micro_batch, start, micro_batches, unroll=not loops_are_fast())
         total, sums = jax.tree.map(lambda leaf: leaf / count, total), jax.tree.map(lambda leaf: leaf.sum(0), sums)
         return total, (batch_stats, sums)
@@ -85,21 +89,23 @@ def make_train_step(
             images, labels = augment(images, labels, positions)
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         compute = accumulated_gradients if config.accumulation_steps > 1 else gradients
-        gradient, (batch_stats, batch_sums) = compute(state["params"], state["batch_stats"], key, images, labels)
+        trained, frozen = split_frozen(state["params"], frozen_names)
+        gradient, (batch_stats, batch_sums) = compute(trained, frozen, state["batch_stats"], key, images, labels)
         if mesh.size > 1:
             # Without this barrier XLA may fuse the update of a kernel with its cast to bfloat16, and the backward pass
             # then waits for the update: on a GPU ResNet-50 needs 36 consecutive all-reduces instead of 3.
             gradient = jax.lax.optimization_barrier(gradient)
         if config.log_gradient_norms:
             batch_sums |= gradient_norm_sums(gradient, batch_sums["examples"])
-        updates, opt_state = optimizer.update(gradient, state["opt_state"], state["params"])
-        params = optax.apply_updates(state["params"], updates)
+        updates, opt_state = optimizer.update(gradient, state["opt_state"], trained)
+        params = join_frozen(optax.apply_updates(trained, updates), frozen)
         new = {"step": state["step"] + 1, "params": params, "batch_stats": batch_stats, "opt_state": opt_state}
         if "ema" in state:
             decay = average_decay(config.ema_decay, state["step"])
             averages = {"ema": params, AVERAGED_BATCH_STATS: batch_stats}
             for name in averages.keys() & state.keys():
                 new[name] = optax.incremental_update(averages[name], state[name], 1 - decay)
+            new["ema"] = join_frozen(split_frozen(new["ema"], frozen_names)[0], frozen)
         return new, jax.tree.map(lambda total, part: total + part.astype(total.dtype), sums, batch_sums)
 
     def cached_train_steps(state, sums, cached):

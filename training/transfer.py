@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 import models
 from input_pipeline import match_classes
 from training.checkpoints import Checkpoints
+from training.fine_tuning import class_axes, frozen_paths
 from training.metrics import best_evaluation, read_rows
 from training.optimizer import make_optimizer
 from training.platform import float64_enabled
@@ -162,10 +163,11 @@ def initialize_from(state: State, source: Source, config: ConfigDict, class_name
       class_names: of this run's dataset, in the order of its labels.
 
     Raises:
-      ValueError: if most of the arrays do not fit: the weights are those of another network.
+      ValueError: if most of the arrays do not fit: the weights are those of another network; or if an array that would
+        keep its initial values is frozen.
     """
     found = dict(nnx.traversals.flatten_mapping(source.values))
-    class_axes, positions, differing_classes, new = _class_axes(config), None, "", []
+    axes, positions, differing_classes, new = class_axes(config), None, "", []
     class_names = all_class_names(class_names, config.num_classes)
     try:
         positions = match_classes(class_names, source.class_names, by_number=False)
@@ -174,7 +176,7 @@ def initialize_from(state: State, source: Source, config: ConfigDict, class_name
 
     def find(path: tuple, value: jax.Array) -> jax.Array | None:
         """Returns the source's array for ours, or None."""
-        array, axis = found.get(path), class_axes.get(path)
+        array, axis = found.get(path), axes.get(path)
         if array is not None and axis is not None:
             if positions is None:
                 return None
@@ -197,24 +199,12 @@ def initialize_from(state: State, source: Source, config: ConfigDict, class_name
     state |= {"params": choose(state["params"]), "batch_stats": choose(state["batch_stats"])}
     if 2 * len(new) > total:
         raise ValueError(f"init_from={source.name} holds another network: {len(new)} of {total} arrays do not fit")
+    frozen = {".".join(map(str, path)) for path in frozen_paths(config)}
+    if fresh := [name for name in new if name in frozen]:
+        raise ValueError(
+            f"freeze={','.join(config.freeze)} would keep random values, as {source.name} lacks {', '.join(fresh)}; "
+            "freeze other parts"
+        )
     averages = start_average({"params": state["params"], "batch_stats": state["batch_stats"]}, state)
     # Copies: the step gives up each array of the state once.
     return Initialized(state | jax.tree.map(lambda leaf: leaf.copy(), averages), new, differing_classes)
-
-
-def _class_axes(config: ConfigDict) -> dict[tuple, int]:
-    """Returns the axis of the classes of each array that has one: the one that grows with the number of classes."""
-    larger = config.copy_and_resolve_references()
-    larger.num_classes += 1
-    shapes, larger_shapes = (
-        {path: value.shape for path, value in nnx.traversals.flatten_mapping(params).items()}
-        for params in (
-            nnx.to_pure_dict(nnx.state(make_model(each, training=True), nnx.Param)) for each in (config, larger)
-        )
-    )
-    axes = {}
-    for path, shape in shapes.items():
-        for axis, (size, larger_size) in enumerate(zip(shape, larger_shapes[path], strict=True)):
-            if size != larger_size:
-                axes[path] = axis
-    return axes

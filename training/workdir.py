@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import socket
 from collections.abc import Iterator, Mapping
 from typing import Any, TextIO
@@ -40,6 +41,11 @@ def default_workdir(config_path: str, overrides: Mapping[str, Any]) -> pathlib.P
     return old if os.path.exists(old / "config.json") and not os.path.exists(new / "config.json") else new
 
 
+def run_name(workdir: pathlib.Path) -> str:
+    """Returns a short name of a run for pictures: its folder with the one above, as in googlenet/aux_weight=0.3."""
+    return "/".join(workdir.absolute().parts[-2:]).removeprefix("runs/")
+
+
 def _short(value: Any) -> str:
     """Returns a value for the name of a folder; different values give different texts."""
     text = "+".join(map(str, value)) if isinstance(value, (tuple, list)) else str(value)
@@ -56,6 +62,11 @@ FOLDERS, FILES = ("checkpoints", "tensorboard"), ("config.json", "metrics.jsonl"
 """The folders and files of a workdir."""
 
 
+def nearest_folder(workdir: pathlib.Path) -> pathlib.Path:
+    """Returns the workdir, or the nearest folder above it that exists."""
+    return next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+
+
 def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
     """Checks that a run of this config may write into the workdir, without writing anything.
 
@@ -63,7 +74,7 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
       ValueError: if the workdir belongs to a run of another config.
       OSError: if it cannot be written.
     """
-    nearest = next(path for path in (workdir, *workdir.absolute().parents) if path.exists())
+    nearest = nearest_folder(workdir)
     if not nearest.is_dir() or not os.access(nearest, os.W_OK):
         raise PermissionError(f"workdir {workdir} cannot be written ({nearest} forbids it); choose another --workdir")
     for names, is_right, kind in ((FOLDERS, pathlib.Path.is_dir, "folder"), (FILES, pathlib.Path.is_file, "file")):
@@ -146,6 +157,23 @@ def write_config(workdir: pathlib.Path, config: ConfigDict, class_names: tuple[s
     write_atomically(workdir / "config.json", json.dumps(content, indent=2) + "\n")
 
 
+def discard_unstarted(workdir: pathlib.Path) -> None:
+    """Removes the files of a run that has neither a checkpoint nor a row of metrics; another run may then use its name.
+
+    If several processes train together, only the first one removes them.
+    """
+    metrics = workdir / "metrics.jsonl"
+    has_rows = metrics.exists() and metrics.stat().st_size
+    if jax.process_index() > 0 or has_rows or any((workdir / "checkpoints").glob("[0-9]*")):
+        return
+    for name in FOLDERS:
+        shutil.rmtree(workdir / name, ignore_errors=True)
+    for name in FILES:
+        (workdir / name).unlink(missing_ok=True)
+    with contextlib.suppress(OSError):
+        workdir.rmdir()
+
+
 def read_config(workdir: pathlib.Path) -> ConfigDict:
     """Returns the resolved options of a workdir.
 
@@ -207,7 +235,13 @@ def open_atomically(path: pathlib.Path) -> Iterator[TextIO]:
 
 @contextlib.contextmanager
 def _replacing(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """Yields the path of a temporary file, which replaces the file at the end, and is removed after an error."""
+    """Yields the path of a temporary file, which replaces the file at the end, and is removed after an error.
+
+    A device or a pipe, such as /dev/stdout, is not replaced: its own path is yielded.
+    """
+    if path.exists() and not path.is_file():
+        yield path
+        return
     temporary = path.with_name(f".{path.name}")
     try:
         yield temporary

@@ -74,7 +74,7 @@ def make_table(rows: list[study.Row]) -> str:
 
 
 def main_loss(row: study.Row) -> list[float]:
-    """Returns the training loss of the main classifier alone, log by log."""
+    """Returns the training loss of the main classifier alone, log by log; older rows have it as main_loss."""
     curve = row["curves"]["train"]
     return curve.get("main_loss", curve["loss"])
 

@@ -142,9 +142,11 @@ def test_normalisation_has_parameters_and_no_macs(layers_of):
         def __call__(self, x):
             return nnx.relu(self.norm(x))
 
-    (layer,) = layers_of(Normalised(), 4, 6, 8)
+    layer, activation = layers_of(Normalised(), 4, 6, 8)
     assert (layer.name, layer.kind, layer.output_shape) == ("norm", "batch norm", (4, 6, 8))
     assert (layer.parameters, layer.macs, layer.activation_bytes) == (16, 0, 4 * 6 * 8 * 4)
+    assert (activation.name, activation.kind, activation.output_shape) == ("activation", "relu", (4, 6, 8))
+    assert (activation.parameters, activation.macs, activation.activation_bytes) == (0, 0, 0)
 
 
 def test_operations_of_a_program():

@@ -6,7 +6,10 @@ import re
 import jax
 import pytest
 
-from analysis.summary import read_reference
+from analysis import Layer, Summary
+from analysis.summary import read_reference, stored_figures
+from analysis.summary_report import as_row, count_figures, describe_layers, find_column, network_rows, sort_rows
+from configs import base
 from models import REGISTRY
 
 ROOT = pathlib.Path(__file__).parents[2]
@@ -45,6 +48,63 @@ def test_layers_add_up_to_the_published_counts(summary_of, name):
     if published["gmacs"]:
         decimals = len(published["gmacs"].partition(".")[2])
         assert f"{summary.macs / 1e9:.{decimals}f}" == published["gmacs"]
+
+
+@pytest.mark.parametrize("name", REGISTRY)
+def test_the_stored_figures_are_those_counted_anew(summary_of, name):
+    """If a network was changed on purpose, `python summarize.py --store` stores its new figures."""
+    stored = stored_figures().get(name)
+    if not stored:  # a user's own network, which summarize.py counts
+        return
+    assert stored == count_figures(summary_of(name))
+
+
+def test_every_network_of_ours_has_stored_figures_in_the_order_of_the_registry():
+    assert list(stored_figures()) == list(REGISTRY)
+
+
+def test_activations_and_dropout_have_rows_where_the_paper_has_them(summary_of):
+    kinds = [layer.kind for layer in summary_of("alexnet").all_layers]  # Krizhevsky 2012, sections 3.1 to 4.2
+    conv, norm, pool = ["grouped conv", "relu"], ["local response norm"], ["max pool"]
+    assert kinds == (
+        ["conv", "relu", *norm, *pool, *conv, *norm, *pool, "conv", "relu", *conv, *conv, *pool]
+        + ["dense", "relu", "dropout"] * 2
+        + ["dense"]
+    )
+    assert all(not (layer.parameters or layer.macs) for layer in summary_of("vgg16").all_layers if layer.kind == "relu")
+    kinds = {layer.kind for layer in summary_of("mobilenet_v1").all_layers}
+    assert "relu6" in kinds and "relu" not in kinds
+    assert [layer.kind for layer in summary_of("lenet5").all_layers].count("tanh") == 4
+
+
+@pytest.mark.parametrize("name", ["vgg16", "googlenet", "inception_resnet_v2", "densenet201"])
+def test_the_table_of_layers_fits_100_columns(summary_of, name):
+    summary = summary_of(name)
+    rows = [as_row(layer) for layer in summary.all_layers]
+    assert max(map(len, describe_layers(summary, rows).splitlines())) <= 100
+    wide = describe_layers(summary, rows, wide=True)
+    assert all(f" {layer.name} " in wide for layer in summary.all_layers) and "activation_bytes" in wide
+
+
+def test_accuracies_are_ranked_only_within_a_protocol():
+    rows = sort_rows(network_rows(base.get_config(), backward=False, stored=True), "top1")
+    protocols = [row["protocol"] for row in rows]
+    assert list(dict.fromkeys(protocols)) == ["ImageNet", "CIFAR-10", "ImageNet, 10 crops", None]
+    assert protocols == sorted(protocols, key=list(dict.fromkeys(protocols)).index)
+    for protocol in set(protocols) - {None}:
+        accuracies = [row["top1"] for row in rows if row["protocol"] == protocol]
+        assert accuracies == sorted(accuracies, reverse=True)
+    assert {row["model"] for row in rows if row["protocol"] == "ImageNet, 10 crops"} == {"zfnet", "plain18", "plain34"}
+
+
+def test_a_wrong_column_is_refused_before_anything_is_counted():
+    with pytest.raises(ValueError, match="--sort=mac is no column; did you mean macs?"):
+        find_column("mac", Layer, backward=False)
+    with pytest.raises(ValueError, match="--sort=kernel is no column; choose model"):
+        find_column("kernel", Summary, backward=False)
+    assert find_column("GMACs", Summary, backward=False) == "macs"
+    with pytest.raises(ValueError, match="no column"):
+        find_column("backward_macs", Summary, backward=False)
 
 
 def test_vgg16(summary_of):

@@ -1,11 +1,14 @@
 """The table of options: a typed option replaces the recipe's, is refused if it has no effect, and never a traceback."""
 
 import pathlib
+import re
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
+import input_pipeline
+import models
 from configs import base
 from configs._other_names import OTHER_NAMES
 from training import command_line, configuration
@@ -45,6 +48,18 @@ def parse(recipe, *words):
     return values["config"].value, typed
 
 
+def check_resolves_or_is_refused(*words):
+    """Returns whether the words resolve; fails if they are refused by anything but one printable line."""
+    try:
+        resolve("base", *words)
+        return True
+    except (ValueError, flags.Error) as error:  # flags.Error becomes one line in command_line.refuse
+        message = command_line.one_line(str(error))
+        assert message and len(message) < 1000 + sum(map(len, words)) and message.isprintable()
+        assert isinstance(error, flags.Error) or "\n" not in str(error)
+        return False
+
+
 def resolve(recipe, *words):
     config, typed = parse(recipe, *words)
     return resolve_run(resolve_network(config, typed), num_classes=10, num_images=50_000)
@@ -53,16 +68,7 @@ def resolve(recipe, *words):
 @pytest.mark.parametrize("name", base.OPTIONS)
 def test_each_odd_value_resolves_or_is_refused_in_one_line(name, monkeypatch):
     monkeypatch.setattr(configuration, "_check_image_size", lambda config: None)  # slow, and tested elsewhere
-    resolved = 0
-    for value in ODD:
-        try:
-            resolve("base", f"--config.{name}={value}")
-            resolved += 1
-        except (ValueError, flags.Error) as error:  # flags.Error becomes one line in command_line.refuse
-            message = command_line.one_line(str(error))
-            assert message and len(message) < 1000 + len(value) and message.isprintable()
-            assert isinstance(error, flags.Error) or "\n" not in str(error)
-    assert resolved < len(ODD)
+    assert not all([check_resolves_or_is_refused(f"--config.{name}={value}") for value in ODD])
 
 
 def test_each_default_is_valid_and_the_table_is_complete():
@@ -191,6 +197,28 @@ def test_a_word_that_is_not_understood_is_answered_with_what_to_type(words, mess
         command_line._parse(["train.py", f"--config={CONFIGS}/base.py", *words], None, None)
     errors = capsys.readouterr().err
     assert ended.value.code == 2 and message in errors and len(errors.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "message"), [("resnet5", "did you mean .*configs/resnet50.py"), ("vit_b16", "--list_recipes lists all")]
+)
+def test_a_recipe_that_does_not_exist_is_answered_with_one_that_is_near(name, message, capsys):
+    with pytest.raises(SystemExit):
+        command_line._check_config_file(pathlib.Path(f"configs/{name}.py"))
+    assert re.search(message, capsys.readouterr().err)
+
+
+@pytest.mark.parametrize(("name", "message"), [("ViT", "list_models lists all"), ("ResNet-50", "mean 'resnet50'")])
+def test_a_model_that_does_not_exist_is_answered_with_one_that_is_near(name, message):
+    with pytest.raises(ValueError, match=f"unknown model '{name}'; .*{message}"):
+        models.get_entry(name)
+
+
+def test_a_folder_given_as_dataset_is_answered_with_image_folder(tmp_path):
+    config = base.get_config()
+    config.dataset = str(tmp_path)
+    with pytest.raises(ValueError, match=f"is a folder; give --config.dataset=image_folder:{tmp_path}"):
+        input_pipeline.load_dataset(config, "train")
 
 
 def test_other_libraries_names_are_none_of_ours_and_mean_one_of_ours():

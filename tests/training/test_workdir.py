@@ -16,8 +16,11 @@ from training.workdir import (
     check_not_in_use,
     check_workdir,
     default_workdir,
+    discard_unstarted,
     exclusive_run,
+    open_atomically,
     read_config,
+    write_atomically,
     write_config,
 )
 
@@ -120,7 +123,40 @@ def test_parts_of_the_wrong_kind_are_named(tmp_path, name):
         check_workdir(tmp_path, resolve())
 
 
+def test_a_run_that_never_began_leaves_nothing(tmp_path):
+    workdir = tmp_path / "run"
+    for rows in ("", "{}\n"):
+        write_config(workdir, resolve(), ("a", "b"))
+        (workdir / "checkpoints").mkdir()
+        (workdir / "metrics.jsonl").write_text(rows)
+        discard_unstarted(workdir)
+        assert workdir.exists() == bool(rows)
+    (workdir / "metrics.jsonl").unlink()
+    (workdir / "checkpoints" / "3").mkdir()
+    discard_unstarted(workdir)
+    assert (workdir / "checkpoints" / "3").exists()
+
+
 def test_a_config_of_brackets_is_damaged(tmp_path):
     (tmp_path / "config.json").write_text("[" * 100_000)
     with pytest.raises(ValueError, match="is damaged"):
         read_config(tmp_path)
+
+
+def test_a_device_or_a_pipe_is_written_to_and_not_replaced(tmp_path):
+    """As for --csv=/dev/stdout, or a shell's >(command)."""
+    os.mkfifo(tmp_path / "pipe")
+    reader = os.open(tmp_path / "pipe", os.O_RDONLY | os.O_NONBLOCK)
+    write_atomically(tmp_path / "pipe", "whole ")
+    with open_atomically(tmp_path / "pipe") as file:
+        file.write("text")
+    assert os.read(reader, 100) == b"whole text" and (tmp_path / "pipe").is_fifo()
+    os.close(reader)
+
+
+def test_a_file_that_is_not_finished_does_not_appear(tmp_path):
+    (tmp_path / "rows.csv").write_text("old")
+    with pytest.raises(KeyboardInterrupt), open_atomically(tmp_path / "rows.csv") as file:
+        file.write("new")
+        raise KeyboardInterrupt
+    assert [path.name for path in tmp_path.iterdir()] == ["rows.csv"] and (tmp_path / "rows.csv").read_text() == "old"

@@ -1,0 +1,138 @@
+"""Times evaluate.py and predict.py beside timm's validate.py and inference.py on the same images and weights.
+
+python benchmarks/against_timm.py --folder=imagenette2-160 --torch_python=PATH --timm=FOLDER, where PATH is a Python
+with torch and timm, and FOLDER has validate.py and inference.py from timm's repository. The time is that of the whole
+command, from its start to its end. Our compiled program is in the cache, from an earlier run that does not count. The
+two sides run alternately, so that a drift of the machine's speed does not change the ratios.
+"""
+
+import csv
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+
+ROOT = pathlib.Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+from absl import flags
+
+import input_pipeline
+import models
+from analysis import tables
+from configs import base
+from training import command_line
+from training.configuration import resolve_network, resolve_run
+from training.conversion import export_weights
+from training.environment import describe_environment
+from training.state import make_model
+from training.transfer import save_weights
+from training.workdir import write_atomically
+
+_FOLDER = flags.DEFINE(command_line.PATH, "folder", None, "A folder with train/ and val/.", required=True)
+_TORCH_PYTHON = flags.DEFINE_string("torch_python", None, "A Python that has torch and timm.", required=True)
+_TIMM = flags.DEFINE(command_line.PATH, "timm", None, "A folder with timm's scripts.", required=True)
+_MODEL = flags.DEFINE_string("model", "resnet18", "A network that has the same name in timm.")
+_IMAGE_SIZE = flags.DEFINE_integer("image_size", 128, "Pixels.")
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", 64, "Images in a batch, for both sides.")
+_ROUNDS = flags.DEFINE_integer("rounds", 3, "Runs of each command.")
+_JSON = flags.DEFINE(command_line.PATH, "json", None, "A file for the figures.")
+
+
+def make_workdir(workdir: pathlib.Path) -> int:
+    """Makes a workdir with random weights for the dataset of the folder; returns the number of its test images."""
+    config = base.get_imagenet_config()
+    config.model, config.dataset = _MODEL.value, f"image_folder:{_FOLDER.value}"
+    config.image_size, config.eval_resize = _IMAGE_SIZE.value, int(_IMAGE_SIZE.value / 0.875)  # timm's crop-pct
+    config.eval_batch_size, config.num_steps, config.train_crop = _BATCH_SIZE.value, 1, "random_resized"
+    dataset = input_pipeline.load_dataset(config, "eval")
+    config = resolve_run(resolve_network(config), dataset.num_classes, len(dataset))
+    save_weights(workdir, config, dataset.class_names, models.initial_values(make_model(config, training=True), seed=0))
+    return len(dataset)
+
+
+def timed(command: list[str]) -> tuple[float, float]:
+    """Runs a command; returns its seconds and the peak memory of its first process in gigabytes."""
+    start = time.perf_counter()
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+    assert process.stderr
+    errors = process.stderr.read().decode()
+    _, status, usage = os.wait4(process.pid, 0)
+    seconds = time.perf_counter() - start
+    if status:
+        raise RuntimeError(f"{' '.join(command)} failed: {errors[-2000:]}")
+    return seconds, usage.ru_maxrss / 2**20
+
+
+def accuracy_of_timm(results: pathlib.Path) -> float:
+    """Returns the top-1 accuracy, in percent, that validate.py wrote."""
+    with open(results, newline="") as file:
+        return float(next(csv.DictReader(file))["top1"])
+
+
+def main() -> None:
+    """Measures, prints a table, writes JSON."""
+    with tempfile.TemporaryDirectory() as temporary:
+        folder, workdir = pathlib.Path(temporary), pathlib.Path(temporary) / "run"
+        images = make_workdir(workdir)
+        weights, _ = export_weights(workdir)
+        theirs = [f"--data-dir={_FOLDER.value}", "--split=val", f"--model={_MODEL.value}", f"--checkpoint={weights}"]
+        theirs += [f"--img-size={_IMAGE_SIZE.value}", "--crop-pct=0.875", "--interpolation=bilinear", "--device=cpu"]
+        theirs += [f"--batch-size={_BATCH_SIZE.value}", "--num-classes=10", "--workers=2"]
+        some = sorted(map(str, pathlib.Path(_FOLDER.value, "val").rglob("*.JPEG")))[: images // 8]
+        (folder / "some").mkdir()
+        for number, file in enumerate(some):
+            (folder / "some" / f"{number}.jpg").symlink_to(pathlib.Path(file).absolute())
+        python, val = sys.executable, pathlib.Path(_FOLDER.value) / "val"
+        ours = [f"--workdir={workdir}"]
+        commands = {
+            "evaluate.py": [python, "evaluate.py", *ours, f"--json={folder / 'ours.json'}"],
+            "validate.py": [_TORCH_PYTHON.value, f"{_TIMM.value}/validate.py", *theirs],
+            "predict.py": [python, "predict.py", *ours, f"--images={val}", f"--csv={folder / 'ours.csv'}"],
+            "inference.py": [_TORCH_PYTHON.value, f"{_TIMM.value}/inference.py", *theirs, "--topk=5"],
+            "predict.py, an eighth": [
+                python,
+                "predict.py",
+                *ours,
+                f"--images={folder / 'some'}",
+                f"--csv={folder / 'some.csv'}",
+            ],
+        }
+        commands["validate.py"].append(f"--results-file={folder / 'theirs.csv'}")
+        commands["inference.py"].append(f"--results-dir={folder}")
+        for name in ("evaluate.py", "predict.py"):
+            timed(commands[name])  # compiles
+        loads, seconds, memory = [], {name: [] for name in commands}, {}
+        for _ in range(_ROUNDS.value):
+            for name, command in commands.items():
+                took, memory[name] = timed(command)
+                seconds[name].append(took)
+                loads.append(os.getloadavg()[0])
+        accuracies = 100 * json.loads((folder / "ours.json").read_text())["accuracy_top1"]
+        accuracies = accuracies, accuracy_of_timm(folder / "theirs.csv")
+
+    rows = []
+    for our, their in (("evaluate.py", "validate.py"), ("predict.py", "inference.py")):
+        ratios = sorted(b / a for a, b in zip(seconds[our], seconds[their], strict=True))
+        rates = [images / statistics.median(seconds[name]) for name in (our, their)]
+        ratio = f"{statistics.median(ratios):.2f}", f"{ratios[0]:.2f} to {ratios[-1]:.2f}"
+        rows.append([f"{our} and {their}", *(f"{rate:.0f}" for rate in rates), *ratio])
+    tables.print_boxed(["programs", "ours, images/s", "timm's, images/s", "ratio", "range"], rows)
+    print(f"load average {min(loads):.1f} to {max(loads):.1f}")
+    print(f"top-1: ours {accuracies[0]:.2f} %, timm's {accuracies[1]:.2f} %")
+    print(
+        f"peak memory of predict.py: {memory['predict.py']:.2f} GB, of an eighth of the images "
+        f"{memory['predict.py, an eighth']:.2f} GB"
+    )
+    if _JSON.value:
+        content = {"command": " ".join(["python", *sys.argv]), **describe_environment(), "images": images}
+        content |= {"seconds": seconds, "peak_memory_gb": memory, "accuracies_top1": accuracies, "load_average": loads}
+        write_atomically(pathlib.Path(_JSON.value), json.dumps(content, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
