@@ -29,7 +29,8 @@ from analysis.explanation import Explainer, Variables, first_filters, randomized
 from analysis.explanation_sheet import Panel, draw_sheet, filter_panel, stage_panels
 from analysis.tables import Display
 from configs._option import nearest_name
-from input_pipeline.files import local_path, most_bytes, printable, read_file, regular_files
+from input_pipeline.files import most_bytes, printable, read_file
+from input_pipeline.image_files import named_images
 from input_pipeline.images import evaluation_transform
 from training import command_line
 from training.platform import prepare_platform
@@ -51,7 +52,7 @@ _WORKDIR = flags.DEFINE_multi(
     required=True,
 )
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
-_IMAGES = flags.DEFINE_list("images", [], "Image files and folders of them.")
+_IMAGES = flags.DEFINE_list("images", [], "Image files, folders of them and patterns.")
 _METHODS = flags.DEFINE_list("methods", list(METHODS), f"Some of {', '.join(METHODS)}.")
 _CLASS = flags.DEFINE_string("class", None, "The class to explain; default: the likeliest one of each network.")
 _OUT = flags.DEFINE(
@@ -111,9 +112,7 @@ def main() -> int:
             raise ValueError("--randomize compares the levels of one network; give one --workdir")
         if not _IMAGES.value:
             raise ValueError("--images is missing; give image files or folders")
-        files = [file for name in _IMAGES.value for file in image_files(local_path(name))]
-        if not files:
-            raise FileNotFoundError(f"there are no files in {', '.join(_IMAGES.value)}; give images")
+        files = [pathlib.Path(name) for name in named_images(_IMAGES.value)]
         runs = load_runs([pathlib.Path(workdir) for workdir in _WORKDIR.value])
         out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value[0]) / "explanations")
         out.mkdir(parents=True, exist_ok=True)
@@ -236,17 +235,6 @@ def make_panels(
         else:
             panels.append(filter_panel(first_filters(run.model, variables)))
     return panels
-
-
-def image_files(path: pathlib.Path) -> list[pathlib.Path]:
-    """Returns the path itself if it is a file, or the files in the folder and below, sorted.
-
-    Raises:
-      FileNotFoundError: if the path is neither a file nor a folder.
-    """
-    if not (path.is_file() or path.is_dir()):
-        raise FileNotFoundError(f"{path} is no file and no folder; give image files or folders")
-    return [path] if path.is_file() else [pathlib.Path(file) for file in regular_files(path, set())[0]]
 
 
 def sheet_paths(files: list[pathlib.Path], out: pathlib.Path) -> list[pathlib.Path]:

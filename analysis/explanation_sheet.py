@@ -52,7 +52,7 @@ def draw_sheet(title: str, columns: Sequence[Sequence[Panel]], path: pathlib.Pat
     else:
         rows = list(itertools.zip_longest(*columns))
     count = max(map(len, rows))
-    characters = int(WIDTH / count * 16)  # of a title's line
+    characters = int(WIDTH / count * 14.5)  # of a title's line
     titles = [[_wrapped(panel.title, characters) if panel else "" for panel in row] for row in rows]
     lines = sum(1 + max(text.count("\n") for text in row) for row in titles)
     figure = Figure(figsize=(WIDTH, len(rows) * WIDTH / count + 0.14 * lines + 1.3), layout="constrained")
@@ -103,7 +103,7 @@ def filter_panel(kernel: np.ndarray) -> Panel:
     if filters.shape[-1] != 3:
         filters = filters.mean(-1, keepdims=True)
     count, height, width, _ = filters.shape
-    title = f"first layer: {count} filters of {height}x{width}"
+    title = f"{count} filters of the first layer"
     return Panel(title, mosaic(_stretched(filters), int(np.ceil(np.sqrt(count)))))
 
 

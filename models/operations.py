@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from models import cpu_operations, gpu_operations
@@ -70,7 +71,7 @@ def _add_bias_jvp(
 @jax.custom_jvp
 def relu(x: jax.Array) -> jax.Array:
     """Takes max(x, 0). The gradient passes where the result is above 0, so that only the result has to be kept."""
-    return jnp.maximum(x, 0)
+    return jnp.maximum(x, np.zeros((), x.dtype))  # jax2onnx would take an integer 0 for a reason to use float64
 
 
 @relu.defjvp

@@ -91,12 +91,14 @@ def read_state_dict(path: pathlib.Path, key: str | None = None, max_bytes: int =
     return read_weights(path, key, max_bytes).tensors
 
 
-def write_safetensors(path: pathlib.Path, state_dict: dict[str, np.ndarray]) -> None:
-    """Writes a state dict that PyTorch loads with safetensors.torch.load_file."""
+def write_safetensors(
+    path: pathlib.Path, state_dict: dict[str, np.ndarray], metadata: dict[str, str] | None = None
+) -> None:
+    """Writes a state dict that PyTorch loads with safetensors.torch.load_file, and the file's metadata."""
     from safetensors.numpy import save_file
 
     temporary = path.with_name(f".{path.name}")
-    save_file({name: np.ascontiguousarray(array) for name, array in state_dict.items()}, temporary)
+    save_file({name: np.ascontiguousarray(array) for name, array in state_dict.items()}, temporary, metadata)
     temporary.rename(path)
 
 

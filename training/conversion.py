@@ -1,21 +1,20 @@
-"""Converts PyTorch's weights to ours, and workdirs to files for PyTorch."""
+"""Converts PyTorch's weights to workdirs."""
 
 import pathlib
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
 from flax import nnx
-from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from ml_collections import ConfigDict
 
 import input_pipeline
 import models
-from models.torch_files import read_weights, write_safetensors
-from models.torch_names import from_torch, rename_old, to_torch, torch_shapes
+from models.torch_files import read_weights
+from models.torch_names import from_torch, rename_old, torch_shapes
 from training import configuration, published_weights
 from training.checkpoints import has_checkpoints
-from training.state import count_parameters, make_mesh, make_model
-from training.transfer import Source, load_weights, save_weights
+from training.state import count_parameters, make_model
+from training.transfer import Source, save_weights
 from training.workdir import check_workdir
 
 
@@ -113,27 +112,6 @@ def _read(config: ConfigDict, path: pathlib.Path, key: str | None = None) -> tup
         raise ValueError(f"{error}; the file also holds {others}: choose with --key") from error
     left_out = sorted(name for name in set(state_dict) - set(torch_shapes(entry, model)) if "num_batches" not in name)
     return values, Imported(config.model, len(state_dict) - len(left_out), left_out, read.key, read.other_keys)
-
-
-def export_weights(workdir: pathlib.Path, step: int | str | None = None) -> tuple[pathlib.Path, int]:
-    """Writes a workdir's weights as MODEL.safetensors with PyTorch's names and shapes.
-
-    Args:
-      workdir: a folder that train.py made.
-      step: a checkpoint's step, "best", or None for the newest.
-
-    Returns:
-      The path of the file, which is in the workdir, and the step of the checkpoint.
-
-    Raises:
-      ValueError: if PyTorch has no such network, or the step has no intact checkpoint.
-      FileNotFoundError: if the folder is not a workdir.
-    """
-    config, params, batch_stats, step = load_weights(workdir, make_mesh(), step)
-    entry, path = models.get_entry(config.model), workdir / f"{config.model}.safetensors"
-    values = unflatten_mapping(flatten_mapping(params) | flatten_mapping(batch_stats))
-    write_safetensors(path, to_torch(entry, make_model(config, training=True), values))
-    return path, step
 
 
 def _most_bytes(config: ConfigDict) -> int:
