@@ -128,6 +128,7 @@ def draw_curves(settings: Sequence[Setting], axis: str) -> bytes:
 
     names = {name for setting in settings for run in setting.runs for row in run.rows for name in row}
     extra = sorted(filter(is_other_loss, names))
+    other_losses = list(zip(extra, itertools.cycle(_EXTRA_STYLES), strict=False))
     panels = [("accuracy_top1", "top-1 accuracy, %"), ("loss", "cross-entropy of the\nmain classifier, nats")]
     height = 2.6 * (len(panels) + bool(extra)) + 0.22 * len(settings) + 0.5
     figure = Figure(figsize=(5.2, height), layout="constrained", dpi=150)
@@ -140,7 +141,7 @@ def draw_curves(settings: Sequence[Setting], axis: str) -> bytes:
             _draw_setting(
                 axes, setting, axis, name, scale, False, linestyle="--", linewidth=1, **style | {"marker": ""}
             )
-        for name, linestyle in zip(extra, itertools.cycle(_EXTRA_STYLES), strict=False):
+        for name, linestyle in other_losses:
             plain = {"linestyle": linestyle, "linewidth": 1.2} | style | {"marker": ""}
             _draw_setting(grid[-1], setting, axis, name, 1, False, **plain)
     for axes, (_, label) in zip(grid, panels, strict=False):
