@@ -75,7 +75,7 @@ def main() -> int:
         return -(-min(config.eval_batch_size, images) // mesh.size) * mesh.size
 
     if inputs is not None:
-        np.savez(_LOGITS.value, logits=predict_arrays(predict, inputs, batch_size(len(inputs))))
+        np.savez(str(_LOGITS.value), logits=predict_arrays(predict, inputs, batch_size(len(inputs))))
         command_line.say(f"logits of {len(inputs)} images are in {_LOGITS.value}")
         return 0
 

@@ -17,7 +17,7 @@ import collections
 import contextlib
 import pathlib
 import time
-from collections.abc import Iterable
+from collections.abc import Collection
 
 import jax
 from absl import flags
@@ -96,7 +96,7 @@ def main() -> int:
     return interruption.exit_code
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption, typed: Iterable[str] = ()) -> None:
+def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption, typed: Collection[str] = ()) -> None:
     """Trains to the last step, from the newest checkpoint of the workdir, or from step 0 if there is none.
 
     Args:
@@ -200,7 +200,7 @@ def take_steps(
     program: Program,
     checkpoints: Checkpoints,
     state: State,
-    typed: Iterable[str],
+    typed: Collection[str],
 ) -> None:
     """Trains to the last step and writes the summary; once the interruption is true, saves a checkpoint and stops."""
     config, steps_per_epoch = program.config, feed.steps_per_epoch

@@ -6,7 +6,7 @@ import glob
 import itertools
 import os
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import NamedTuple, TextIO
 
 import numpy as np
@@ -72,7 +72,7 @@ def decoded_batches(
     shape: tuple[int, ...],
     max_bytes: int,
     threads: int,
-) -> Iterator[DecodedFiles]:
+) -> Generator[DecodedFiles]:
     """Yields the files' images in batches, in order; the next batch is decoded while the caller uses this one.
 
     Args:

@@ -5,6 +5,7 @@ XLA's compiler for CPUs is slow at some operations (docs/benchmarks.md has the f
 - It runs a 1x1 convolution and its gradients as convolutions. As matrix products they are faster.
 - A convolution of few positions, a depthwise convolution and a window that slides are plain loops without vector
   instructions. The same sums over shifted maps are vectorised.
+- It computes the sum of a residual block again for every operation that reads it or a later block's sum.
 - A sum over positions strides over the features and misses the cache. A product with a vector of ones does not.
 - Inside a loop (lax.scan, lax.fori_loop) the weight gradients of convolutions do not reach the fast library (Eigen) and
   run 20 to 40 times slower. So nothing loops on a CPU: training unrolls its loops there.
@@ -24,6 +25,20 @@ import jax.numpy as jnp
 from jax import lax
 
 Padding = tuple[tuple[int, int], tuple[int, int]]
+
+
+# Sums of blocks
+
+
+def store(x: jax.Array) -> jax.Array:
+    """Returns x; the compiled program writes x to memory, instead of computing it anew wherever it is read.
+
+    XLA's compiler for CPUs fuses element-wise operations into all their readers. In a residual network the sum of each
+    block contains that of the block before, so the work would grow with the square of the number of blocks: fusions
+    of ResNet-152 had 185 operands. XLA removes barriers before it fuses. A condition stays and separates fusions.
+    """
+    always = lax.optimization_barrier(True)  # keeps XLA from removing the condition
+    return lax.cond(always, lambda x: x, lambda x: -x, x)
 
 
 # Convolutions

@@ -28,7 +28,7 @@ from models.layers import (
     max_pool,
 )
 from models.network import TENSORFLOW_PIXELS, Entry, Network
-from models.operations import relu
+from models.operations import relu, store
 
 CONV = partial(ConvReLU, bias=False, batch_norm=partial(BatchNorm, epsilon=1e-3), kernel_initializer=kaiming_normal)
 # A function from the number of features in to a module and its number of features out.
@@ -291,7 +291,7 @@ class Residual(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to the same shape."""
         x += self.scale * self.linear(self.inception(x))
-        return relu(x) if self.activated else x
+        return store(relu(x) if self.activated else x)
 
 
 def residual(*layers: list[Layer], scale: float, activated: bool = True) -> Layer:

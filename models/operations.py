@@ -1,4 +1,4 @@
-"""The operations that the networks are built of: convolution, bias, ReLU, batch normalisation and max pooling.
+"""The operations that the networks are built of: convolution, bias, ReLU, batch normalisation, max pooling, block sums.
 
 A CPU and an NVIDIA GPU get other forms of some of them, which give the same numbers to rounding and run faster there:
 models/cpu_operations.py and models/gpu_operations.py. `_choose` is the only place that decides between them.
@@ -78,6 +78,12 @@ def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
     y = relu(*primals)
     # Without the barrier XLA turns y > 0 into x > 0, and keeps x for it beside y.
     return y, jnp.where(lax.optimization_barrier(y) > 0, *tangents, 0)
+
+
+@functools.partial(jax.jit, inline=True)
+def store(x: jax.Array) -> jax.Array:
+    """Returns x, the sum of a residual block, which a CPU must be made to store."""
+    return _choose(lambda x: x, x, cpu=cpu_operations.store)
 
 
 def activate(x: jax.Array, activation: str | None) -> jax.Array:

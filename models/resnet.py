@@ -14,7 +14,7 @@ from flax import nnx
 
 from models.layers import BatchNorm, Classifier, Conv, Dropout, Module, global_average_pool, kaiming_normal, max_pool
 from models.network import Entry, Network
-from models.operations import relu
+from models.operations import relu, store
 
 
 class Projection(Module):
@@ -86,7 +86,7 @@ class BasicBlock(Module):
         y = self.norm2(self.conv2(y))
         if self.residual:
             y += self.shortcut(x) if self.shortcut else x
-        return relu(y)
+        return store(relu(y))
 
 
 class Bottleneck(Module):
@@ -111,7 +111,7 @@ class Bottleneck(Module):
         y = self.norm1(self.conv1(x), activation="relu")
         y = self.norm2(self.conv2(y), activation="relu")
         y = self.norm3(self.conv3(y))
-        return relu(y + (self.shortcut(x) if self.shortcut else x))
+        return store(relu(y + (self.shortcut(x) if self.shortcut else x)))
 
 
 class BottleneckV1(Bottleneck):
@@ -137,7 +137,7 @@ class PreActivationBlock(Module):
         """Maps (N, H, W, I) to (N, H', W', width)."""
         y = self.norm1(x, activation="relu") if self.norm1 else x
         x = self.shortcut(y) if self.shortcut else x
-        return x + self.conv2(self.norm2(self.conv1(y), activation="relu"))
+        return store(x + self.conv2(self.norm2(self.conv1(y), activation="relu")))
 
 
 class PreActivationBottleneck(Module):
@@ -161,7 +161,7 @@ class PreActivationBottleneck(Module):
         y = self.norm1(x, activation="relu") if self.norm1 else x
         x = self.shortcut(y) if self.shortcut else x
         y = self.conv2(self.norm2(self.conv1(y), activation="relu"))
-        return x + self.conv3(self.norm3(y, activation="relu"))
+        return store(x + self.conv3(self.norm3(y, activation="relu")))
 
 
 class ResNet(Network):

@@ -8,7 +8,7 @@ from flax import nnx
 
 from models.layers import BatchNorm, Classifier, Conv, Dropout, Module, global_average_pool, kaiming_normal, max_pool
 from models.network import TENSORFLOW_PIXELS, Entry, Network
-from models.operations import relu
+from models.operations import relu, store
 
 # The widths of each block's separable convolutions: the entry flow, the middle flow and the exit flow's block.
 WIDTHS = ((128, 128), (256, 256), (728, 728), *((728, 728, 728),) * 8, (728, 1024))
@@ -47,7 +47,7 @@ class Block(Module):
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             y = norm(conv(y if self.first and not index else relu(y)))
         if not self.shortcut or not self.shortcut_norm:
-            return x + y
+            return store(x + y)
         return self.shortcut_norm(self.shortcut(x)) + max_pool(y, 3, 2, padding=1)
 
 

@@ -53,7 +53,8 @@ class Tally:
         self.per_class, self.correct = (np.zeros(num_classes, np.int64) for _ in range(2))
         self.bin_examples, self.bin_correct = (np.zeros(BINS, np.int64) for _ in range(2))
         self.bin_confidence = np.zeros(BINS)
-        self._loss, self._top5, self._right_among, self._mistakes = 0.0, 0, 0, []
+        self._loss, self._top5, self._right_among = 0.0, 0, 0
+        self._mistakes: list[Mistake] = []
         self._among = np.unique(among) if 0 < len(among) < num_classes else None
         self._most_mistakes = mistakes
 

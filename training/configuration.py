@@ -2,7 +2,7 @@
 
 import bisect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -47,7 +47,7 @@ def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
             )
 
 
-def resolve_network(config: ConfigDict, typed: Iterable[str] = ()) -> ConfigDict:
+def resolve_network(config: ConfigDict, typed: Collection[str] = ()) -> ConfigDict:
     """Returns a copy in which every option has been checked, and the options of the network have their values.
 
     If image_size, channels or dropout_rate is None, it gets the network's own value. aux_heads becomes the heads whose
@@ -160,7 +160,7 @@ def _check_image_size(config: ConfigDict) -> None:
         )
 
 
-def _check_layers(config: ConfigDict, typed: Iterable[str]) -> None:
+def _check_layers(config: ConfigDict, typed: Collection[str]) -> None:
     """Raises ValueError if an option was typed that only concerns layers that the network does not have."""
     needed = {"dropout_rate": (models.DropoutKey, "dropout"), "bn_virtual_batch_size": (nnx.BatchStat, "batch norm")}
     for name in needed.keys() & set(typed):

@@ -137,8 +137,8 @@ def _layers_by_depth(name: str) -> dict[str, list[Path]]:
     """
     entry = models.get_entry(name)
     model = models.create_model(name, abstract=True)
-    graph, params, rest = nnx.split(model, nnx.Param, ...)
-    params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
+    graph, *state = nnx.split(model, nnx.Param, ...)
+    params, rest = map(nnx.to_pure_dict, state)
 
     def maps(params: dict, rest: dict, images: jax.Array) -> OrderedDict[str, jax.Array]:
         network = nnx.merge(graph, params, rest)

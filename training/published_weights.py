@@ -23,6 +23,7 @@ import pathlib
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Any
 
 from ml_collections import ConfigDict
 
@@ -68,10 +69,11 @@ def published_weights() -> dict[str, PublishedWeights]:
     rows = {}
     with open(pathlib.Path(__file__).with_suffix(".csv"), newline="") as file:
         for row in csv.DictReader(file):
-            texts = {column: row[column] for column in ("name", "model", "url", "sha256", "licence", "interpolation")}
-            sizes = {column: number(row[column], int) for column in ("test_image_size", "test_resize")}
-            floats = {column: number(row[column], float) for column in ("mebibytes", "top1", "test_top1")}
-            colours = {column: tuple(map(float, row[column].split())) for column in ("mean", "std")}
+            names = ("name", "model", "url", "sha256", "licence", "interpolation")
+            texts: Any = {column: row[column] for column in names}
+            sizes: Any = {column: number(row[column], int) for column in ("test_image_size", "test_resize")}
+            floats: Any = {column: number(row[column], float) for column in ("mebibytes", "top1", "test_top1")}
+            colours: Any = {column: tuple(map(float, row[column].split())) for column in ("mean", "std")}
             rows[row["name"]] = PublishedWeights(
                 **texts,
                 **sizes,
@@ -123,7 +125,7 @@ def list_weights() -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
         accuracy = f"{top1:.2f} %" if top1 is not None else "not stated"
         return f"{accuracy} at {size} px of {resize} ({interpolation})" if size else ""
 
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for row in published_weights().values():
         first = protocol(row.top1, row.image_size, row.resize, row.interpolation)
         second = protocol(row.test_top1, row.test_image_size, row.test_resize, row.interpolation)
@@ -181,7 +183,7 @@ def fetch(weights: PublishedWeights) -> pathlib.Path:
 
 def _fetch_from_hub(url: str) -> pathlib.Path:
     """Returns the path of a file of the Hugging Face hub, by huggingface_hub if that is installed."""
-    repository, name = re.fullmatch(rf"{HUB}/(.+)/resolve/main/(.+)", url).groups()
+    repository, _, name = url.removeprefix(f"{HUB}/").partition("/resolve/main/")
     cache = pathlib.Path(os.environ.get("HF_HUB_CACHE") or _cache_home("HF_HOME", "huggingface") / "hub").expanduser()
     folder = cache / f"models--{repository.replace('/', '--')}"
     if cached := _find_in_hub_cache(folder, name):

@@ -74,7 +74,8 @@ def load_average(workdir: pathlib.Path, mesh: Mesh, count: int) -> Member:
             f"{workdir} has {len(steps)} checkpoints, not {count}; give a smaller --average, or train with a larger "
             "keep_checkpoints"
         )
-    newest, *others = (load_member(workdir, mesh, step) for step in steps[::-1] or [None])
+    newest = load_member(workdir, mesh, steps[-1] if steps else None)
+    others = [load_member(workdir, mesh, step) for step in steps[:-1]]
     return newest._replace(params=mean_weights([newest.params, *(member.params for member in others)]))
 
 

@@ -11,7 +11,7 @@ from jax import lax
 from jax.test_util import check_grads
 
 from models import gpu_operations
-from models.operations import add_bias, convolve, max_pool, mean_and_variance, normalize, relu
+from models.operations import add_bias, convolve, max_pool, mean_and_variance, normalize, relu, store
 
 
 @pytest.fixture(autouse=True)
@@ -214,6 +214,7 @@ def test_each_platform_compiles_its_own_forms():
         (lambda x, scale, bias: normalize(x, scale, bias, np.zeros(6), 1e-3), [(2, 2, 7, 8, 6), (6,), (6,)]),
         (lambda x, scale, bias: normalize(x, scale, bias, np.zeros(6), 1e-3, "relu"), [(2, 2, 7, 8, 6), (6,), (6,)]),
         (relu, [(2, 7, 8, 6)]),
+        (store, [(2, 7, 8, 6)]),
         (lambda x: gpu_operations.max_pool(x, (3, 3), 2, ((1, 1), (1, 1))), [(2, 7, 8, 6)]),
         (add_bias, [(2, 7, 8, 6), (6,)]),
     ],
@@ -225,6 +226,7 @@ def test_each_platform_compiles_its_own_forms():
         "batch norm",
         "batch norm and ReLU",
         "ReLU",
+        "block sum",
         "max pool on a GPU",
         "bias",
     ],
