@@ -247,7 +247,7 @@ def list_layers(
     for (scope, *position), group in groups.items():
         if len(position) == 2:
             name = f"{scope}/{position[1]}" if scope in modules else "/".join(filter(None, (scope, "activation")))
-            layers.append(_in_place(name, position[1], group[-1]))
+            layers.append(_in_place(name, position[1], group[-1], backward_macs is not None))
             continue
         module = None if position else modules[scope]
         last = group[-1]
@@ -259,7 +259,7 @@ def list_layers(
         kernel, stride = _window(operation)
         output = aval(last.equation.outvars[0])
         if kind == "dropout":
-            layers.append(_in_place(scope, kind, last))
+            layers.append(_in_place(scope, kind, last, backward_macs is not None))
             continue
         layers.append(
             Layer(
@@ -279,10 +279,12 @@ def list_layers(
     return _numbered(layers)
 
 
-def _in_place(name: str, kind: str, traced: Traced) -> Layer:
+def _in_place(name: str, kind: str, traced: Traced, backward: bool) -> Layer:
+    """Returns the row of a layer that works in place; backward: whether the rows have backward MACs."""
     assert traced.axes
+    shape, backward_macs = aval(traced.equation.outvars[0]).shape[1:], 0 if backward else None
     field, jump = (max(getattr(axis, part) for axis in traced.axes) for part in ("field", "jump"))
-    return Layer(name, kind, None, None, aval(traced.equation.outvars[0]).shape[1:], 0, 0, None, 0, field, jump)
+    return Layer(name, kind, None, None, shape, 0, 0, backward_macs, 0, field, jump)
 
 
 def _activation(equation: JaxprEqn) -> str | None:

@@ -3,6 +3,7 @@
 import base64
 import html
 import io
+import itertools
 import pathlib
 import string
 from collections.abc import Iterable, Sequence
@@ -14,7 +15,7 @@ from analysis import tables
 from analysis.runs import Group, Run, Setting, Spread, difference
 from configs import base
 from configs._option import nearest_name
-from training.metrics import Row, format_seconds, is_evaluation, scale_losses
+from training.metrics import Row, format_seconds, is_evaluation, is_other_loss, scale_losses
 from training.workdir import write_atomically
 
 if TYPE_CHECKING:
@@ -125,7 +126,9 @@ def draw_curves(settings: Sequence[Setting], axis: str) -> bytes:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    extra = sorted({name for setting in settings for run in setting.runs for row in run.rows for name in row} & _EXTRA)
+    names = {name for setting in settings for run in setting.runs for row in run.rows for name in row}
+    extra = sorted(filter(is_other_loss, names))
+    other_losses = list(zip(extra, itertools.cycle(_EXTRA_STYLES), strict=False))
     panels = [("accuracy_top1", "top-1 accuracy, %"), ("loss", "cross-entropy of the\nmain classifier, nats")]
     height = 2.6 * (len(panels) + bool(extra)) + 0.22 * len(settings) + 0.5
     figure = Figure(figsize=(5.2, height), layout="constrained", dpi=150)
@@ -138,14 +141,17 @@ def draw_curves(settings: Sequence[Setting], axis: str) -> bytes:
             _draw_setting(
                 axes, setting, axis, name, scale, False, linestyle="--", linewidth=1, **style | {"marker": ""}
             )
-        for name, linestyle in zip(extra, _EXTRA_STYLES, strict=False):
+        for name, linestyle in other_losses:
             plain = {"linestyle": linestyle, "linewidth": 1.2} | style | {"marker": ""}
             _draw_setting(grid[-1], setting, axis, name, 1, False, **plain)
     for axes, (_, label) in zip(grid, panels, strict=False):
         axes.set_ylabel(label)
     if extra:
         grid[-1].set_ylabel("other losses of\nthe training, nats")
-        lines = [Line2D([], [], color="gray", linestyle=style) for style in _EXTRA_STYLES[: len(extra)]]
+        lines = [
+            Line2D([], [], color="gray", linestyle=style)
+            for _, style in zip(extra, itertools.cycle(_EXTRA_STYLES), strict=False)
+        ]
         grid[-1].legend(lines, extra, fontsize="small")
     for axes in grid:
         axes.grid(alpha=0.3)
@@ -167,7 +173,6 @@ def show_spread(spread: Spread | None, scale: float, digits: int) -> str:
 
 
 _EXTRA_STYLES: Any = ("-", ":", "-.", (0, (1, 3)), (0, (5, 1, 1, 1, 1, 1)))
-_EXTRA = {"total_loss", *(f"aux{number}_loss" for number in range(1, 100))}
 
 
 def _columns(

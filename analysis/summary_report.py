@@ -214,17 +214,12 @@ def _table(rows: list[Row]) -> str:
 
 def _narrow_table(rows: list[Row]) -> str:
     """Returns the table without the less important columns, and with long names cut at their beginning."""
-    shown = [
-        {
-            "name": row["name"],
-            "kind": row["kind"],
-            "window": f"{_shape(row['kernel'])} /{row['stride'][0]}" if row["kernel"] else "",
-            "output": row["output_shape"],
-            "parameters": row["parameters"],
-            "macs": row["macs"],
-            **({"backward_macs": row["backward_macs"]} if "backward_macs" in row else {}),
-            "field": row["receptive_field"],
-        }
+    backward = "backward_macs" in rows[0]  # takes the place of the window and the field
+    shown: list[Row] = [
+        {"name": row["name"], "kind": row["kind"]}
+        | ({} if backward else {"window": f"{_shape(row['kernel'])} /{row['stride'][0]}" if row["kernel"] else ""})
+        | {"output": row["output_shape"], "parameters": row["parameters"], "macs": row["macs"]}
+        | ({"backward": row["backward_macs"]} if backward else {"field": row["receptive_field"]})
         for row in rows
     ]
     surplus = len(_table(shown).partition("\n")[0]) - WIDTH

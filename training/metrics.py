@@ -6,6 +6,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import sys
 import time
 from collections.abc import Iterable
@@ -263,34 +264,46 @@ def best_evaluation(rows: list[Row]) -> Row | None:
 
 
 def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
-    """Draws loss, top-1 accuracy and learning rate over the epochs into curves.png."""
+    """Draws loss, top-1 accuracy and learning rate over the epochs into curves.png.
+
+    The loss is the main classifier's; the total loss and those of auxiliary classifiers have a panel of their own.
+    """
     try:
         from matplotlib.figure import Figure
     except ImportError:
         return print("note: no curves.png, as matplotlib is not installed")
-    figure = Figure(figsize=(13, 4), layout="constrained")
-    panels = (
-        ("loss", "loss (nats)", 1),
-        ("accuracy_top1", "top-1 accuracy (%)", 100),
-        ("learning_rate", "learning rate", 1),
-    )
-    for axes, (name, label, scale) in zip(figure.subplots(1, 3), panels, strict=True):
+    panels = [
+        ("loss of the main classifier (nats)", ("loss",), 1),
+        ("top-1 accuracy (%)", ("accuracy_top1",), 100),
+        ("learning rate", ("learning_rate",), 1),
+    ]
+    if others := list(dict.fromkeys(name for row in rows for name in row if is_other_loss(name))):
+        panels.insert(1, ("other losses of the training (nats)", tuple(others), 1))
+    figure = Figure(figsize=(13 / 3 * len(panels), 4), layout="constrained")
+    for axes, (label, names, scale) in zip(figure.subplots(1, len(panels)), panels, strict=True):
         for split, evaluated in dict.fromkeys((row["split"], is_evaluation(row)) for row in rows):
-            chosen = [row for row in rows if (row["split"], is_evaluation(row)) == (split, evaluated) and name in row]
-            if chosen:
-                points = np.transpose([(row["epoch"], scale * row[name]) for row in chosen])
-                marker = "o" if evaluated or len(chosen) == 1 else None
-                axes.plot(*points, label=_plain(split), marker=marker, markersize=3)
+            for name in names:
+                chosen = [row for row in rows if (row["split"], is_evaluation(row)) == (split, evaluated)]
+                if points := [(row["epoch"], scale * row[name]) for row in chosen if name in row]:
+                    marker = "o" if evaluated or len(points) == 1 else None
+                    curve = split if len(names) == 1 else name
+                    axes.plot(*np.transpose(points), label=_plain(curve), marker=marker, markersize=3)
         axes.set_xlabel("epoch")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)
-    scale_losses(figure.axes[0])
-    if rows:
-        figure.axes[0].legend()
+        if "loss" in label:
+            scale_losses(axes)
+            if rows:
+                axes.legend()
     figure.suptitle(_plain(run_name(workdir)))
     picture = io.BytesIO()
     figure.savefig(picture, dpi=110)
     write_atomically(workdir / "curves.png", picture.getvalue())
+
+
+def is_other_loss(name: str) -> bool:
+    """Whether a metric is the total loss or that of an auxiliary classifier."""
+    return name == "total_loss" or bool(re.fullmatch(r"aux\d+_loss", name))
 
 
 def scale_losses(axes: Any) -> None:

@@ -169,6 +169,9 @@ def test_an_exploded_loss_gets_a_logarithmic_axis(tmp_path, monkeypatch, worst, 
     ]
     plot_curves(tmp_path, rows)
     assert figures[0].axes[0].get_yscale() == scale and figures[0].axes[1].get_yscale() == "linear"
+    plot_curves(tmp_path, [row | {"total_loss": 5.0, "aux1_loss": 1.0} for row in rows])
+    labels = [[line.get_label() for line in axes.lines] for axes in figures[1].axes]
+    assert labels == [["train"], ["total_loss", "aux1_loss"], ["train"], ["train"]]
 
 
 def test_spreads():

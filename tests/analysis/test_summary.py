@@ -6,8 +6,8 @@ import re
 import jax
 import pytest
 
-from analysis import Layer, Summary
-from analysis.summary import read_reference, stored_figures
+from analysis.costs import Layer
+from analysis.summary import Summary, read_reference, stored_figures
 from analysis.summary_report import as_row, count_figures, describe_layers, find_column, network_rows, sort_rows
 from configs import base
 from models import REGISTRY
@@ -50,13 +50,10 @@ def test_layers_add_up_to_the_published_counts(summary_of, name):
         assert f"{summary.macs / 1e9:.{decimals}f}" == published["gmacs"]
 
 
-@pytest.mark.parametrize("name", REGISTRY)
+@pytest.mark.parametrize("name", stored_figures())
 def test_the_stored_figures_are_those_counted_anew(summary_of, name):
     """If a network was changed on purpose, `python summarize.py --store` stores its new figures."""
-    stored = stored_figures().get(name)
-    if not stored:  # a user's own network, which summarize.py counts
-        return
-    assert stored == count_figures(summary_of(name))
+    assert stored_figures()[name] == count_figures(summary_of(name))
 
 
 def test_every_network_of_ours_has_stored_figures_in_the_order_of_the_registry():
@@ -84,6 +81,13 @@ def test_the_table_of_layers_fits_100_columns(summary_of, name):
     assert max(map(len, describe_layers(summary, rows).splitlines())) <= 100
     wide = describe_layers(summary, rows, wide=True)
     assert all(f" {layer.name} " in wide for layer in summary.all_layers) and "activation_bytes" in wide
+
+
+def test_the_table_with_the_backward_pass_fits_too(summary_of):
+    summary = summary_of("googlenet", backward=True, batch_size=4)
+    rows = [as_row(layer) for layer in summary.all_layers]
+    assert len({tuple(row) for row in rows}) == 1  # all rows have the same columns
+    assert max(map(len, describe_layers(summary, rows).splitlines())) <= 100
 
 
 def test_accuracies_are_ranked_only_within_a_protocol():
