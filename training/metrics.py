@@ -272,7 +272,7 @@ def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
         from matplotlib.figure import Figure
     except ImportError:
         return print("note: no curves.png, as matplotlib is not installed")
-    panels = [
+    panels: list[tuple[str, tuple[str, ...], int]] = [
         ("loss of the main classifier (nats)", ("loss",), 1),
         ("top-1 accuracy (%)", ("accuracy_top1",), 100),
         ("learning rate", ("learning_rate",), 1),
