@@ -183,30 +183,56 @@ def draw_options(random, entry, fewest_images):
     return int(size), int(random.integers(1, 2000)), int(random.integers(fewest_images, 9)), int(random.integers(1, 5))
 
 
-@pytest.mark.parametrize("name", slow_where(lambda name: name not in (*SMALL.values(), "resnet18")))
-def test_gradients_are_finite_and_reach_every_parameter(name):
+def make_loss(name, abstract):
+    """Returns a loss (params, images, batch_stats) in training mode, params, batch_stats and the shape of the images."""
     entry = REGISTRY[name]
-    model = create_model(name, num_classes=10, aux_heads=entry.aux_heads)
+    model = create_model(name, num_classes=10, aux_heads=entry.aux_heads, abstract=abstract)
     model.train()
     graph, params, batch_stats, _ = nnx.split(model, nnx.Param, nnx.BatchStat, DropoutKey)
     params, batch_stats = nnx.to_pure_dict(params), nnx.to_pure_dict(batch_stats)
-    size = smallest_size(entry)
-    images = np.random.default_rng(0).standard_normal((2, size, size, entry.channels), np.float32)
 
-    def loss(params):
+    def loss(params, images, batch_stats):
         network = nnx.merge(graph, params, batch_stats, dropout_keys(model, jax.random.key(0)))
         outputs = network(images)
-        return sum(jnp.square(logits - 1).sum() for logits in jax.tree.leaves(outputs)), nnx.to_pure_dict(
-            nnx.state(network, nnx.BatchStat)
-        )
+        new_stats = nnx.to_pure_dict(nnx.state(network, nnx.BatchStat))
+        return sum(jnp.square(logits - 1).sum() for logits in jax.tree.leaves(outputs)), new_stats
 
+    size = smallest_size(entry)
+    return loss, params, batch_stats, (2, size, size, entry.channels)
+
+
+def is_large(name):
+    return name not in (*SMALL.values(), "resnet18")
+
+
+@pytest.mark.parametrize("name", slow_where(is_large))
+def test_the_gradient_of_every_parameter_depends_on_the_images(name):
+    loss, params, batch_stats, shape = make_loss(name, abstract=True)
+    images = jax.ShapeDtypeStruct(shape, jnp.float32)
+    jaxpr = jax.make_jaxpr(jax.grad(loss, has_aux=True))(params, images, batch_stats).jaxpr
+    dependent = {jaxpr.invars[len(jax.tree.leaves(params))]}
+    for equation in jaxpr.eqns:
+        if any(not isinstance(value, Literal) and value in dependent for value in equation.invars):
+            dependent.update(equation.outvars)
+    for (path, _), gradient in zip(jax.tree_util.tree_leaves_with_path(params), jaxpr.outvars, strict=False):
+        assert not isinstance(gradient, Literal) and gradient in dependent, path
+
+
+# These take 25 to 50 seconds each to compile.
+COMPILE_SLOWLY = ("densenet", "googlenet", "inception", "mobilenet", "xception")
+
+
+@pytest.mark.parametrize("name", slow_where(lambda name: is_large(name) or name.startswith(COMPILE_SLOWLY)))
+def test_gradients_are_finite_and_not_zero(name):
+    loss, params, old_stats, shape = make_loss(name, abstract=False)
+    images = np.random.default_rng(0).standard_normal(shape, np.float32)
     # Without XLA's fusion emitters compiling takes half the time; the speed of the code does not matter here.
     quick = {"xla_backend_optimization_level": 0, "xla_cpu_use_fusion_emitters": False}
     derivative = jax.jit(jax.grad(loss, has_aux=True), compiler_options=quick)
-    gradients, new_stats = derivative(params)
+    gradients, new_stats = derivative(params, images, old_stats)
     for path, gradient in nnx.traversals.flatten_mapping(gradients).items():
         assert np.isfinite(gradient).all() and np.any(gradient), path
-    assert all(jax.tree.leaves(jax.tree.map(lambda old, new: np.any(old != new), batch_stats, new_stats)))
+    assert all(jax.tree.leaves(jax.tree.map(lambda old, new: np.any(old != new), old_stats, new_stats)))
 
 
 def test_registry_describes_itself():
