@@ -184,7 +184,7 @@ def draw_options(random, entry, fewest_images):
 
 
 def make_loss(name, abstract):
-    """Returns a loss (params, images, batch_stats) in training mode, params, batch_stats and the shape of the images."""
+    """Returns a loss (params, images, batch_stats) in training mode, its first and last argument, the images' shape."""
     entry = REGISTRY[name]
     model = create_model(name, num_classes=10, aux_heads=entry.aux_heads, abstract=abstract)
     model.train()
