@@ -6,6 +6,11 @@ loss and the time, as mean ± standard deviation where only the seed differs. Ru
 different tables. --out writes the page comparison.html, which needs no other file and no network, and comparison.md.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
 import math
 import pathlib
 

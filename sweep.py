@@ -10,6 +10,11 @@ Exit codes: 0 all runs are finished; 1 a run failed, and the last line names it;
 and SIGTERM, once the runs in progress have saved a checkpoint.
 """
 
+if __name__ == "__main__":
+    import signal
+
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
+
 from absl import flags
 from ml_collections import config_flags
 

@@ -6,6 +6,7 @@ training and the evaluation. Their x axis is the optimizer step. The same curves
 """
 
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -82,7 +83,9 @@ class TensorBoard:
         if name not in self._writers:
             folder = self._folder / name
             folder.mkdir(parents=True, exist_ok=True)
-            writer = self._writers[name] = EventsWriter(str(folder / "events"))
+            # The name has the second; the nanoseconds keep a file of the same second from being overwritten.
+            suffix = f".{time.time_ns() % 10**9:09}"
+            writer = self._writers[name] = EventsWriter(str(folder / "events"), suffix)
             writer.write_event(Event(step=start + 1, session_log=SessionLog(status=SessionLog.START)))
             if not self._start_step and "/" not in name:
                 self._describe(writer)
