@@ -85,8 +85,8 @@ class Display:
         self._console = Console(stderr=to_errors, highlight=False, markup=False, emoji=False, soft_wrap=True)
         description = TextColumn("{task.description}", markup=False)
         columns = BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), description
-        hidden = not (self._console.is_terminal and total)
-        self._progress = Progress(*columns, console=self._console, transient=True, disable=hidden)
+        self._shown = bool(self._console.is_terminal and total)
+        self._progress = Progress(*columns, console=self._console, transient=True, disable=not self._shown)
         self._task = self._progress.add_task("", total=total)
 
     def __enter__(self) -> "Display":
@@ -94,7 +94,8 @@ class Display:
         return self
 
     def __exit__(self, *_) -> None:
-        self._progress.stop()
+        if self._shown:  # Rich 13 ends a hidden bar with an empty line
+            self._progress.stop()
 
     def say(self, text: str) -> None:
         """Prints lines above the bar."""
