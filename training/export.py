@@ -68,6 +68,7 @@ def export_workdir(
       ValueError: if the format cannot express the network, a library for it is missing, or the step has no intact
         checkpoint.
       FileNotFoundError: if the folder is not a workdir.
+      OSError: if the file cannot be written; an old file of that name is unchanged.
     """
     config, params, batch_stats, step = load_weights(workdir, make_mesh(1), step)
     path = workdir / f"{config.model}.{format}"
@@ -91,6 +92,8 @@ def export_workdir(
             temporary.rename(path)
         except ImportError as error:
             raise ValueError(f"--to={format} needs the package {error.name}; pip install {error.name}") from error
+        except OSError as error:
+            raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
         except Exception as error:  # of the exporter; its kinds are its own
             reason = f"{type(error).__name__}: {error}".splitlines()[0]
             raise ValueError(f"{config.model} cannot be written as {format}: {reason}; choose another --to") from error
