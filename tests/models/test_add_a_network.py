@@ -53,5 +53,5 @@ def test_a_file_and_its_name_in_the_list_of_families_are_enough(tmp_path):
     files = ("tests/models/test_registry.py", "tests/models/test_derivatives.py", "tests/analysis/test_summary.py")
     command = (sys.executable, "-m", "pytest", "-q", "-m", "", "-k", "tiny", "-p", "no:cacheprovider", *files)
     tests = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    # Tests of the native size, of any size (two), of gradients, of derivatives (two), and of the sum of the layers.
-    assert "7 passed" in tests.stdout and "failed" not in tests.stdout, tests.stdout + tests.stderr
+    # Tests of the native size, any size (two), gradients (two), derivatives (two), and the sum of the layers.
+    assert "8 passed" in tests.stdout and "failed" not in tests.stdout, tests.stdout + tests.stderr
