@@ -178,18 +178,47 @@ SECTIONS = {
     },
     "Optimizer": {
         "optimizer": Option(
-            "sgd", ("sgd", "rmsprop"), "sgd with momentum; rmsprop: steps of g / sqrt(mean square of g + epsilon)"
+            "sgd",
+            ("sgd", "rmsprop", "adamw", "lamb", "lars"),
+            "sgd with momentum; rmsprop: steps of g / sqrt(mean square of g + epsilon); adamw (Loshchilov 2017); lamb "
+            "and lars (You 2019, 2017): adamw and sgd with a step in proportion to the norm of each weight array",
         ),
         "learning_rate": Option(0.05, "(0, 1e6]", "peak learning rate, for the whole batch, not for one image"),
-        "momentum": Option(0.9, "[0, 1)", "share of the last update that is added to the next"),
-        "nesterov": Option(False, "", "use Nesterov's momentum", needs="momentum"),
+        "momentum": Option(
+            0.9, "[0, 1)", "share of the last update that is added to the next", needs="optimizer=sgd|rmsprop|lars"
+        ),
+        "nesterov": Option(False, "", "use Nesterov's momentum", needs="momentum and optimizer=sgd|rmsprop|lars"),
         "rmsprop_decay": Option(
             0.9, "[0, 1) per step", "decay of the moving mean of squared gradients", needs="optimizer=rmsprop"
         ),
         "rmsprop_epsilon": Option(1.0, "(0, 1e6]", "added under the root", needs="optimizer=rmsprop"),
-        "weight_decay": Option(1e-4, "[0, 1000]", "L2 penalty, added to the gradient before the momentum"),
+        "adam_betas": Option(
+            (0.9, 0.999),
+            "[0, 1) per step",
+            "decays of the moving means of gradients and of squared gradients",
+            length=2,
+            needs="optimizer=adamw|lamb",
+        ),
+        "adam_epsilon": Option(
+            1e-8,
+            "(0, 1e6]",
+            "added to the root of the mean square; lamb's authors have 1e-6",
+            needs="optimizer=adamw|lamb",
+        ),
+        "trust_coefficient": Option(
+            0.001, "(0, 1000]", "norm of lars's step, in norms of the weights, at a rate of 1", needs="optimizer=lars"
+        ),
+        "weight_decay": Option(
+            1e-4,
+            "[0, 1000]",
+            "L2 penalty, added to the gradient before the momentum; adamw and lamb: share of the weights, times the "
+            "rate, that each step takes off",
+        ),
         "decay_norm_and_bias": Option(
-            True, "", "apply weight decay to biases and batch-norm parameters too", needs="weight_decay"
+            True,
+            "",
+            "apply weight decay, and the norms of lamb and lars, to biases and batch-norm parameters too",
+            needs="weight_decay",
         ),
         "gradient_clip_norm": Option(0.0, "[0, 1e6]", "largest global 2-norm of the gradient; 0: no clipping"),
         "accumulation_steps": Option(1, "[1, 2^20]", "micro-batches that each batch is cut into to save memory"),
