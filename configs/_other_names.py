@@ -14,6 +14,8 @@ OTHER_NAMES = {
     "in_chans": "channels",
     "drop": "dropout_rate",
     "dropout": "dropout_rate",
+    "drop_path": "stochastic_depth_rate",
+    "drop_path_rate": "stochastic_depth_rate",
     "batch": "batch_size",
     "validation_batch_size": "eval_batch_size",
     "val_batch_size": "eval_batch_size",

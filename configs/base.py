@@ -24,6 +24,11 @@ SECTIONS = {
         "image_size": Option(None, "[1, 65536] pixels", "side of the images; None: the network's own", kind=int),
         "channels": Option(None, (1, 3), "1: grey, 3: colour; images are converted; None: the network's own", kind=int),
         "dropout_rate": Option(None, "[0, 1) of the activations", "share dropped; None: the paper's", kind=float),
+        "stochastic_depth_rate": Option(
+            0.0,
+            "[0, 1) of the images",
+            "share that skips the last residual block in training; it rises linearly from 0 at the first block",
+        ),
         "aux_weight": Option(
             (0.0,), "[0, 1000]", "weight of the auxiliary classifiers' losses: one for all, or one for each; 0: no head"
         ),

@@ -162,15 +162,19 @@ def _check_image_size(config: ConfigDict) -> None:
 
 def _check_layers(config: ConfigDict, typed: Collection[str]) -> None:
     """Raises ValueError if an option was typed that only concerns layers that the network does not have."""
-    needed = {"dropout_rate": (models.DropoutKey, "dropout"), "bn_virtual_batch_size": (nnx.BatchStat, "batch norm")}
+    needed = {
+        "dropout_rate": (models.DropoutKey, "dropout layer"),
+        "bn_virtual_batch_size": (nnx.BatchStat, "batch norm layer"),
+        "stochastic_depth_rate": (models.DropoutKey, "residual block"),
+    }
     for name in needed.keys() & set(typed):
         variable, layer = needed[name]
         probe = config.copy_and_resolve_references()
-        probe.dropout_rate = 0.5
-        if not jax.tree.leaves(nnx.to_pure_dict(nnx.state(make_model(probe, training=True), variable))):
-            raise ValueError(
-                f"{name}={config[name]} has no effect: {config.model} has no {layer} layer; leave {name} out"
-            )
+        probe.dropout_rate = probe.stochastic_depth_rate = 0.0
+        if variable is models.DropoutKey:
+            probe[name] = 0.5
+        if not nnx.to_flat_state(nnx.state(make_model(probe, training=True), variable)).paths:
+            raise ValueError(f"{name}={config[name]} has no effect: {config.model} has no {layer}; leave {name} out")
 
 
 def _check_combinations(config: ConfigDict) -> None:
