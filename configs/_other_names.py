@@ -43,6 +43,8 @@ OTHER_NAMES = {
     "trust_coeff": "trust_coefficient",
     "cutmix": "cutmix_alpha",
     "aa": "auto_augment",
+    "aug_repeats": "repeated_augmentation",
+    "ra_reps": "repeated_augmentation",
     "reprob": "random_erasing",
     "random_erase": "random_erasing",
     "hflip": "random_flip",

@@ -111,6 +111,11 @@ SECTIONS = {
         "erasing_aspect": Range(
             (0.3, 1 / 0.3), "(0, 100]", "range of the rectangle's width divided by its height", needs="random_erasing"
         ),
+        "repeated_augmentation": Option(
+            1,
+            "[1, 64] copies",
+            "copies of each image in a batch, each augmented anew (Hoffer 2019); an epoch keeps its number of steps",
+        ),
         "mixup_alpha": Option(0.0, "[0, 1000]", "blend pairs of images by shares from Beta(alpha, alpha); 0: no mixup"),
         "cutmix_alpha": Option(
             0.0,

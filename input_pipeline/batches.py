@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from input_pipeline.crops import UNIFORMS
 from input_pipeline.dataset import DamagedImageError, Dataset
 from input_pipeline.files import say_once
+from input_pipeline.repetition import place_of_record
 
 Batch = dict[str, Any]
 
@@ -96,11 +97,13 @@ def train_batches(
 
     The records form an endless sequence, shuffled anew for each epoch. Batch k holds the positions
     [k batch_size, (k + 1) batch_size) of the sequence and may span two epochs. Order and crops depend only on the seed
-    and the position, so a resume needs nothing but the step.
+    and the position, so a resume needs nothing but the step. With repeated_augmentation the sequence has each record
+    several times in a row, and batch k has its part of the sequence in another order.
 
     Args:
       dataset: the training records.
-      config: batch_size (global), seed, image_size, channels, the crop's options, decode_threads, on_bad_image.
+      config: batch_size (global), repeated_augmentation, seed, image_size, channels, the crop's options,
+        decode_threads, on_bad_image.
       start_step: step of the first batch.
       process_index: number of this process; None: JAX's.
       process_count: processes that share a global batch, each taking contiguous rows; None: JAX's.
@@ -119,7 +122,7 @@ def train_batches(
 
     first_row, rows = _rows("batch_size", config.batch_size, process_index, process_count)
     shape = rows, config.image_size, config.image_size, config.channels
-    batch_size, seed = config.batch_size, config.seed
+    batch_size, copies, seed = config.batch_size, config.repeated_augmentation, config.seed
     transform, num_uniforms = _ready, 4
     if dataset.needs_transform:
         from input_pipeline import images  # imported only here, because it imports the decoders
@@ -141,7 +144,7 @@ def train_batches(
         image, label = np.empty(shape, np.uint8), np.empty(rows, np.int32)
 
         def fill(row: int) -> None:
-            record = order[first + row]
+            record = order[place_of_record(step, first_row + row, batch_size, copies)]
             image[row], label[row] = read_good_image(dataset, record, transform, bad_images, config, uniforms[row])
 
         _fill_rows(pool, fill, rows)

@@ -14,6 +14,7 @@ from configs import base
 from configs._option import text_of
 from input_pipeline import crops
 from input_pipeline.files import local_path
+from input_pipeline.repetition import spread
 from training import fine_tuning, published_weights
 from training.inference import make_apply
 from training.platform import loops_are_fast
@@ -216,6 +217,12 @@ def _check_batches(config: ConfigDict) -> None:
         raise ValueError(
             f"eval_batch_size={config.eval_batch_size} cannot be shared by {devices} devices; "
             f"give a multiple of {devices}"
+        )
+    copies = config.repeated_augmentation
+    if copies > 1 and spread(config.batch_size, copies) == 1:
+        raise ValueError(
+            f"batch_size={config.batch_size} is too small for repeated_augmentation={copies}; "
+            f"give at least {4 * copies}"
         )
     share = config.batch_size // pieces
     if config.bn_virtual_batch_size and share % config.bn_virtual_batch_size:

@@ -19,6 +19,8 @@ def make_config():
             image_size=8,
             channels=3,
             batch_size=8,
+            num_steps=None,
+            repeated_augmentation=1,
             eval_batch_size=8,
             seed=0,
             train_crop="random_resized",

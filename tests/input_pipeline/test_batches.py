@@ -284,3 +284,45 @@ def test_to_device_splits_the_rows_over_the_mesh_without_hidden_transfers(number
             assert [shard.data.shape[0] for shard in array.addressable_shards] == [8 // devices] * devices
     joined = {name: np.concatenate([batch[name] for batch in arrived]) for name in expected}
     assert_same(joined, expected)
+
+
+# Repeated augmentation
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_a_batch_has_its_part_of_the_sequence_with_each_record_several_times(numbered, make_config, copies):
+    """The sequence is timm's and torchvision's (RASampler): the shuffled epochs with each record c times in a row."""
+    options = {"batch_size": 8, "decode_threads": 2}
+    order = collect(train_batches(numbered(20), make_config(**options), num_steps=20))["label"]
+    found = collect(train_batches(numbered(20), make_config(repeated_augmentation=copies, **options), num_steps=20))[
+        "label"
+    ]
+    for batch, expected in zip(found.reshape(-1, 8), np.repeat(order, copies)[:160].reshape(-1, 8), strict=True):
+        assert sorted(batch) == sorted(expected)
+        assert (batch[0::2] != batch[1::2]).all()  # mixup and cutmix mix these
+    assert np.bincount(found[: 40 * copies]).tolist() == [2 * copies] * 20  # after 2c epochs, whole batches of 8
+
+
+def test_copies_are_cropped_independently(numbered, make_config):
+    config = make_config(repeated_augmentation=4, batch_size=16, train_crop="random_resized")
+    batch = next(train_batches(numbered(20), config, num_steps=1))
+    for label in set(batch["label"].tolist()):
+        copies = batch["image"][batch["label"] == label]
+        assert len(copies) == 4 and len({copy.tobytes() for copy in copies}) == 4
+
+
+@pytest.mark.parametrize(("processes", "start"), [(1, 5), (2, 0), (4, 3)])
+def test_repeated_batches_are_the_same_for_any_processes_and_after_a_resume(numbered, make_config, processes, start):
+    config = make_config(repeated_augmentation=3, batch_size=8)
+    expected = collect(train_batches(numbered(20), config, num_steps=9))
+    parts = [
+        collect(
+            train_batches(
+                numbered(20), config, start_step=start, process_index=index, process_count=processes, num_steps=9
+            )
+        )
+        for index in range(processes)
+    ]
+    for name, whole in expected.items():
+        rows = [part[name].reshape(9 - start, 8 // processes, *whole.shape[1:]) for part in parts]
+        np.testing.assert_array_equal(np.concatenate(rows, 1).reshape(-1, *whole.shape[1:]), whole[8 * start :])

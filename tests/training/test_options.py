@@ -137,12 +137,18 @@ def test_a_typed_option_without_effect_is_refused(name):
         ("step_epochs=1", "step_steps=1", "schedule=step"),
         ("dropout_rate=0.5",),
         ("bn_virtual_batch_size=8",),
-    ],
         ("stochastic_depth_rate=0.1",),
+    ],
 )
 def test_combinations_without_effect_are_refused(words):
     with pytest.raises(ValueError, match="has no effect|give one of the two"):
         resolve("base", *(f"--config.{word}" for word in words))
+
+
+@pytest.mark.parametrize("word", ["dropout_rate=0.3", "bn_virtual_batch_size=8", "stochastic_depth_rate=0.1"])
+def test_options_of_layers_that_the_network_has_are_accepted(word):
+    recipe = {"dropout_rate": "alexnet"}.get(word.partition("=")[0], "cifar10_resnet20")
+    resolve(recipe, f"--config.{word}", "--config.batch_size=64")
 
 
 def test_a_recipe_may_carry_what_an_override_switches_off():
@@ -169,6 +175,11 @@ def test_none_can_be_typed_where_it_is_a_value():
         elif option.type is not bool and not isinstance(option.default, tuple):
             with pytest.raises(ValueError, match=f"{name}=None"):
                 parse("base", f"--config.{name}=None")
+
+
+def test_a_batch_too_small_for_its_copies_is_refused():
+    with pytest.raises(ValueError, match="batch_size=8 is too small for repeated_augmentation=6; give at least 24"):
+        resolve("base", "--config.batch_size=8", "--config.repeated_augmentation=6")
 
 
 def test_tuples_are_typed_with_commas():
