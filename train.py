@@ -146,19 +146,20 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
 
 
 def compile_step(program: Program) -> None:
-    """Compiles the training step, and checks that it fits into memory; nothing is allocated.
+    """Compiles the training step, once for each size of the images, and checks that it fits into memory.
 
-    The first step uses the same compiled program.
+    Nothing is allocated. The steps use the same compiled programs.
 
     Raises:
       ValueError: if the network cannot be trained on such a batch, or if the step does not fit into memory; the message
         then names the largest batch size that fits, by the memory that the compiled programs say they need.
     """
     config, start = program.config, time.perf_counter()
+    sizes = list(dict.fromkeys(program.image_sizes.values()))
 
-    def why_not(program: Program) -> str:
+    def why_not(program: Program, image_size: int) -> str:
         try:
-            compiled = program.trace().lower().compile()
+            compiled = program.trace(image_size).lower().compile()
             memory.check_fit(compiled)
         except MemoryError as error:
             return str(error)
@@ -168,14 +169,16 @@ def compile_step(program: Program) -> None:
             return str(error).splitlines()[0][:300]
         return ""
 
-    say("compiling the training step")
-    reason = why_not(program)
-    if not reason:
+    for size in sizes:
+        say("compiling the training step" + f" for images of {size} pixels" * (len(sizes) > 1))
+        if reason := why_not(program, size):
+            break
+    else:
         return say(f"compiled in {time.perf_counter() - start:.1f} s")
     multiple = smallest_batch(config)
     say(f"batch_size={config.batch_size} does not fit into memory; looking for the largest batch size that does")
     largest = memory.largest_that_fits(
-        lambda size: not why_not(program.with_batch_size(size)), config.batch_size, multiple
+        lambda size: not why_not(program.with_batch_size(size), max(sizes)), config.batch_size, multiple
     )
     advice = f"the largest that fits is {largest}" if largest else f"not even {multiple} fits; give smaller images"
     raise ValueError(

@@ -72,6 +72,14 @@ SECTIONS = {
         "train_crop": Option(
             "pad", ("random_resized", "scale_jitter", "pad", "none"), "how a training image is cut to image_size"
         ),
+        "train_sizes": Option(
+            (),
+            "[1, 65536] pixels",
+            "side of the training images by epoch: ((0, 128), (30, 160)) is 128 until epoch 30, then 160; evaluations "
+            "are at image_size; (): image_size throughout",
+            kind=int,
+            by_epoch=True,
+        ),
         "crop_area": Range(
             (0.08, 1.0), "(0, 1] of the image's area", "range of the crop's area", needs="train_crop=random_resized"
         ),

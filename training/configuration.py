@@ -42,8 +42,9 @@ def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
         need = base.OPTIONS[name].unmet_need(config)
         if need:
             other, needed = need.partition("=")[0], need.replace("|", " or ")
+            found = text_of(config[other]) or "empty"
             raise ValueError(
-                f"{name}={text_of(value)} has no effect: it needs {needed}, but {other} is {text_of(config[other])}; "
+                f"{name}={text_of(value)} has no effect: it needs {needed}, but {other} is {found}; "
                 f"set {needed} too, or leave {name} out"
             )
 
@@ -153,12 +154,11 @@ def _check_image_size(config: ConfigDict) -> None:
             return str(caught)
         return None
 
-    if reason := error(config.image_size):
-        native = models.get_entry(config.model).image_size
-        smallest = bisect.bisect_left(range(1, native), True, key=lambda size: error(size) is None) + 1
-        raise ValueError(
-            f"image_size={config.image_size} does not fit {config.model} ({reason}); use at least {smallest}"
-        )
+    for option, size in [("image_size", config.image_size), *(("train_sizes", size) for _, size in config.train_sizes)]:
+        if reason := error(size):
+            native = models.get_entry(config.model).image_size
+            smallest = bisect.bisect_left(range(1, native), True, key=lambda size: error(size) is None) + 1
+            raise ValueError(f"{option}={size} does not fit {config.model} ({reason}); use at least {smallest}")
 
 
 def _check_layers(config: ConfigDict, typed: Collection[str]) -> None:
@@ -194,6 +194,8 @@ def _check_combinations(config: ConfigDict) -> None:
             f"interpolation=bicubic cannot resize the crops of train_crop={config.train_crop} on the device; "
             "leave cache out, or give interpolation=bilinear"
         )
+    if config.cache and config.train_sizes:
+        raise ValueError("train_sizes needs batches from the host, but cache is device; leave one of the two out")
     crops.check_crops(config)
 
 

@@ -13,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline import DeviceCache
+from input_pipeline.training_sizes import sizes_by_step
 from training.fine_tuning import frozen_paths, split_frozen
 from training.loss import zero_sums
 from training.optimizer import make_optimizer, make_schedule
@@ -33,6 +34,7 @@ class Program:
       optimizer: maps gradients to updates.
       target: shapes, types and shardings of the state; a checkpoint is restored into it.
       sums: the metrics' sums at zero, on the host.
+      image_sizes: side of the training images, in pixels, from each step on at which it changes.
       train_step: the jitted step of training.step.make_train_step.
     """
 
@@ -44,6 +46,7 @@ class Program:
     optimizer: optax.GradientTransformation
     target: State
     sums: dict[str, np.ndarray]
+    image_sizes: dict[int, int]
     train_step: Any  # jitted: (state, sums, batch) -> (state, sums)
 
     @functools.cached_property
@@ -64,24 +67,30 @@ class Program:
         """Returns the metrics' sums at zero, on the devices."""
         return jax.device_put(self.sums, NamedSharding(self.mesh, PartitionSpec()))
 
-    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    def abstract_batch(self, image_size: int | None = None) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes, types and shardings of the step's third argument: images (N, H, W, C) and labels (N,).
 
         With a cache it is what the cache gives for one call.
+
+        Args:
+          image_size: side of the images, one of `image_sizes`; None: that of the first step.
         """
         if self.cache:
             return self.cache.abstract_batch()
-        side, split = self.config.image_size, NamedSharding(self.mesh, PartitionSpec("data"))
+        side, split = image_size or self.image_sizes[0], NamedSharding(self.mesh, PartitionSpec("data"))
         shape = self.config.batch_size, side, side, self.config.channels
         return {
             "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=split),
             "label": jax.ShapeDtypeStruct(shape[:1], np.int32, sharding=split),
         }
 
-    def trace(self) -> jax.stages.Traced:
+    def trace(self, image_size: int | None = None) -> jax.stages.Traced:
         """Traces the training step without compiling it; nothing is allocated.
 
         The first step reuses this trace, and the program if the trace is compiled.
+
+        Args:
+          image_size: side of the images, one of `image_sizes`; None: that of the first step.
 
         Raises:
           ValueError: if the network cannot be trained on such a batch.
@@ -89,7 +98,7 @@ class Program:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         # The shardings are those of the real arguments; with others the first step would trace and compile again.
         sums = {name: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=everywhere) for name, v in self.sums.items()}
-        return self.train_step.trace(self.target, sums, self.abstract_batch())
+        return self.train_step.trace(self.target, sums, self.abstract_batch(image_size))
 
     def with_batch_size(self, batch_size: int) -> "Program":
         """Returns the program of another batch size, with the same schedule."""
@@ -115,4 +124,5 @@ def make_program(config: ConfigDict, mesh: Mesh, steps_per_epoch: float, cache: 
     gradient_parts = split_frozen(target["params"], frozen_paths(config))[0] if config.log_gradient_norms else ()
     sums = zero_sums(len(config.aux_heads), gradient_parts)
     train_step = make_train_step(config, model, optimizer, mesh, cache)
-    return Program(config, mesh, cache, model, schedule, optimizer, target, sums, train_step)
+    image_sizes = sizes_by_step(config, steps_per_epoch)
+    return Program(config, mesh, cache, model, schedule, optimizer, target, sums, image_sizes, train_step)

@@ -21,6 +21,7 @@ def make_config():
             batch_size=8,
             num_steps=None,
             repeated_augmentation=1,
+            train_sizes=(),
             eval_batch_size=8,
             seed=0,
             train_crop="random_resized",

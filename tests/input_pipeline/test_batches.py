@@ -326,3 +326,30 @@ def test_repeated_batches_are_the_same_for_any_processes_and_after_a_resume(numb
     for name, whole in expected.items():
         rows = [part[name].reshape(9 - start, 8 // processes, *whole.shape[1:]) for part in parts]
         np.testing.assert_array_equal(np.concatenate(rows, 1).reshape(-1, *whole.shape[1:]), whole[8 * start :])
+
+
+# The size of the training images by epoch
+
+
+def test_each_step_has_its_size_and_the_crops_of_a_run_at_that_size(numbered, make_config):
+    """Epoch 1 begins at step 2.5, which rounds to 2, epoch 2 at step 5; a resume and two processes change nothing."""
+    config = make_config(train_sizes=((0, 6), (1, 8), (2, 11)))
+    sides = [6, 6, 8, 8, 8, 11, 11]
+    runs = {}
+    for side in (6, 8, 11):
+        with train_batches(numbered(20), make_config(image_size=side, eval_resize=12), num_steps=7) as batches:
+            runs[side] = list(batches)
+    for start in (0, 4):
+        with train_batches(numbered(20), config, start_step=start, num_steps=7) as batches:
+            for step, batch in enumerate(batches, start):
+                assert batch["image"].shape == (8, sides[step], sides[step], 3)
+                assert_same(batch, runs[sides[step]][step])
+    with train_batches(numbered(20), config, process_index=1, process_count=2, num_steps=7) as batches:
+        for step, batch in enumerate(batches):
+            assert_same(batch, {name: rows[4:] for name, rows in runs[sides[step]][step].items()})
+
+
+def test_arrays_that_need_no_decoding_are_resized_too(make_config):
+    config = make_config(train_sizes=((0, 6),), train_crop="none", eval_resize=0)
+    with train_batches(load_dataset(config, "train"), config, num_steps=1) as batches:
+        assert next(batches)["image"].shape == (8, 6, 6, 3)

@@ -135,7 +135,6 @@ def test_a_typed_option_without_effect_is_refused(name):
         ("decay_norm_and_bias=False", "weight_decay=0"),
         ("num_epochs=3", "num_steps=5"),
         ("step_epochs=1", "step_steps=1", "schedule=step"),
-        ("dropout_rate=0.5",),
         ("bn_virtual_batch_size=8",),
         ("stochastic_depth_rate=0.1",),
     ],
@@ -175,6 +174,26 @@ def test_none_can_be_typed_where_it_is_a_value():
         elif option.type is not bool and not isinstance(option.default, tuple):
             with pytest.raises(ValueError, match=f"{name}=None"):
                 parse("base", f"--config.{name}=None")
+
+
+def test_sizes_by_epoch_are_typed_as_pairs():
+    for text in ("((0,128),(30,160))", "((0, 128), (30.0, 160))"):
+        assert resolve("resnet50", f"--config.train_sizes={text}").train_sizes == ((0, 128), (30, 160))
+    assert resolve("resnet50", "--config.train_sizes=((0,160))").train_sizes == ((0, 160),)
+    for text, message in {
+        "128,160": "is not made of pairs",
+        "((0,128),(30,160,1))": "is not made of pairs",
+        "((1,128),)": "begin at 0",
+        "((0,128),(30,160),(20,192))": "in order",
+        "((0,128.5),)": "whole numbers",
+        "((0,0),)": "out of range",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            resolve("resnet50", f"--config.train_sizes={text}")
+    with pytest.raises(ValueError, match="train_sizes=40 does not fit inception_v3 .*; use at least 75"):
+        resolve("inception_v3", "--config.train_sizes=((0,40),)")
+    with pytest.raises(ValueError, match="train_sizes needs batches from the host"):
+        resolve("base", "--config.train_sizes=((0,28),)", "--config.cache=device")
 
 
 def test_a_batch_too_small_for_its_copies_is_refused():
