@@ -192,7 +192,18 @@ SECTIONS = {
         ),
     },
     "Loss": {
+        "loss": Option(
+            "cross_entropy",
+            ("cross_entropy", "binary_cross_entropy"),
+            "cross_entropy: of the softmax; binary_cross_entropy: one yes-or-no question a class (Wightman 2021)",
+        ),
         "label_smoothing": Option(0.0, "[0, 1) of the target", "share spread evenly over all classes"),
+        "target_threshold": Option(
+            0.0,
+            "[0, 1) of the target",
+            "targets above it count as 1 and the others as 0, after mixup and cutmix; 0: targets as they are",
+            needs="loss=binary_cross_entropy",
+        ),
     },
     "Optimizer": {
         "optimizer": Option(

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from input_pipeline import DeviceCache
 from input_pipeline.training_sizes import sizes_by_step
 from training.fine_tuning import frozen_paths, split_frozen
-from training.loss import zero_sums
+from training.loss import other_loss, zero_sums
 from training.optimizer import make_optimizer, make_schedule
 from training.state import State, abstract_state, create_state, make_model
 from training.step import Batch, Sums, make_eval_step, make_train_step
@@ -122,7 +122,7 @@ def make_program(config: ConfigDict, mesh: Mesh, steps_per_epoch: float, cache: 
     optimizer = make_optimizer(config, schedule)
     target = abstract_state(config, model, optimizer, mesh)
     gradient_parts = split_frozen(target["params"], frozen_paths(config))[0] if config.log_gradient_norms else ()
-    sums = zero_sums(len(config.aux_heads), gradient_parts)
+    sums = zero_sums(len(config.aux_heads), gradient_parts, other_loss(config) is not None)
     train_step = make_train_step(config, model, optimizer, mesh, cache)
     image_sizes = sizes_by_step(config, steps_per_epoch)
     return Program(config, mesh, cache, model, schedule, optimizer, target, sums, image_sizes, train_step)

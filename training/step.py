@@ -13,7 +13,7 @@ import models
 from input_pipeline import DeviceCache, make_augmentation
 from training.fine_tuning import frozen_paths, join_frozen, split_frozen
 from training.inference import make_apply, normalized
-from training.loss import classification_sums, cross_entropy, gradient_norm_sums, weighted_loss
+from training.loss import classification_sums, cross_entropy, gradient_norm_sums, other_loss, weighted_loss
 from training.platform import compiler_options, loops_are_fast
 from training.state import AVERAGED_BATCH_STATS, State
 
@@ -46,12 +46,12 @@ def make_train_step(
     augment = make_augmentation(config)
     graph, *_ = nnx.split(model, nnx.Param, nnx.BatchStat, models.DropoutKey)
 
-    frozen_names = frozen_paths(config)
+    frozen_names, other = frozen_paths(config), other_loss(config)
 
     def loss_and_sums(trained, frozen, batch_stats, keys, images, labels):
         network = nnx.merge(graph, join_frozen(trained, frozen), batch_stats, keys)
         outputs = network(normalized(config, images))
-        loss, sums = weighted_loss(outputs, labels, config.aux_weight, config.label_smoothing)
+        loss, sums = weighted_loss(outputs, labels, config.aux_weight, config.label_smoothing, other)
         return loss, (nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)), sums)
 
     def gradients(trained, frozen, batch_stats, key, images, labels):

@@ -103,6 +103,7 @@ NO_EFFECT = {
     "aux_heads": ("conv1", "aux_weight"),
     "rmsprop_decay": ("0.5", "optimizer=rmsprop"),
     "rmsprop_epsilon": ("0.5", "optimizer=rmsprop"),
+    "target_threshold": ("0.2", "loss=binary_cross_entropy"),
     "adam_betas": ("0.9,0.95", "optimizer=adamw or lamb"),
     "adam_epsilon": ("1e-6", "optimizer=adamw or lamb"),
     "trust_coefficient": ("0.01", "optimizer=lars"),
