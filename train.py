@@ -30,6 +30,7 @@ from training import command_line, configuration, conversion, fine_tuning, publi
 from training.checkpoints import Checkpoints, check_same_arrays, has_checkpoints, list_steps
 from training.command_line import say
 from training.configuration import smallest_batch
+from training.distillation import load_teacher
 from training.evaluation import evaluate_each
 from training.feed import Feed
 from training.interruption import Interruption
@@ -130,7 +131,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         if (workdir / "summary.json").exists():
             return say(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
         feed = Feed(config, mesh, train_data, eval_data)
-        program = make_program(config, mesh, feed.steps_per_epoch, feed.cache)
+        teacher = load_teacher(config, train_data.class_names, mesh)
+        program = make_program(config, mesh, feed.steps_per_epoch, feed.cache, teacher)
         compile_step(program)  # refuses what only training cannot do, before anything is written
         state = None if has_checkpoints(workdir) else start_state(config, program, train_data.class_names)
         check_same_arrays(state)
@@ -234,7 +236,7 @@ def take_steps(
         in_flight: collections.deque[Sums] = collections.deque()
         sums = no_sums
         for step, batch in batches:
-            state, sums = program.train_step(state, sums, batch)
+            state, sums = program.train_step(state, sums, batch | program.constants)
             # The host starts at most prefetch_batches calls ahead of the devices, which limits the memory of batches.
             in_flight.append(sums)
             if len(in_flight) > config.prefetch_batches or step == start + 1:

@@ -205,6 +205,20 @@ SECTIONS = {
             needs="loss=binary_cross_entropy",
         ),
     },
+    "Distillation": {
+        "teacher": Option(
+            "", "", "trained network that the run learns from too: a workdir, or published weights (convert.py --list)"
+        ),
+        "teacher_weight": Option(
+            0.5, "(0, 1] of the loss", "share of the divergence from the teacher; the rest is the loss", needs="teacher"
+        ),
+        "teacher_temperature": Option(
+            1.0,
+            "(0, 1000]",
+            "divisor of both networks' logits; above 1 small probabilities count more",
+            needs="teacher",
+        ),
+    },
     "Optimizer": {
         "optimizer": Option(
             "sgd",

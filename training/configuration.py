@@ -69,7 +69,7 @@ def resolve_network(config: ConfigDict, typed: Collection[str] = ()) -> ConfigDi
     if published_weights.is_published(config.init_from):
         weights = published_weights.find(config.init_from, config.model)
         published_weights.apply_settings(config, weights, set(typed))
-    for name in ("init_from", "data_dir", "compilation_cache_dir"):
+    for name in ("init_from", "teacher", "data_dir", "compilation_cache_dir"):
         local_path(config[name] or "")
     local_path(config.dataset.removeprefix("image_folder:"))
     entry = models.get_entry(config.model)

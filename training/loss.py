@@ -2,7 +2,7 @@
 
 import functools
 from collections.abc import Callable, Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,12 +71,41 @@ def binary_cross_entropy(
     return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
 
 
+def divergence(logits: jax.Array, teacher_logits: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Returns each image's Kullback-Leibler divergence from the teacher in nats, times temperature^2, shape (N,).
+
+    Hinton et al. 2015, section 2.1: the factor keeps the size of the gradient independent of the temperature.
+
+    Args:
+      logits: (N, classes).
+      teacher_logits: (N, classes).
+      temperature: divisor of both.
+    """
+    own, target = (jax.nn.log_softmax(each / temperature) for each in (logits, teacher_logits))
+    return temperature**2 * jnp.sum(jnp.exp(target) * (target - own), axis=-1)
+
+
+class Lesson(NamedTuple):
+    """What a teacher says about a batch.
+
+    Attributes:
+      logits: (N, classes).
+      weight: share of the divergence in the main classifier's loss.
+      temperature: of the divergence.
+    """
+
+    logits: jax.Array
+    weight: float
+    temperature: float
+
+
 def weighted_loss(
     outputs: Outputs,
     labels: Labels,
     aux_weights: tuple[float, ...] = (),
     label_smoothing: float = 0.0,
     other: Loss | None = None,
+    lesson: Lesson | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the batch's mean loss and the sums from which the metrics are computed.
 
@@ -90,16 +119,20 @@ def weighted_loss(
       aux_weights: one weight for each auxiliary classifier.
       label_smoothing: share of the target spread over all classes, [0, 1).
       other: the loss that all classifiers minimise in place of the cross-entropy.
+      lesson: of a teacher, which changes the main classifier's loss.
     """
     logits, auxiliary_logits = outputs if isinstance(outputs, tuple) else (outputs, [])
     shown = cross_entropy(logits, labels, label_smoothing)
     loss_of = other or functools.partial(cross_entropy, label_smoothing=label_smoothing)
     main = other(logits, labels) if other else shown
+    if lesson:
+        taught = divergence(logits, lesson.logits, lesson.temperature)
+        main = (1 - lesson.weight) * main + lesson.weight * taught
     auxiliary = [loss_of(aux, labels) for aux in auxiliary_logits]
     losses = main + sum(weight * loss for weight, loss in zip(aux_weights, auxiliary, strict=True))
     labels = labels.label if isinstance(labels, MixedLabels) else labels
     sums = classification_sums(logits, labels, shown, jnp.ones_like(shown))
-    if auxiliary or other:
+    if auxiliary or other or lesson:
         sums["total_loss"] = jnp.sum(losses)
         sums |= {f"aux{index}_loss": jnp.sum(loss) for index, loss in enumerate(auxiliary, start=1)}
     return jnp.mean(losses), sums

@@ -107,6 +107,8 @@ NO_EFFECT = {
     "adam_betas": ("0.9,0.95", "optimizer=adamw or lamb"),
     "adam_epsilon": ("1e-6", "optimizer=adamw or lamb"),
     "trust_coefficient": ("0.01", "optimizer=lars"),
+    "teacher_weight": ("0.3", "teacher"),
+    "teacher_temperature": ("2", "teacher"),
     "warmup_learning_rate": ("0.01", "warmup_epochs"),
     "warmup_shape": ("constant", "warmup_epochs"),
     "step_epochs": ("30,60", "schedule=step"),
