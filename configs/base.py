@@ -265,6 +265,11 @@ SECTIONS = {
         ),
         "gradient_clip_norm": Option(0.0, "[0, 1e6]", "largest global 2-norm of the gradient; 0: no clipping"),
         "accumulation_steps": Option(1, "[1, 2^20]", "micro-batches that each batch is cut into to save memory"),
+        "sharpness_radius": Option(
+            0.0,
+            "[0, 100] of the weights' 2-norm",
+            "distance up the gradient at which the gradient is taken (Foret 2021, SAM); doubles the time; 0: off",
+        ),
         "ema_decay": Option(
             0.0, "[0, 1) per step", "decay of the moving average of the weights, which is evaluated; 0: no average"
         ),

@@ -93,13 +93,22 @@ def make_train_step(
         total, sums = jax.tree.map(lambda leaf: leaf / count, total), jax.tree.map(lambda leaf: leaf.sum(0), sums)
         return total, (batch_stats, sums)
 
+    def sharpness_aware_gradients(trained, *arguments):
+        """Returns the gradient at a point uphill (Foret et al. 2021, SAM, eq. 3), and the results of the first pass."""
+        uphill, aux = mean_gradients(trained, *arguments)
+        scale = config.sharpness_radius / (optax.tree.norm(uphill) + 1e-12)
+        above = jax.tree.map(lambda weight, slope: weight + scale * slope, trained, uphill)
+        return mean_gradients(above, *arguments)[0], aux
+
+    mean_gradients = accumulated_gradients if config.accumulation_steps > 1 else gradients
+    compute = sharpness_aware_gradients if config.sharpness_radius else mean_gradients
+
     def train_step(state, sums, batch):
         images, labels = batch["image"], batch["label"]
         if augment:
             positions = state["step"].astype(jnp.uint32) * len(labels) + jnp.arange(len(labels), dtype=jnp.uint32)
             images, labels = augment(images, labels, positions)
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        compute = accumulated_gradients if config.accumulation_steps > 1 else gradients
         trained, frozen = split_frozen(state["params"], frozen_names)
         gradient, (batch_stats, batch_sums) = compute(
             trained, frozen, state["batch_stats"], key, images, labels, batch.get("teacher")
