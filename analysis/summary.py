@@ -139,7 +139,7 @@ def trace_train_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Traced:
       mesh: the devices; they may be a compiler's description of devices that this machine does not have.
     """
     config = config.copy_and_resolve_references()
-    config.num_steps = config.num_steps or 1
+    config.num_steps, config.train_sizes = config.num_steps or 1, ()
     return make_program(config, mesh, steps_per_epoch=1).trace()
 
 

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.layers import DropoutKey, dropout_keys, initial_values
+from models.layers import DropoutKey, dropout_keys, initial_values, set_stochastic_depth
 from models.network import Entry, Network
 
 __all__ = [
@@ -110,6 +110,7 @@ def create_model(
     aux_heads: tuple[str, ...] = (),
     dtype: Any = jnp.float32,
     bn_virtual_batch_size: int = 0,
+    stochastic_depth_rate: float = 0.0,
     seed: int = 0,
     abstract: bool = False,
 ) -> Network:
@@ -131,6 +132,8 @@ def create_model(
       aux_heads: names of stages, of get_stages, that get an auxiliary classifier.
       dtype: type of the computation. Parameters and running statistics are float32, or float64 where dtype is float64.
       bn_virtual_batch_size: number of images that batch normalisation takes its statistics over; 0 for all.
+      stochastic_depth_rate: share of the images that skip the last residual block in training, 0 <= rate < 1; it rises
+        linearly from 0 at the first block. Networks without residual blocks ignore it.
       seed: seed for the initial weights, at least 0.
       abstract: whether to leave the variables as jax.ShapeDtypeStruct, which takes milliseconds.
 
@@ -146,6 +149,7 @@ def create_model(
     model = entry.build(num_classes=num_classes, channels=channels or entry.channels, dropout_rate=dropout_rate)
     if aux_heads:
         model.add_auxiliary_heads(select_stages(name, aux_heads), num_classes, dropout_rate)
+    set_stochastic_depth(model, stochastic_depth_rate)
     model.set_attributes(dtype=jnp.dtype(dtype), virtual_batch_size=bn_virtual_batch_size, raise_if_not_found=False)
     if jnp.dtype(dtype) == jnp.float64:
         nnx.update(model, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nnx.state(model)))

@@ -10,6 +10,7 @@ another have it as an option: TensorFlow's "SAME" in Conv, Caffe's rounding up i
 import functools
 import math
 import os
+import re
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -320,8 +321,49 @@ class Dropout(Module):
             return x
         if self.key.get_value() is None:
             raise ValueError("dropout in training mode needs a key; merge the network with dropout_keys(model, key)")
-        keep = jax.random.bernoulli(self.key.get_value(), 1 - self.rate, x.shape)
+        keep = jax.random.bernoulli(self.key.get_value(), 1 - self.rate, self._drawn_shape(x))
         return jnp.where(keep, x / (1 - self.rate), 0)
+
+    def _drawn_shape(self, x: jax.Array) -> tuple[int, ...]:
+        """Returns the shape of what is drawn: one number for each value."""
+        return x.shape
+
+
+class StochasticDepth(Dropout):
+    """Drops the residual branch of whole images, and scales it by 1 / (1 - rate) for the others (Huang et al. 2016).
+
+    A block applies it to its branch before the sum; `set_stochastic_depth` gives each block's its rate.
+    """
+
+    def __init__(self):
+        """Builds the layer with a rate of 0: the identity."""
+        super().__init__(0.0)
+
+    def _drawn_shape(self, x: jax.Array) -> tuple[int, ...]:
+        """Returns the shape of what is drawn: one number for each image."""
+        return x.shape[0], *(1,) * (x.ndim - 1)
+
+
+def set_stochastic_depth(model: nnx.Module, rate: float) -> None:
+    """Sets the rates of all StochasticDepth layers: 0 in the first block, `rate` in the last, linear between them.
+
+    In Huang et al. 2016, section 3, the first block's rate is rate / blocks; it is 0 in timm and torchvision. Layers of
+    the same block have the same rate. Blocks are ordered by the numbers in their names.
+
+    Raises:
+      ValueError: if the rate is out of range.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"stochastic_depth_rate={rate} is out of range; choose 0 <= rate < 1")
+    layers = [(path[:-1], layer) for path, layer in nnx.iter_modules(model) if isinstance(layer, StochasticDepth)]
+    blocks = sorted({block for block, _ in layers}, key=_by_number)
+    for block, layer in layers:
+        layer.rate = rate * blocks.index(block) / max(len(blocks) - 1, 1)
+
+
+def _by_number(path: tuple) -> list[str | int]:
+    """Returns a key that sorts block2 before block10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", ".".join(map(str, path)))]
 
 
 def dropout_keys(model: nnx.Module, key: jax.Array) -> dict[str, Any]:

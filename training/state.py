@@ -33,6 +33,7 @@ def make_model(config: ConfigDict, training: bool) -> models.Network:
         aux_heads=config.aux_heads if training else (),
         dtype=np.dtype(config.dtype),
         bn_virtual_batch_size=config.bn_virtual_batch_size,
+        stochastic_depth_rate=config.stochastic_depth_rate,
         abstract=True,
     )
     if training:
