@@ -138,7 +138,7 @@ def test_a_typed_option_without_effect_is_refused(name):
         ("dropout_rate=0.5",),
         ("bn_virtual_batch_size=8",),
     ],
-        ("stochastic_depth_rate=0.1",),
+    ("stochastic_depth_rate=0.1",),
 )
 def test_combinations_without_effect_are_refused(words):
     with pytest.raises(ValueError, match="has no effect|give one of the two"):
