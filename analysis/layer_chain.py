@@ -27,9 +27,8 @@ class Chain(Module):
         """Takes pairs of a name and a layer; layers of one name are numbered."""
         names = [name for name, _ in layers]
         numbers = [names[: position + 1].count(name) for position, name in enumerate(names)]
-        self.order = tuple(
-            f"{n}{number}" if names.count(n) > 1 else n for n, number in zip(names, numbers, strict=True)
-        )
+        pairs = zip(names, numbers, strict=True)
+        self.order = tuple(f"{name}{number}" if names.count(name) > 1 else name for name, number in pairs)
         for name, (_, layer) in zip(self.order, layers, strict=True):
             setattr(self, name, layer)
 

@@ -167,7 +167,7 @@ def _check_layers(config: ConfigDict, typed: Collection[str]) -> None:
         variable, layer = needed[name]
         probe = config.copy_and_resolve_references()
         probe.dropout_rate = 0.5
-        if not jax.tree.leaves(nnx.to_pure_dict(nnx.state(make_model(probe, training=True), variable))):
+        if not nnx.to_flat_state(nnx.state(make_model(probe, training=True), variable)).paths:
             raise ValueError(
                 f"{name}={config[name]} has no effect: {config.model} has no {layer} layer; leave {name} out"
             )

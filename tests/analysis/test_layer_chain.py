@@ -1,4 +1,4 @@
-"""The costs of layers by themselves, given as text: those of lecture notes; nothing but a layer of models/ is called."""
+"""The costs of layers by themselves, given as text: those of lecture notes; only layers of models/ are called."""
 
 import pytest
 

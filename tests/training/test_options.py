@@ -1,5 +1,6 @@
 """The table of options: a typed option replaces the recipe's, is refused if it has no effect, and never a traceback."""
 
+import dataclasses
 import pathlib
 import re
 
@@ -12,6 +13,7 @@ import models
 from configs import base
 from configs._other_names import OTHER_NAMES
 from input_pipeline.files import one_line
+from models.lenet import LeNet5
 from training import command_line, configuration
 from training.configuration import apply_typed, resolve_network, resolve_run
 
@@ -130,13 +132,27 @@ def test_a_typed_option_without_effect_is_refused(name):
         ("decay_norm_and_bias=False", "weight_decay=0"),
         ("num_epochs=3", "num_steps=5"),
         ("step_epochs=1", "step_steps=1", "schedule=step"),
-        ("dropout_rate=0.5",),
         ("bn_virtual_batch_size=8",),
     ],
 )
 def test_combinations_without_effect_are_refused(words):
     with pytest.raises(ValueError, match="has no effect|give one of the two"):
         resolve("base", *(f"--config.{word}" for word in words))
+
+
+@pytest.mark.parametrize("model", ["lenet5", "alexnet", "resnet18"])
+def test_dropout_may_be_typed_for_every_network_that_has_it(model):
+    assert resolve("base", f"--config.model={model}", "--config.dropout_rate=0.5").dropout_rate == 0.5
+    assert resolve("base", f"--config.model={model}", "--config.dropout_rate=0").dropout_rate == 0
+
+
+def test_dropout_is_refused_for_a_network_without_it(monkeypatch):
+    def build(num_classes, channels, dropout_rate):
+        return LeNet5(num_classes, channels, dropout_rate=0)
+
+    monkeypatch.setitem(models.REGISTRY, "lenet5", dataclasses.replace(models.REGISTRY["lenet5"], build=build))
+    with pytest.raises(ValueError, match="dropout_rate=0.5 has no effect: lenet5 has no dropout layer"):
+        resolve("base", "--config.dropout_rate=0.5")
 
 
 def test_a_recipe_may_carry_what_an_override_switches_off():
