@@ -38,7 +38,8 @@ class Summary:
       backward_macs: for one image, in the backward pass of a training step, auxiliary heads included; None if not asked
         for.
       activation_bytes: the outputs of all layers, for the whole batch.
-      receptive_field: pixels a side, of the last map before global pooling or dense layers.
+      receptive_field: pixels a side, of the last map before global pooling or dense layers; None: global, because of
+        attention.
       layers: those that make a new map, in the order of execution.
       all_layers: the same with the activation functions and dropout between them, which work in place.
     """
@@ -53,7 +54,7 @@ class Summary:
     macs: int
     backward_macs: int | None
     activation_bytes: int
-    receptive_field: int
+    receptive_field: int | None
     layers: list[Layer]
     all_layers: list[Layer]
 
@@ -83,7 +84,7 @@ def _summarize(config: ConfigDict, backward: bool) -> Summary:
     backward_macs = count_backward_macs(trace_train_step(config, make_mesh(1)).jaxpr.jaxpr) if backward else None
     all_layers = list_layers(jaxpr, inputs, model, config.batch_size, backward_macs)
     layers = [layer for layer in all_layers if layer.kind not in IN_PLACE]
-    maps = [layer for layer in layers if len(layer.output_shape) == 3 and layer.kind != "adaptive average pool"]
+    maps = [layer for layer in layers if len(layer.output_shape) > 1 and layer.kind != "adaptive average pool"]
     return Summary(
         model=config.model,
         image_size=size,

@@ -12,13 +12,10 @@ import argparse
 import gzip
 import hashlib
 import json
-import multiprocessing
 import os
 import pathlib
 import random
 import re
-import resource
-import runpy
 import shutil
 import signal
 import socket
@@ -37,113 +34,28 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
+from program import TIMEOUT, Program
+
 from configs import base
 from training.environment import describe_environment
 
-TIMEOUT = 300  # seconds; without faults a run takes 4 s on two quiet cores
 STEPS = 24
 TRAIN = ["--config=configs/base.py", "--config.dataset=synthetic", "--config.synthetic_examples=96"]
 TRAIN += ["--config.num_classes=10", "--config.batch_size=16", f"--config.num_steps={STEPS}"]
 TRAIN += ["--config.log_every_steps=1", "--config.checkpoint_every_steps=4"]  # an evaluation every 6 steps
 MEMORY_LIMIT = 1e9  # bytes
 
-# A new process is a fork of a server that has imported the libraries, but has not started JAX. That saves seconds.
-_PROCESSES = multiprocessing.get_context("forkserver")
-_PROCESSES.set_forkserver_preload(
-    ["training.metrics", "training.tensorboard", "training.program", "training.checkpoints", "training.transfer"]
-    + ["training.conversion", "training.prediction", "training.evaluation", "training.command_line"]
-    + ["input_pipeline.preparation", "matplotlib.figure", "analysis.tables"]
-)
 
-
-class Run:
-    """A process of one of the programs, with its output in files."""
-
-    def __init__(
-        self,
-        folder: pathlib.Path,
-        program: str,
-        *arguments: object,
-        imports: bool = False,
-        file_limit: int = 0,
-        **variables: str,
-    ):
-        """Starts the program.
-
-        Args:
-          folder: a new folder for the process's output.
-          program: such as train.py.
-          arguments: its flags.
-          imports: start Python anew, so that the process imports the libraries itself.
-          file_limit: the most bytes of a file that the process may write; 0: no limit.
-          variables: environment variables.
-        """
-        self.folder, words = folder, list(map(str, arguments))
-        folder.mkdir()
-        self.process = _PROCESSES.Process(target=_main, args=(program, words, folder, imports, file_limit, variables))
-        self.process.start()
-
-    def reaches(self, happened: Callable[[], object]) -> bool:
-        """Waits until something has happened; returns False if the process ended, or hung, before that."""
-        end = time.monotonic() + TIMEOUT
-        while not happened():
-            if not self.process.is_alive() or time.monotonic() > end:
-                return False
-            time.sleep(0.002)
-        return True
-
-    def prints(self, pattern: str) -> bool:
-        """Waits for a line; returns False if the process ended before it."""
-        return self.reaches(lambda: re.search(pattern, self.output("stdout")))
-
-    def end(self, number: int | None = None) -> int | None:
-        """Sends a signal, if one is given, and waits; returns the exit code, or None if the process hung."""
-        if number and self.process.is_alive():
-            os.kill(self.process.pid, number)
-        self.process.join(TIMEOUT)
-        code = self.process.exitcode
-        if code is None:
-            self.process.kill()
-            self.process.join()
-        return code
-
-    def output(self, name: str) -> str:
-        """Returns what the process wrote to stdout or stderr so far."""
-        path = self.folder / name
-        return path.read_text(errors="replace") if path.exists() else ""
+class Run(Program):
+    """A process of one of the programs."""
 
     def problem(self, *exit_codes: int, lines: int = 1) -> str:
         """Returns "" if the process ends with one of the exit codes, and if it is not 0 with at most so many lines."""
-        code, most, lines = self.end(), lines, self.output("stderr").splitlines()
-        if code not in exit_codes or "Traceback" in self.output("stderr") or (code and not 1 <= len(lines) <= most):
+        code, most, lines = self.end(), lines, self.errors.splitlines()
+        if code not in exit_codes or "Traceback" in self.errors or (code and not 1 <= len(lines) <= most):
             hung = f"hung for {TIMEOUT} s" if code is None else f"exit code {code}"
             return f"{hung}, {len(lines)} lines on stderr: {' / '.join(lines[-2:])[:300]}"
         return ""
-
-    @property
-    def peak_memory(self) -> int:
-        """The most memory that the process had, bytes; 0 if it was killed."""
-        return int(self.output("peak") or 0)
-
-
-def _main(
-    program: str, arguments: list[str], folder: pathlib.Path, imports: bool, file_limit: int, variables: dict[str, str]
-) -> None:
-    """The new process: connects its output to files, and becomes the program."""
-    os.chdir(ROOT)
-    for descriptor, name in ((1, "stdout"), (2, "stderr")):
-        os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), descriptor)
-    os.environ.update({"XLA_FLAGS": "--xla_backend_optimization_level=0", "JAX_PLATFORMS": "cpu"} | variables)
-    if file_limit:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-    sys.argv = [program, *arguments]
-    if imports:
-        os.execv(sys.executable, [sys.executable, *sys.argv])
-    try:
-        runpy.run_path(str(ROOT / program), run_name="__main__")
-    finally:
-        (folder / "peak").write_text(str(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024))
 
 
 class Bench:
@@ -164,8 +76,8 @@ class Bench:
         return self.folder / f"run{self.count}"
 
     def start(self, program: str, *arguments: object, **how: Any) -> Run:
-        """Starts a program; its output is in a new folder."""
-        return Run(self.new(), program, *arguments, **how)
+        """Starts a program."""
+        return Run(program, *arguments, **how)
 
     def train(self, workdir: pathlib.Path, *options: str, **how: Any) -> Run:
         """Starts or resumes the small run in a workdir."""
@@ -279,7 +191,7 @@ def signals(bench: Bench) -> Iterator[str]:
             code = run.end(number)
             if code == 0:
                 break  # the run ended before the signal
-            step = max(map(int, re.findall(rf"step (\d+)/{STEPS} loss", run.output("stdout"))), default=0)
+            step = max(map(int, re.findall(rf"step (\d+)/{STEPS} loss", run.output)), default=0)
             saved = (workdir / "checkpoints" / str(step)).exists()
             problems.append(
                 "" if code == 128 + number and saved else f"{number.name}: exit code {code}, saved: {saved}"
@@ -346,7 +258,7 @@ def two_runs(bench: Bench) -> Iterator[str]:
         time.sleep(bench.random.uniform(0, 2))
         second = bench.train(workdir)
         problem = first.problem(0, 2) or second.problem(0, 2)
-        trained = sum("done: " in run.output("stdout") for run in (first, second))
+        trained = sum("done: " in run.output for run in (first, second))
         yield problem or bench.finish(workdir) or ("" if trained == 1 else f"{trained} runs trained")
 
 
@@ -485,7 +397,7 @@ def soak(bench: Bench) -> Iterator[str]:
     process = pathlib.Path("/proc") / str(run.process.pid)
 
     def sample() -> None:
-        found = re.findall(r"step (\d+)/\d+ loss", run.output("stdout"))
+        found = re.findall(r"step (\d+)/\d+ loss", run.output)
         if found and (not samples or int(found[-1]) > samples[-1][0]):
             status = dict(re.findall(r"(\w+):\s+(\d+)", (process / "status").read_text()))
             clock = (process / "stat").read_text().rpartition(")")[2].split()
@@ -506,7 +418,7 @@ def soak(bench: Bench) -> Iterator[str]:
     samples = [(step, figures) for step, figures in samples if step > steps // 10]
     rates = [(b["cpu"] - a["cpu"]) / (m - n) for (n, a), (m, b) in zip(samples, samples[1:], strict=False)]
     half = len(samples) // 2
-    for name in ("memory", "threads", "files", "cpu"):
+    for name in ("memory", "threads", "files") if bench.small else ("memory", "threads", "files", "cpu"):
         values = rates if name == "cpu" else [figures[name] for _, figures in samples]
         middle = statistics.median if name == "cpu" else min  # saves open files for a moment
         first, second = middle(values[:half]), middle(values[half:])

@@ -44,7 +44,7 @@ __all__ = [
 
 # The files of this folder that end with ENTRIES, by the year of their papers; tables list networks in this order.
 FAMILIES = ("lenet", "alexnet", "zfnet", "nin", "vgg", "googlenet", "inception", "resnet", "densenet", "squeezenet")
-FAMILIES += ("mobilenet", "xception")
+FAMILIES += ("mobilenet", "xception", "vit", "convnext")
 REGISTRY: dict[str, Entry] = {
     entry.name: entry for family in FAMILIES for entry in importlib.import_module(f"models.{family}").ENTRIES
 }
@@ -104,6 +104,7 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 def create_model(
     name: str,
     *,
+    image_size: int | None = None,
     num_classes: int | None = None,
     channels: int | None = None,
     dropout_rate: float | None = None,
@@ -125,6 +126,8 @@ def create_model(
 
     Args:
       name: a name of REGISTRY.
+      image_size: side of the images, in pixels, that parameters are built for: the position embeddings of transformers.
+        Images of other sizes get interpolated ones. Other networks have the same parameters for all sizes.
       num_classes: number of classes, at least 1.
       channels: number of channels of the images, at least 1.
       dropout_rate: dropout rate before the classifier, 0 <= rate < 1. Auxiliary classifiers have a rate of 0.7, but no
@@ -141,12 +144,14 @@ def create_model(
       ValueError: if the name is unknown or an option is out of range.
     """
     entry = get_entry(name)
-    for option, value in {"num_classes": num_classes, "channels": channels}.items():
+    for option, value in {"image_size": image_size, "num_classes": num_classes, "channels": channels}.items():
         if value is not None and value < 1:
             raise ValueError(f"{option}={value} is too small; choose at least 1")
     num_classes = num_classes or entry.num_classes
     dropout_rate = entry.dropout_rate if dropout_rate is None else dropout_rate
     model = entry.build(num_classes=num_classes, channels=channels or entry.channels, dropout_rate=dropout_rate)
+    if image_size:
+        model.set_image_size(image_size)
     if aux_heads:
         model.add_auxiliary_heads(select_stages(name, aux_heads), num_classes, dropout_rate)
     set_stochastic_depth(model, stochastic_depth_rate)

@@ -84,6 +84,11 @@ def lecun_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> np.nda
     return Uniform(math.sqrt(3 / math.prod(shape[:-1])))(random, shape)
 
 
+def xavier_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A uniform distribution of variance 2 / (fan in + fan out), for a dense layer (I, O): Glorot and Bengio 2010."""
+    return Uniform(math.sqrt(6 / sum(shape)))(random, shape)
+
+
 def initial_values(model: nnx.Module, seed: int) -> dict[str, Any]:
     """Draws the initial values of a network on the host.
 
@@ -185,7 +190,7 @@ class Conv(Module):
         self.padding = padding if isinstance(padding, str) else tuple((size, size) for size in _pair(padding))
         self.stride, self.groups, self.dtype = stride, groups, jnp.float32
         shape = (*self.kernel_size, in_features // groups, out_features)
-        self.kernel = _parameter(shape, kernel_initializer)
+        self.kernel = parameter(shape, kernel_initializer)
         self.bias = _bias(shape, bias_initializer) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -216,12 +221,12 @@ class Dense(Module):
     ):
         """Builds the layer; bias_initializer None is PyTorch's default: uniform, within 1 / sqrt(fan in)."""
         shape = (*np.atleast_1d(in_features).tolist(), out_features)
-        self.kernel = _parameter(shape, kernel_initializer)
+        self.kernel = parameter(shape, kernel_initializer)
         self.bias = _bias(shape, bias_initializer)
         self.dtype = jnp.float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, I), or (N, H, W, C), to (N, O)."""
+        """Maps the last axis, (..., I) to (..., O), or whole maps, (N, H, W, C) to (N, O)."""
         kernel = self.kernel.get_value().astype(self.dtype)
         return jnp.tensordot(x.astype(self.dtype), kernel, kernel.ndim - 1) + self.bias.get_value().astype(self.dtype)
 
@@ -244,7 +249,7 @@ class BatchNorm(Module):
 
     def __init__(self, features: int, epsilon: float = 1e-5, momentum: float = 0.9):
         """Builds the layer."""
-        self.scale, self.bias = _parameter((features,), Constant(1)), _parameter((features,), Constant(0))
+        self.scale, self.bias = parameter((features,), Constant(1)), parameter((features,), Constant(0))
         self.mean, self.var = _statistic((features,), Constant(0)), _statistic((features,), Constant(1))
         self.epsilon, self.momentum = epsilon, momentum
         self.virtual_batch_size, self.dtype, self.use_running_average = 0, jnp.float32, True
@@ -283,6 +288,35 @@ class BatchNorm(Module):
         # `running[...] = x` takes time quadratic in the size of the traced program (JAX 0.10); set_value does not.
         new = new.reshape(-1, new.shape[-1]).mean(0)
         running.set_value(self.momentum * running.get_value() + (1 - self.momentum) * new)
+
+
+class LayerNorm(Module):
+    """Normalisation of each position over its features: Ba, Kiros, Hinton 2016. Statistics are at least float32."""
+
+    def __init__(self, features: int, epsilon: float = 1e-6):
+        """Builds the layer."""
+        self.scale, self.bias = parameter((features,), Constant(1)), parameter((features,), Constant(0))
+        self.epsilon, self.dtype = epsilon, jnp.float32
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., C) to the same shape."""
+        scale = self.scale.get_value()
+        x = x.astype(scale.dtype)
+        x -= x.mean(-1, keepdims=True)
+        factor = lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        return (x * factor * scale + self.bias.get_value()).astype(self.dtype)
+
+
+class LayerScale(Module):
+    """A factor for each feature at the end of a residual branch, which starts near 0: Touvron et al. 2021 (CaiT)."""
+
+    def __init__(self, features: int, value: float):
+        """Builds the layer; value is the factors' initial value."""
+        self.factor, self.dtype = parameter((features,), Constant(value)), jnp.float32
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., C) to the same shape."""
+        return x.astype(self.dtype) * self.factor.get_value().astype(self.dtype)
 
 
 class DropoutKey(nnx.Variable):
@@ -419,7 +453,8 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _parameter(shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:
+def parameter(shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:
+    """Returns an abstract float32 parameter."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), initializer=initializer)
 
 
@@ -428,7 +463,7 @@ def _statistic(shape: tuple[int, ...], initializer: Initializer) -> nnx.BatchSta
 
 
 def _bias(kernel_shape: tuple[int, ...], initializer: Initializer | None) -> nnx.Param:
-    return _parameter(kernel_shape[-1:], initializer or Uniform(1 / math.sqrt(math.prod(kernel_shape[:-1]))))
+    return parameter(kernel_shape[-1:], initializer or Uniform(1 / math.sqrt(math.prod(kernel_shape[:-1]))))
 
 
 # Pooling

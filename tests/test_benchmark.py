@@ -3,26 +3,20 @@
 import csv
 import gzip
 import json
-import os
-import pathlib
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
+from program import Program
 
-ROOT = pathlib.Path(__file__).parent.parent
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "300"}
 NAMED = {"model", "mode", "batch_size", "image_size", "dtype", "images_per_second", "step_ms_median", "step_ms_p90"}
 NAMED |= {"step_ms_p99", "compile_seconds", "first_step_seconds", "peak_memory_bytes", "flops_per_image"}
 NAMED |= {"roofline_share", "mfu", "git_commit", "jax_version", "device", "driver", "command", "input_wait_share"}
 
 
 def run(*arguments, exit_code=0):
-    command = [sys.executable, "benchmark.py", *map(str, arguments)]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, env=ENVIRONMENT)
-    assert result.returncode == exit_code, result.stdout + result.stderr
-    return result.stdout if exit_code in (0, 1, 3) else result.stderr
+    process = Program("benchmark.py", *arguments, COLUMNS="300")
+    assert process.end() == exit_code, process.output + process.errors
+    return process.output if exit_code in (0, 1, 3) else process.errors
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from golden import make_state_dict
 from PIL import Image
-from test_programs import run
+from program import run
 from torch_pickles import write_checkpoint
 
 import models

@@ -5,7 +5,7 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
-from test_programs import run, start
+from program import Program, run
 
 from configs import base
 from models import initial_values
@@ -41,9 +41,9 @@ def images(tmp_path_factory):
 
 def test_a_sheet_for_each_image(workdir, images, tmp_path):
     arguments = [f"--images={images}", f"--out={tmp_path / 'out'}", "--class=[b]$x", *QUICK]
-    process = start("explain.py", f"--workdir={workdir}", f"--workdir={workdir}", *arguments)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 1, errors  # an image could not be read
+    process = Program("explain.py", f"--workdir={workdir}", f"--workdir={workdir}", *arguments)
+    assert process.end() == 1, process.errors  # an image could not be read
+    output, errors = process.output, process.errors
     assert len(errors.splitlines()) == 1 and "broken.jpg" in errors
     assert len(output.splitlines()) == 2 and output.count("[b]$x: ") == 4
     sheets = {path.name: Image.open(path) for path in (tmp_path / "out").iterdir()}

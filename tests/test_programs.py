@@ -4,6 +4,7 @@ import csv
 import json
 import os
 import pathlib
+import re
 import shutil
 import signal
 import subprocess
@@ -13,41 +14,22 @@ import numpy as np
 import pytest
 from flax import nnx
 from PIL import Image
+from program import COMPILE_QUICKLY, ROOT, TIMEOUT, Program, run
 from sklearn.datasets import load_digits
 
 from training.state import make_mesh
 from training.transfer import load_weights
 
-ROOT = pathlib.Path(__file__).parent.parent
 SHORT = ("--config=configs/lenet5_digits.py", "--config.num_steps=60", "--config.log_every_steps=5")
 SHORT += ("--config.checkpoint_every_steps=10", "--config.evaluate_every_epochs=1", "--config.compilation_cache_dir=")
-
-# One device: other tests use eight virtual devices, which each process of these tests would have to start.
-ENVIRONMENT = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0", "COLUMNS": "120"}
+UNBUFFERED = os.environ | {"PYTHONUNBUFFERED": "1", "XLA_FLAGS": COMPILE_QUICKLY}
 
 
-def start(program, *arguments, cwd=ROOT, **variables):
-    command = [sys.executable, ROOT / program, *map(str, arguments)]
-    return subprocess.Popen(
-        command, cwd=cwd, env=ENVIRONMENT | variables, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-
-
-def run(program, *arguments, exit_code=0, **place):
-    process = start(program, *arguments, **place)
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == exit_code, output + errors
-    return output if exit_code == 0 else errors
-
-
-def stop_at(process, text, number):
-    """Sends a signal as soon as a line of the output contains the text; returns the exit code."""
-    for line in process.stdout:
-        if text in line:
-            process.send_signal(number)
-            break
-    process.communicate(timeout=300)
-    return process.returncode
+def stop_at(text, number, *arguments):
+    """Trains until a line contains the text, and sends a signal; returns the exit code."""
+    process = Program("train.py", *arguments)
+    process.prints(re.escape(text))
+    return process.end(number)
 
 
 def read_json(path):
@@ -98,8 +80,7 @@ def test_killed_and_started_again_it_ends_the_same_to_the_bit(finished, tmp_path
     workdir = tmp_path / "run"
     moments = ["first step", "step 10/60", "step 23/60 validation", "step 25/60", "step 50/60", "step 60/60"]
     for moment in moments:
-        process = start("train.py", *SHORT, f"--workdir={workdir}")
-        assert stop_at(process, moment, signal.SIGKILL) == -signal.SIGKILL
+        assert stop_at(moment, signal.SIGKILL, *SHORT, f"--workdir={workdir}") == -signal.SIGKILL
     run("train.py", *SHORT, f"--workdir={workdir}")
     assert checksums(workdir, 60) == checksums(finished, 60)
     assert what_was_measured(workdir) == what_was_measured(finished)
@@ -108,8 +89,7 @@ def test_killed_and_started_again_it_ends_the_same_to_the_bit(finished, tmp_path
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_at_once_and_the_run_goes_on(finished, tmp_path, number, exit_code):
     workdir = tmp_path / "run"
-    process = start("train.py", *SHORT, f"--workdir={workdir}")
-    assert stop_at(process, "step 5/60", number) == exit_code
+    assert stop_at("step 5/60", number, *SHORT, f"--workdir={workdir}") == exit_code
     saved = max(int(path.name) for path in (workdir / "checkpoints").iterdir())
     assert 5 <= saved < 60 and (saved % 10 or saved <= 20)  # immediately, not at the next multiple of ten
     run("train.py", *SHORT, f"--workdir={workdir}")
@@ -118,28 +98,24 @@ def test_a_signal_saves_at_once_and_the_run_goes_on(finished, tmp_path, number, 
 
 def test_a_damaged_newest_checkpoint(finished, tmp_path):
     workdir = tmp_path / "run"
-    process = start("train.py", *SHORT, f"--workdir={workdir}")
-    stop_at(process, "step 40/60", signal.SIGTERM)
+    stop_at("step 40/60", signal.SIGTERM, *SHORT, f"--workdir={workdir}")
     newest = max((workdir / "checkpoints").iterdir(), key=lambda path: int(path.name))
     largest = max(newest.rglob("*"), key=lambda path: path.stat().st_size if path.is_file() else 0)
     content = bytearray(largest.read_bytes())
     content[len(content) // 2] ^= 1
     largest.write_bytes(content)
-    process = start("train.py", *SHORT, f"--workdir={workdir}")
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0 and f"checkpoint {newest.name}" in errors and "is damaged" in errors
+    process = Program("train.py", *SHORT, f"--workdir={workdir}")
+    assert process.end() == 0
+    assert f"checkpoint {newest.name}" in process.errors and "is damaged" in process.errors
     assert checksums(workdir, 60) == checksums(finished, 60)
 
 
 def test_a_disk_that_refuses_a_checkpoint_is_one_line_and_the_run_goes_on(finished, tmp_path):
     """A limit on the size of files replaces a full disk, because the same calls fail."""
-    workdir, limit = tmp_path / "run", 100_000
-    command = ["bash", "-c", f'ulimit -f {limit // 1024} && exec "$@"', "bash", sys.executable, "train.py", *SHORT]
-    process = subprocess.run(
-        [*command, f"--workdir={workdir}"], cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, timeout=300
-    )
-    assert process.returncode == 4, process.stdout + process.stderr
-    (line,) = process.stderr.splitlines()
+    workdir = tmp_path / "run"
+    process = Program("train.py", *SHORT, f"--workdir={workdir}", file_limit=100_000)
+    assert process.end() == 4, process.output + process.errors
+    (line,) = process.errors.splitlines()
     assert "cannot be written" in line and "File too large" in line and "there is no checkpoint yet" in line
     assert not (workdir / "summary.json").exists()
     run("train.py", *SHORT, f"--workdir={workdir}")
@@ -147,25 +123,26 @@ def test_a_disk_that_refuses_a_checkpoint_is_one_line_and_the_run_goes_on(finish
 
 
 def test_a_pipe_that_closes_does_not_end_the_run(finished, tmp_path):
-    process = start("train.py", *SHORT, f"--workdir={tmp_path / 'run'}", PYTHONUNBUFFERED="1")
+    command = [sys.executable, "train.py", *SHORT, f"--workdir={tmp_path / 'run'}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, env=UNBUFFERED, text=True, **pipes)
     process.stdout.readline()
     process.stdout.close()
-    assert process.wait(timeout=300) == 0 and process.stderr.read() == ""
+    assert process.wait(TIMEOUT) == 0 and process.stderr.read() == ""
     assert checksums(tmp_path / "run", 60) == checksums(finished, 60)
 
 
 def test_a_full_log_does_not_end_an_unbuffered_run(tmp_path):
     command = [sys.executable, "train.py", SHORT[0], "--config.num_steps=2", f"--workdir={tmp_path / 'run'}"]
     with open("/dev/full", "w") as full:
-        environment = ENVIRONMENT | {"PYTHONUNBUFFERED": "1"}
-        process = subprocess.run(command, cwd=ROOT, env=environment, stdout=full, stderr=full, timeout=300)
+        process = subprocess.run(command, cwd=ROOT, env=UNBUFFERED, stdout=full, stderr=full, timeout=TIMEOUT)
     assert process.returncode == 0 and (tmp_path / "run" / "summary.json").exists()
 
 
 def test_a_signal_during_the_last_evaluation(finished, tmp_path):
     """The resumed run makes the missing evaluation, and --step=best takes it into account."""
     workdir = tmp_path / "run"
-    assert stop_at(start("train.py", *SHORT, f"--workdir={workdir}"), "step 60/60 loss", signal.SIGTERM) in (0, 143)
+    assert stop_at("step 60/60 loss", signal.SIGTERM, *SHORT, f"--workdir={workdir}") in (0, 143)
     run("train.py", *SHORT, f"--workdir={workdir}")
     assert what_was_measured(workdir) == what_was_measured(finished)
     assert "step 60" in run("evaluate.py", f"--workdir={workdir}", "--step=best")
@@ -173,7 +150,7 @@ def test_a_signal_during_the_last_evaluation(finished, tmp_path):
 
 def test_damaged_metrics_are_left_out(tmp_path):
     workdir = tmp_path / "run"
-    stop_at(start("train.py", *SHORT, f"--workdir={workdir}"), "step 30/60", signal.SIGTERM)
+    stop_at("step 30/60", signal.SIGTERM, *SHORT, f"--workdir={workdir}")
     with open(workdir / "metrics.jsonl", "rb+") as file:
         content = file.read()
         file.seek(0)
@@ -252,13 +229,12 @@ def test_predict_images(finished, tmp_path):
     for index in range(3):
         Image.fromarray((digits.images[index] * 15.9).astype(np.uint8)).save(tmp_path / f"{index}.png")
     (tmp_path / "broken.jpg").write_text("no image")
-    process = start("predict.py", f"--workdir={finished}", f"--images={tmp_path / '0.png'},{tmp_path}", "--top=2")
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 1
-    lines = [line.split("\t") for line in output.splitlines()]
+    process = Program("predict.py", f"--workdir={finished}", f"--images={tmp_path / '0.png'},{tmp_path}", "--top=2")
+    assert process.end() == 1
+    lines = [line.split("\t") for line in process.output.splitlines()]
     assert [pathlib.Path(line[0]).name for line in lines] == ["0.png", "0.png", "1.png", "2.png"]
     assert all(len(line) == 5 and float(line[2]) >= float(line[4]) for line in lines)
-    assert len(errors.splitlines()) == 1 and "broken.jpg" in errors
+    assert len(process.errors.splitlines()) == 1 and "broken.jpg" in process.errors
     run("predict.py", f"--workdir={finished}", f"--images={tmp_path}/?.png", f"--csv={tmp_path / 'rows.csv'}")
     rows = list(csv.DictReader(open(tmp_path / "rows.csv", newline="")))
     assert [row["file"] for row in rows] == [line[0] for line in lines[1:]]
@@ -278,9 +254,9 @@ def test_names_are_printed_neither_as_markup_nor_as_control_characters(finished,
     shutil.copy(tmp_path / image, os.fsencode(tmp_path / image.parent) + b"/\xff:cat:\r.png")
     (tmp_path / image.parent / "broken\x1b[31m.png").write_text("no image")
     arguments = [f"--workdir={workdir}", f"--images={image.parent}"]
-    process = start("predict.py", *arguments, cwd=tmp_path, COLUMNS="400")
-    output, errors = process.communicate(timeout=300)
-    assert process.returncode == 1 and errors.startswith("cannot read d[/broken")
+    process = Program("predict.py", *arguments, cwd=tmp_path, COLUMNS="400")
+    assert process.end() == 1 and process.errors.startswith("cannot read d[/broken")
+    output, errors = process.output, process.errors
     assert r"d[/b]\x1b[31m.png" in output and r"d[/\udcff:cat:\r.png" in output
     assert r"[bold]0[/b]\x1b[2J:cat:" in output and r"broken\x1b[31m.png" in errors
     assert all(character.isprintable() for character in (output + errors).translate({ord("\n"): "", ord("\t"): ""}))

@@ -2,12 +2,10 @@
 
 import csv
 import json
-import pathlib
-import subprocess
-import sys
 
 import pytest
 from PIL import Image
+from program import ROOT, Program
 
 from configs import base
 from models import initial_values
@@ -15,14 +13,11 @@ from training.configuration import resolve_network
 from training.state import make_model
 from training.transfer import save_weights
 
-ROOT = pathlib.Path(__file__).parents[1]
-
 
 def run(*arguments):
     """Returns the exit code, the standard output and the standard error, from a folder without configs/."""
-    command = [sys.executable, ROOT / "summarize.py", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT / "docs")
-    return result.returncode, result.stdout, result.stderr
+    process = Program("summarize.py", *arguments, cwd=ROOT / "docs")
+    return process.end(), process.output, process.errors
 
 
 def test_json_csv_and_picture(tmp_path):

@@ -3,7 +3,6 @@
 import collections
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from ml_collections import ConfigDict
@@ -109,5 +108,5 @@ def _scale_updates(factors: dict[Path, float]) -> optax.GradientTransformation:
 
 
 def _is_kernel(params: dict) -> dict:
-    """Returns True for each array with more than one axis; biases, scales and offsets have one axis."""
-    return jax.tree.map(lambda value: jnp.ndim(value) > 1, params)
+    """Returns True for each kernel, and False for biases, scales, class tokens and position embeddings."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

@@ -27,6 +27,7 @@ def make_model(config: ConfigDict, training: bool) -> models.Network:
     """Returns the abstract network of a resolved config; it has auxiliary heads only if it is for training."""
     model = models.create_model(
         config.model,
+        image_size=config.image_size,
         num_classes=config.num_classes,
         channels=config.channels,
         dropout_rate=config.dropout_rate,

@@ -2,7 +2,6 @@
 
 import json
 import os
-import pathlib
 import re
 import signal
 import subprocess
@@ -10,15 +9,15 @@ import sys
 
 import pytest
 from PIL import Image
+from program import COMPILE_QUICKLY, ROOT
 
-ROOT = pathlib.Path(__file__).parent.parent.parent
 # These tests take a minute and more; make smoke and make test-all run them.
 pytestmark = [pytest.mark.slow, pytest.mark.smoke]
 
 
 def start(study, folder):
     command = [sys.executable, f"benchmarks/studies/{study}.py", "--size=reduced", f"--workdir={folder}"]
-    environment = os.environ | {"XLA_FLAGS": "--xla_backend_optimization_level=0"}
+    environment = os.environ | {"XLA_FLAGS": COMPILE_QUICKLY}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
 
 

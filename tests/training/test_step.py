@@ -23,8 +23,7 @@ def assert_close(tree, other, **tolerance):
 @pytest.mark.parametrize("options", [{}, {"bn_virtual_batch_size": 2}], ids=["whole batch", "virtual batches"])
 def test_losses_do_not_depend_on_the_number_of_devices(make_trainer, make_batches, options):
     batches = make_batches(3, image_size=16, channels=3)
-    one, two, eight = (make_trainer(devices, **RESNET, **options).run(batches) for devices in (1, 2, 8))
-    np.testing.assert_allclose(one, two, rtol=2e-4)
+    one, eight = (make_trainer(devices, **RESNET, **options).run(batches) for devices in (1, 8))
     np.testing.assert_allclose(one, eight, rtol=2e-4)
 
 
