@@ -69,7 +69,7 @@ _STEPS = flags.DEFINE_integer("integrated_gradients_steps", 50, "Points of the p
 _BASELINE = flags.DEFINE_float(
     "integrated_gradients_baseline", 0.0, "Grey level of the image where the path begins; 0: black.", 0.0, 255.0
 )
-_STAGE = flags.DEFINE_string("gradcam_stage", None, "The stage whose map Grad-CAM weights; default: the last one.")
+_STAGE = flags.DEFINE_string("gradcam_stage", None, "The stage whose map Grad-CAM weights; default: the last map.")
 _WINDOW = flags.DEFINE_integer(
     "occlusion_window", None, "Side of the grey square, in pixels; default: a fifth of the image's.", 1
 )

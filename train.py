@@ -30,6 +30,7 @@ from training import command_line, configuration, conversion, fine_tuning, publi
 from training.checkpoints import Checkpoints, check_same_arrays, has_checkpoints, list_steps
 from training.command_line import say
 from training.configuration import smallest_batch
+from training.distillation import load_teacher
 from training.evaluation import evaluate_each
 from training.feed import Feed
 from training.interruption import Interruption
@@ -130,7 +131,8 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
         if (workdir / "summary.json").exists():
             return say(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
         feed = Feed(config, mesh, train_data, eval_data)
-        program = make_program(config, mesh, feed.steps_per_epoch, feed.cache)
+        teacher = load_teacher(config, train_data.class_names, mesh)
+        program = make_program(config, mesh, feed.steps_per_epoch, feed.cache, teacher)
         compile_step(program)  # refuses what only training cannot do, before anything is written
         state = None if has_checkpoints(workdir) else start_state(config, program, train_data.class_names)
         check_same_arrays(state)
@@ -146,19 +148,20 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
 
 
 def compile_step(program: Program) -> None:
-    """Compiles the training step, and checks that it fits into memory; nothing is allocated.
+    """Compiles the training step, once for each size of the images, and checks that it fits into memory.
 
-    The first step uses the same compiled program.
+    Nothing is allocated. The steps use the same compiled programs.
 
     Raises:
       ValueError: if the network cannot be trained on such a batch, or if the step does not fit into memory; the message
         then names the largest batch size that fits, by the memory that the compiled programs say they need.
     """
     config, start = program.config, time.perf_counter()
+    sizes = list(dict.fromkeys(program.image_sizes.values()))
 
-    def why_not(program: Program) -> str:
+    def why_not(program: Program, image_size: int) -> str:
         try:
-            compiled = program.trace().lower().compile()
+            compiled = program.trace(image_size).lower().compile()
             memory.check_fit(compiled)
         except MemoryError as error:
             return str(error)
@@ -168,14 +171,16 @@ def compile_step(program: Program) -> None:
             return str(error).splitlines()[0][:300]
         return ""
 
-    say("compiling the training step")
-    reason = why_not(program)
-    if not reason:
+    for size in sizes:
+        say("compiling the training step" + f" for images of {size} pixels" * (len(sizes) > 1))
+        if reason := why_not(program, size):
+            break
+    else:
         return say(f"compiled in {time.perf_counter() - start:.1f} s")
     multiple = smallest_batch(config)
     say(f"batch_size={config.batch_size} does not fit into memory; looking for the largest batch size that does")
     largest = memory.largest_that_fits(
-        lambda size: not why_not(program.with_batch_size(size)), config.batch_size, multiple
+        lambda size: not why_not(program.with_batch_size(size), max(sizes)), config.batch_size, multiple
     )
     advice = f"the largest that fits is {largest}" if largest else f"not even {multiple} fits; give smaller images"
     raise ValueError(
@@ -231,7 +236,7 @@ def take_steps(
         in_flight: collections.deque[Sums] = collections.deque()
         sums = no_sums
         for step, batch in batches:
-            state, sums = program.train_step(state, sums, batch)
+            state, sums = program.train_step(state, sums, batch | program.constants)
             # The host starts at most prefetch_batches calls ahead of the devices, which limits the memory of batches.
             in_flight.append(sums)
             if len(in_flight) > config.prefetch_batches or step == start + 1:

@@ -112,6 +112,7 @@ def list_tasks(
     ):
         own, entry = config.copy_and_resolve_references(), models.get_entry(name)
         own.update({"model": name, "dtype": dtype, "image_size": image_size or entry.image_size})
+        own.train_sizes = ()  # a row has one size, image_size
         own.batch_size = batch_size or own.batch_size
         images = own.image_size, own.channels or entry.channels, own.batch_size
         if mode == "input" and images in measured_inputs:

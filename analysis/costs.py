@@ -1,6 +1,7 @@
 """The costs of a network, layer by layer, counted from the equations of the function that runs.
 
-A multiply-accumulate (MAC) is one multiplication of a convolution or a dense layer together with its addition.
+A multiply-accumulate (MAC) is one multiplication of a convolution, a dense layer or one of attention's two products,
+together with its addition.
 Normalisation, pooling and activations count as none.
 """
 
@@ -19,7 +20,7 @@ from jax.extend.core import Jaxpr, JaxprEqn, Literal, jaxprs_in_params
 
 from analysis.receptive_field import Axes, aval, propagate
 
-IN_PLACE = ("relu", "relu6", "tanh", "sigmoid", "gelu", "dropout")
+IN_PLACE = ("relu", "relu6", "tanh", "sigmoid", "gelu", "dropout", "stochastic depth")
 """The kinds of layers that change a map in place."""
 
 # Equations that read their operands from memory and write their results there. Compilers fuse all other equations,
@@ -33,16 +34,18 @@ class Layer:
 
     Attributes:
       name: the path of its module, as in stages.0.1/conv2; a layer without a module is named after its kind.
-      kind: conv, grouped conv, depthwise conv, dense, batch norm, max pool, sum, concatenation and so on.
+      kind: conv, grouped conv, depthwise conv, dense, batch norm, max pool, sum, concatenation, product (one of the two
+        of attention) and so on.
       kernel: height and width of its window; None if it has no window.
       stride: the window's steps down and across.
-      output_shape: of one image, (H, W, C) or (features,).
+      output_shape: of one image, (H, W, C), (features,), or of a sequence (length, features).
       parameters: the number of its trainable numbers.
       macs: multiply-accumulates for one image, forward.
       backward_macs: the same, backward; None if not asked for.
       activation_bytes: of its output, for the whole batch.
-      receptive_field: pixels a side that an element of the output depends on, padding included.
-      jump: pixels from the field of one element to that of its neighbour.
+      receptive_field: pixels a side that an element of the output depends on, padding included; None from the first
+        sequence on, because attention makes it global.
+      jump: pixels from the field of one element to that of its neighbour; None as above.
     """
 
     name: str
@@ -54,8 +57,8 @@ class Layer:
     macs: int
     backward_macs: int | None
     activation_bytes: int
-    receptive_field: int
-    jump: int
+    receptive_field: int | None
+    jump: int | None
 
 
 class Traced(NamedTuple):
@@ -206,8 +209,13 @@ def count_backward_macs(jaxpr: Jaxpr) -> collections.Counter[str]:
     for equation, scope, repeats, *_ in walk(jaxpr, []):
         # In a gradient JAX calls the equations of the layer `name` transpose(jvp(name)).
         if "transpose(" in scope and (macs := count_macs(equation)):
-            counts[re.sub(r"\w+\(|\)", "", scope)] += repeats * macs
+            counts[_module_name(re.sub(r"\w+\(|\)", "", scope))] += repeats * macs
     return counts
+
+
+def _module_name(scope: str) -> str:
+    """Returns a scope without the names that einsum adds to those of the modules, such as vmap(NI,IO->NO)."""
+    return "/".join(part for part in scope.split("/") if "->" not in part)
 
 
 def list_layers(
@@ -221,8 +229,9 @@ def list_layers(
     """Returns the layers of a traced network in the order of execution.
 
     A layer is a module without submodules, or an equation between modules that makes a new map: pooling, the sum of two
-    branches, a concatenation. Activation functions and dropout change a map in place: they cost no memory and no
-    multiply-accumulates, and they have rows for the reader alone, of a kind of IN_PLACE. Biases have no row.
+    branches, a concatenation, a product of attention. Activation functions and dropout change a map in place: they cost
+    no memory and no multiply-accumulates, and they have rows for the reader alone, of a kind of IN_PLACE. Biases have
+    no row.
 
     Args:
       jaxpr: of the traced network.
@@ -245,48 +254,57 @@ def list_layers(
             groups.setdefault((traced.scope,), []).append(traced)
         elif traced.axes and _kind_between_modules(traced):
             groups[traced.scope, position] = [traced]
-    layers = []
+    layers, is_global = [], False
     for (scope, *position), group in groups.items():
-        if len(position) == 2:
-            name = f"{scope}/{position[1]}" if scope in modules else "/".join(filter(None, (scope, "activation")))
-            layers.append(_in_place(name, position[1], group[-1], backward_macs is not None))
-            continue
-        module = None if position else modules[scope]
         last = group[-1]
         assert last.axes  # only equations that depend on the image are in a group
+        is_global |= aval(last.equation.outvars[0]).ndim == 3  # a sequence
+        field, jump = (
+            None if is_global else max(getattr(axis, part) for axis in last.axes) for part in ("field", "jump")
+        )
+        in_place = {
+            "output_shape": aval(last.equation.outvars[0]).shape[1:],
+            "backward_macs": None if backward_macs is None else 0,
+            "receptive_field": field,
+            "jump": jump,
+        }
+        if len(position) == 2:
+            name = f"{scope}/{position[1]}" if scope in modules else "/".join(filter(None, (scope, "activation")))
+            layers.append(_in_place(name, position[1], **in_place))
+            continue
+        module = None if position else modules[scope]
         operation = next((traced.equation for traced in group if _kind(traced.equation)), last.equation)
         kind = (_kind(operation) or _words(module)) if module else _kind_between_modules(last) or ""
         if kind == "conv" and getattr(module, "groups", 1) > 1:  # Conv may run its groups one by one
             kind = "grouped conv"
+        owner = _module_name(scope)
+        share = 2 if kind == "product" else 1  # attention's two products have one scope, and cost the same
         kernel, stride = _window(operation)
         output = aval(last.equation.outvars[0])
-        if kind == "dropout":
-            layers.append(_in_place(scope, kind, last, backward_macs is not None))
+        if kind in IN_PLACE:
+            layers.append(_in_place(scope, kind, **in_place))
             continue
         layers.append(
             Layer(
-                name="/".join(filter(None, (scope, kind.replace(" ", "_")))) if position else scope,
+                name="/".join(filter(None, (owner, kind.replace(" ", "_")))) if position else scope,
                 kind=kind,
                 kernel=kernel,
                 stride=stride,
                 output_shape=output.shape[1:],
                 parameters=count_parameters(module, biases) if module else 0,
                 macs=sum(traced.repeats * count_macs(traced.equation) for traced in group) // batch_size,
-                backward_macs=None if backward_macs is None else backward_macs[scope] // batch_size,
+                backward_macs=None if backward_macs is None else backward_macs[owner] // batch_size // share,
                 activation_bytes=output.size * output.dtype.itemsize,
-                receptive_field=max(axis.field for axis in last.axes),
-                jump=max(axis.jump for axis in last.axes),
+                receptive_field=field,
+                jump=jump,
             )
         )
     return _numbered(layers)
 
 
-def _in_place(name: str, kind: str, traced: Traced, backward: bool) -> Layer:
-    """Returns the row of a layer that works in place; backward: whether the rows have backward MACs."""
-    assert traced.axes
-    shape, backward_macs = aval(traced.equation.outvars[0]).shape[1:], 0 if backward else None
-    field, jump = (max(getattr(axis, part) for axis in traced.axes) for part in ("field", "jump"))
-    return Layer(name, kind, None, None, shape, 0, 0, backward_macs, 0, field, jump)
+def _in_place(name: str, kind: str, **fields: Any) -> Layer:
+    """Returns the row of a layer that works in place: without a window, parameters, costs and memory."""
+    return Layer(name, kind, kernel=None, stride=None, parameters=0, macs=0, activation_bytes=0, **fields)
 
 
 def _activation(equation: JaxprEqn) -> str | None:
@@ -296,7 +314,7 @@ def _activation(equation: JaxprEqn) -> str | None:
     constants: list[float] = [float(value) for value in literals if not np.ndim(value)]
     if constants in ([0.0], [6.0]):
         return {("max", 0.0): "relu", ("min", 6.0): "relu6"}.get((name, constants[0]))
-    return {"tanh": "tanh", "logistic": "sigmoid", "erf": "gelu"}.get(name)
+    return {"tanh": "tanh", "logistic": "sigmoid", "erf": "gelu", "erfc": "gelu"}.get(name)
 
 
 def _leaf_modules(model: nnx.Module) -> dict[str, nnx.Module]:
@@ -329,7 +347,11 @@ def _kind_between_modules(traced: Traced) -> str | None:
         return "sum"
     if traced.image_inputs > 1 and equation.primitive.name == "concatenate":
         channels = aval(equation.outvars[0]).ndim - 1
-        return "concatenation" if equation.params["dimension"] == channels else "adaptive average pool"
+        if equation.params["dimension"] == channels:
+            return "concatenation"
+        return "adaptive average pool" if channels == 3 else None  # None: tokens are joined to a sequence
+    if traced.image_inputs > 1 and equation.primitive.name == "dot_general":
+        return "product"
     return _kind(equation)
 
 

@@ -216,6 +216,8 @@ def _window(apply: Callable, variables: Any, images: jax.Array) -> Window:
     assert last.axes  # the map depends on the image
 
     def window(axis, units):
+        if axis.dimension is None:  # attention: every unit sees the whole image
+            return (axis.first, axis.end)
         first = axis.first + units // 2 * axis.jump
         return (first, first + axis.field)
 

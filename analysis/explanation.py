@@ -6,6 +6,7 @@ Vedaldi, Zisserman 2013, section 3).
 
 import functools
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -111,12 +112,12 @@ class Explainer:
           variables: of the network.
           image: (H, W, C).
           label: the class.
-          stage: one of models.get_stages; default: the last one.
+          stage: one of models.get_stages; default: the last one whose map has more than one pixel, if there is one.
 
         Raises:
           ValueError: if the scores do not depend on the stage's map.
         """
-        stage = stage or list(models.get_stages(self._config.model))[-1]
+        stage = stage or self._last_map(variables, image)
         maps, gradient = self._gradient_of_map(variables, self._batch(image), label, stage=stage)
         weights = np.asarray(gradient)[0].mean((0, 1))
         return np.maximum((weights * np.asarray(maps)[0]).sum(-1), 0)
@@ -167,6 +168,12 @@ class Explainer:
         """Returns the map of each stage, (H', W', F), by the stage's name, in depth order."""
         maps = self._maps(variables, self._batch(image))
         return {stage: np.asarray(maps[stage])[0] for stage in models.get_stages(self._config.model)}
+
+    def _last_map(self, variables: Variables, image: np.ndarray) -> str:
+        """Returns the name of the last stage whose map of the image has more than one pixel, or of the last stage."""
+        maps = jax.eval_shape(self._apply_stages, variables, self._batch(image))
+        stages = list(models.get_stages(self._config.model))
+        return next((stage for stage in reversed(stages) if math.prod(maps[stage].shape[1:3]) > 1), stages[-1])
 
     # The functions below are compiled. Images are batches here, (N, H, W, C).
 

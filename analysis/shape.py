@@ -1,5 +1,6 @@
 """The shape of a network: the sides and the channels of its maps over the depth."""
 
+import math
 import pathlib
 from typing import NamedTuple
 
@@ -7,6 +8,7 @@ from analysis.summary import Summary
 
 WEIGHTED = ("conv", "grouped conv", "depthwise conv", "dense")
 JOINTS = ("sum", "concatenation")
+SHAPELESS = ("batch norm", "layer norm", "local response norm", "layer scale", "product")
 
 
 class Map(NamedTuple):
@@ -15,7 +17,7 @@ class Map(NamedTuple):
     Attributes:
       kind: of the layer, as in analysis.Layer; "image" for the input.
       depth: the number of convolutions and dense layers so far, in the order of execution, one branch after the other.
-      side: in pixels; 1 for a vector.
+      side: in pixels; 1 for a vector, and for a sequence the side of its grid of patches.
       channels: of the map, or features of the vector.
     """
 
@@ -26,11 +28,15 @@ class Map(NamedTuple):
 
 
 def list_maps(summary: Summary) -> list[Map]:
-    """Returns the image and the output of each layer, without normalisations, which do not change the shape."""
+    """Returns the image and the output of each layer.
+
+    Normalisations and layer scales, which do not change the shape, and the products of attention are left out.
+    """
     maps = [Map("image", 0, summary.image_size, summary.channels)]
     for layer in summary.layers:
-        if layer.kind not in ("batch norm", "local response norm"):
-            side = layer.output_shape[0] if len(layer.output_shape) == 3 else 1
+        if layer.kind not in SHAPELESS:
+            *sides, _ = layer.output_shape
+            side = math.isqrt(sides[0]) if len(sides) == 1 else max(sides, default=1)
             depth = maps[-1].depth + (layer.kind in WEIGHTED)
             maps.append(Map(layer.kind, depth, side, layer.output_shape[-1]))
     return maps

@@ -39,7 +39,8 @@ class Summary:
       backward_macs: for one image, in the backward pass of a training step, auxiliary heads included; None if not asked
         for.
       activation_bytes: the outputs of all layers, for the whole batch.
-      receptive_field: pixels a side, of the last map before global pooling or dense layers.
+      receptive_field: pixels a side, of the last map before global pooling or dense layers; None: global, because of
+        attention.
       layers: those that make a new map, in the order of execution.
       all_layers: the same with the activation functions and dropout between them, which work in place.
     """
@@ -54,7 +55,7 @@ class Summary:
     macs: int
     backward_macs: int | None
     activation_bytes: int
-    receptive_field: int
+    receptive_field: int | None
     layers: list[Layer]
     all_layers: list[Layer]
 
@@ -85,7 +86,7 @@ def _summarize(config: ConfigDict, backward: bool, biases: bool) -> Summary:
     backward_macs = count_backward_macs(trace_train_step(config, make_mesh(1)).jaxpr.jaxpr) if backward else None
     all_layers = list_layers(jaxpr, inputs, model, config.batch_size, backward_macs, biases)
     layers = [layer for layer in all_layers if layer.kind not in IN_PLACE]
-    maps = [layer for layer in layers if len(layer.output_shape) == 3 and layer.kind != "adaptive average pool"]
+    maps = [layer for layer in layers if len(layer.output_shape) > 1 and layer.kind != "adaptive average pool"]
     return Summary(
         model=config.model,
         image_size=size,
@@ -157,7 +158,7 @@ def trace_train_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Traced:
       mesh: the devices; they may be a compiler's description of devices that this machine does not have.
     """
     config = config.copy_and_resolve_references()
-    config.num_steps = config.num_steps or 1
+    config.num_steps, config.train_sizes = config.num_steps or 1, ()
     return make_program(config, mesh, steps_per_epoch=1).trace()
 
 

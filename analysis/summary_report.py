@@ -25,6 +25,7 @@ LANDMARKS = ("lenet5", "alexnet", "vgg16", "googlenet", "resnet50", "densenet121
 COUNTED = ("image_size", "parameters", "parameters_with_aux", "macs", "backward_macs", "activation_bytes")
 COUNTED += ("receptive_field",)
 PUBLISHED = ("top1", "top5", "protocol", "source")
+GLOBAL = "global"  # the receptive field behind attention, None in the rows
 WIDTH = 100  # characters of a line of the table of layers
 # How the table of all networks shows large numbers: heading, unit, decimals.
 UNITS = {
@@ -222,12 +223,13 @@ def _totals(summary: Summary) -> str:
     aux = summary.parameters_with_aux
     backward = "" if summary.backward_macs is None else f", {summary.backward_macs:,} backward"
     images = "an image" if summary.batch_size == 1 else f"{summary.batch_size} images"
+    field = GLOBAL if summary.receptive_field is None else f"{summary.receptive_field} pixels"
     return (
         f"{summary.model} on {images} of {summary.image_size} pixels in {summary.dtype}\n"
         f"parameters: {summary.parameters:,}{f' ({aux:,} with its auxiliary heads)' if aux else ''}\n"
         f"MACs an image: {summary.macs:,}{backward}\n"
         f"activations: {summary.activation_bytes:,} bytes ({summary.activation_bytes / 2**20:,.1f} MiB)\n"
-        f"receptive field of the last map: {summary.receptive_field} pixels"
+        f"receptive field of the last map: {field}"
     )
 
 
@@ -235,7 +237,7 @@ def _table(rows: list[Row]) -> str:
     cells = [[_text(value) for value in row.values()] for row in rows]
     shapes = ("kernel", "stride", "window", "output", "output_shape")
     numbers = [
-        heading not in shapes and all(text[:1] in "0123456789" for text in column)
+        heading not in shapes and all(text[:1] in "0123456789" or text == GLOBAL for text in column)
         for heading, column in zip(rows[0], zip(*cells, strict=True), strict=True)
     ]
     return tables.markdown(list(rows[0]), cells, numbers)
@@ -248,7 +250,7 @@ def _narrow_table(rows: list[Row]) -> str:
         {"name": row["name"], "kind": row["kind"]}
         | ({} if backward else {"window": f"{_shape(row['kernel'])} /{row['stride'][0]}" if row["kernel"] else ""})
         | {"output": row["output_shape"], "parameters": row["parameters"], "macs": row["macs"]}
-        | ({"backward": row["backward_macs"]} if backward else {"field": row["receptive_field"]})
+        | ({"backward": row["backward_macs"]} if backward else {"field": _field(row["receptive_field"])})
         for row in rows
     ]
     surplus = len(_table(shown).partition("\n")[0]) - WIDTH
@@ -259,7 +261,13 @@ def _narrow_table(rows: list[Row]) -> str:
     return _table(shown)
 
 
+def _field(value: int | None) -> int | str:
+    return GLOBAL if value is None else value
+
+
 def _scaled(name: str, value: Any) -> Any:
+    if name == "receptive_field":
+        return _field(value)
     _, unit, decimals = UNITS.get(name, (name, None, None))
     return f"{value / unit:.{decimals}f}" if unit else value
 

@@ -23,6 +23,7 @@ class Option:
       kind: type of the value, or of the values in a tuple; needed if the default does not show it.
       length: how many values the tuple must have; None: any number.
       ascending: whether the values of the tuple are a range, with the smaller value first.
+      by_epoch: whether the tuple holds pairs of an epoch and the value from there on, the first of them at epoch 0.
       needs: the condition under which the option has an effect: "name" (that option is on, neither 0 nor empty), or
         "name=value" or "name=value|value", with wildcards; several conditions are joined by " and ".
       replaces: the name of an option that this one excludes; typing this option resets the other to its default.
@@ -36,6 +37,7 @@ class Option:
     kind: type | None = None
     length: int | None = None
     ascending: bool = False
+    by_epoch: bool = False
     needs: str = ""
     replaces: str = ""
     affects_result: bool = True
@@ -88,6 +90,8 @@ class Option:
         example = "give them with commas: 0.1,0.9" if self.type is not int else "give them with commas: 1,2"
         if not isinstance(values, (tuple, list)):
             raise ValueError(f"{name}={values!r} is not a tuple; give values with commas between them")
+        if self.by_epoch:
+            values = _values_by_epoch(name, values)
         numbers = (int,) if self.type is int else (int, float)
         for value in values if self.type is not str else ():
             if not isinstance(value, numbers) or isinstance(value, bool):
@@ -111,6 +115,19 @@ class Option:
         return next((need for need in filter(None, self.needs.split(" and ")) if not _is_met(need, config)), None)
 
 
+def _values_by_epoch(name: str, pairs: tuple) -> list:
+    """Returns the values of pairs (epoch, value); raises ValueError if they are none, or if the epochs do not rise."""
+    example = "give an epoch and a value in each: ((0, 128), (30, 160))"
+    if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):
+        raise ValueError(f"{name}={pairs} is not made of pairs; {example}")
+    epochs = [epoch for epoch, _ in pairs]
+    if not all(isinstance(epoch, (int, float)) and not isinstance(epoch, bool) and epoch < 1e6 for epoch in epochs):
+        raise ValueError(f"{name}={pairs} has epochs that are no numbers below 1,000,000; {example}")
+    if pairs and (epochs[0] != 0 or epochs != sorted(set(epochs))):
+        raise ValueError(f"{name}={pairs} has the epochs {epochs}; begin at 0, and give each epoch once in order")
+    return [value for _, value in pairs]
+
+
 _ARTICLES = {int: "a whole number", float: "a number", bool: "True or False", str: "text"}
 
 
@@ -120,8 +137,15 @@ def nearest_name(name: str, names: Iterable[str]) -> str:
     return f"; did you mean {matches[0]}?" if matches else ""
 
 
+def words_of(value: object) -> str:
+    """Returns a value as a command line takes it, every digit included; a tuple of pairs with its brackets."""
+    if isinstance(value, (tuple, list)) and not any(isinstance(item, (tuple, list)) for item in value):
+        return ",".join(map(str, value)) or "()"
+    return str(value)
+
+
 def text_of(value: object) -> str:
-    """Returns a value as the user types it: a tuple with commas, without brackets."""
+    """Returns a value as people read it: a tuple with commas, without brackets, numbers with six digits."""
     if isinstance(value, (tuple, list)):
         return ",".join(f"{item:g}" if isinstance(item, float) else str(item) for item in value) or "()"
     return str(value)

@@ -24,6 +24,11 @@ SECTIONS = {
         "image_size": Option(None, "[1, 65536] pixels", "side of the images; None: the network's own", kind=int),
         "channels": Option(None, (1, 3), "1: grey, 3: colour; images are converted; None: the network's own", kind=int),
         "dropout_rate": Option(None, "[0, 1) of the activations", "share dropped; None: the paper's", kind=float),
+        "stochastic_depth_rate": Option(
+            0.0,
+            "[0, 1) of the images",
+            "share that skips the last residual block in training; it rises linearly from 0 at the first block",
+        ),
         "aux_weight": Option(
             (0.0,), "[0, 1000]", "weight of the auxiliary classifiers' losses: one for all, or one for each; 0: no head"
         ),
@@ -67,6 +72,14 @@ SECTIONS = {
         "train_crop": Option(
             "pad", ("random_resized", "scale_jitter", "pad", "none"), "how a training image is cut to image_size"
         ),
+        "train_sizes": Option(
+            (),
+            "[1, 65536] pixels",
+            "side of the training images by epoch: ((0, 128), (30, 160)) is 128 until epoch 30, then 160; evaluations "
+            "are at image_size; (): image_size throughout",
+            kind=int,
+            by_epoch=True,
+        ),
         "crop_area": Range(
             (0.08, 1.0), "(0, 1] of the image's area", "range of the crop's area", needs="train_crop=random_resized"
         ),
@@ -105,6 +118,11 @@ SECTIONS = {
         ),
         "erasing_aspect": Range(
             (0.3, 1 / 0.3), "(0, 100]", "range of the rectangle's width divided by its height", needs="random_erasing"
+        ),
+        "repeated_augmentation": Option(
+            1,
+            "[1, 64] copies",
+            "copies of each image in a batch, each augmented anew (Hoffer 2019); an epoch keeps its number of steps",
         ),
         "mixup_alpha": Option(0.0, "[0, 1000]", "blend pairs of images by shares from Beta(alpha, alpha); 0: no mixup"),
         "cutmix_alpha": Option(
@@ -174,25 +192,84 @@ SECTIONS = {
         ),
     },
     "Loss": {
+        "loss": Option(
+            "cross_entropy",
+            ("cross_entropy", "binary_cross_entropy"),
+            "cross_entropy: of the softmax; binary_cross_entropy: one yes-or-no question a class (Wightman 2021)",
+        ),
         "label_smoothing": Option(0.0, "[0, 1) of the target", "share spread evenly over all classes"),
+        "target_threshold": Option(
+            0.0,
+            "[0, 1) of the target",
+            "targets above it count as 1 and the others as 0, after mixup and cutmix; 0: targets as they are",
+            needs="loss=binary_cross_entropy",
+        ),
+    },
+    "Distillation": {
+        "teacher": Option(
+            "", "", "trained network that the run learns from too: a workdir, or published weights (convert.py --list)"
+        ),
+        "teacher_weight": Option(
+            0.5, "(0, 1] of the loss", "share of the divergence from the teacher; the rest is the loss", needs="teacher"
+        ),
+        "teacher_temperature": Option(
+            1.0,
+            "(0, 1000]",
+            "divisor of both networks' logits; above 1 small probabilities count more",
+            needs="teacher",
+        ),
     },
     "Optimizer": {
         "optimizer": Option(
-            "sgd", ("sgd", "rmsprop"), "sgd with momentum; rmsprop: steps of g / sqrt(mean square of g + epsilon)"
+            "sgd",
+            ("sgd", "rmsprop", "adamw", "lamb", "lars"),
+            "sgd with momentum; rmsprop: steps of g / sqrt(mean square of g + epsilon); adamw (Loshchilov 2017); lamb "
+            "and lars (You 2019, 2017): adamw and sgd with a step in proportion to the norm of each weight array",
         ),
         "learning_rate": Option(0.05, "(0, 1e6]", "peak learning rate, for the whole batch, not for one image"),
-        "momentum": Option(0.9, "[0, 1)", "share of the last update that is added to the next"),
-        "nesterov": Option(False, "", "use Nesterov's momentum", needs="momentum"),
+        "momentum": Option(
+            0.9, "[0, 1)", "share of the last update that is added to the next", needs="optimizer=sgd|rmsprop|lars"
+        ),
+        "nesterov": Option(False, "", "use Nesterov's momentum", needs="momentum and optimizer=sgd|rmsprop|lars"),
         "rmsprop_decay": Option(
             0.9, "[0, 1) per step", "decay of the moving mean of squared gradients", needs="optimizer=rmsprop"
         ),
         "rmsprop_epsilon": Option(1.0, "(0, 1e6]", "added under the root", needs="optimizer=rmsprop"),
-        "weight_decay": Option(1e-4, "[0, 1000]", "L2 penalty, added to the gradient before the momentum"),
+        "adam_betas": Option(
+            (0.9, 0.999),
+            "[0, 1) per step",
+            "decays of the moving means of gradients and of squared gradients",
+            length=2,
+            needs="optimizer=adamw|lamb",
+        ),
+        "adam_epsilon": Option(
+            1e-8,
+            "(0, 1e6]",
+            "added to the root of the mean square; lamb's authors have 1e-6",
+            needs="optimizer=adamw|lamb",
+        ),
+        "trust_coefficient": Option(
+            0.001, "(0, 1000]", "norm of lars's step, in norms of the weights, at a rate of 1", needs="optimizer=lars"
+        ),
+        "weight_decay": Option(
+            1e-4,
+            "[0, 1000]",
+            "L2 penalty, added to the gradient before the momentum; adamw and lamb: share of the weights, times the "
+            "rate, that each step takes off",
+        ),
         "decay_norm_and_bias": Option(
-            True, "", "apply weight decay to biases and batch-norm parameters too", needs="weight_decay"
+            True,
+            "",
+            "apply weight decay, and the norms of lamb and lars, to biases and batch-norm parameters too",
+            needs="weight_decay",
         ),
         "gradient_clip_norm": Option(0.0, "[0, 1e6]", "largest global 2-norm of the gradient; 0: no clipping"),
         "accumulation_steps": Option(1, "[1, 2^20]", "micro-batches that each batch is cut into to save memory"),
+        "sharpness_radius": Option(
+            0.0,
+            "[0, 100] of the weights' 2-norm",
+            "distance up the gradient at which the gradient is taken (Foret 2021, SAM); doubles the time; 0: off",
+        ),
         "ema_decay": Option(
             0.0, "[0, 1) per step", "decay of the moving average of the weights, which is evaluated; 0: no average"
         ),

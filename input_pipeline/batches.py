@@ -18,6 +18,8 @@ from ml_collections import ConfigDict
 from input_pipeline.crops import UNIFORMS
 from input_pipeline.dataset import DamagedImageError, Dataset
 from input_pipeline.files import say_once
+from input_pipeline.repetition import place_of_record
+from input_pipeline.training_sizes import size_at, sizes_by_step
 
 Batch = dict[str, Any]
 
@@ -96,19 +98,21 @@ def train_batches(
 
     The records form an endless sequence, shuffled anew for each epoch. Batch k holds the positions
     [k batch_size, (k + 1) batch_size) of the sequence and may span two epochs. Order and crops depend only on the seed
-    and the position, so a resume needs nothing but the step.
+    and the position, so a resume needs nothing but the step. With repeated_augmentation the sequence has each record
+    several times in a row, and batch k has its part of the sequence in another order.
 
     Args:
       dataset: the training records.
-      config: batch_size (global), seed, image_size, channels, the crop's options, decode_threads, on_bad_image.
+      config: batch_size (global), repeated_augmentation, seed, image_size, channels, the crop's options,
+        decode_threads, on_bad_image.
       start_step: step of the first batch.
       process_index: number of this process; None: JAX's.
       process_count: processes that share a global batch, each taking contiguous rows; None: JAX's.
       num_steps: steps of the whole run; the last batch is that of step num_steps - 1.
 
     Returns:
-      An iterator of {'image': uint8 (L, image_size, image_size, channels), 'label': int32 (L,)} with
-      L = batch_size / process_count.
+      An iterator of {'image': uint8 (L, S, S, channels), 'label': int32 (L,)} with L = batch_size / process_count. S is
+      image_size, or the size that train_sizes has at the step.
 
     Raises:
       ValueError: if batch_size is not divisible by the number of processes, or an option of the crop is invalid.
@@ -118,13 +122,13 @@ def train_batches(
     import grain
 
     first_row, rows = _rows("batch_size", config.batch_size, process_index, process_count)
-    shape = rows, config.image_size, config.image_size, config.channels
-    batch_size, seed = config.batch_size, config.seed
-    transform, num_uniforms = _ready, 4
-    if dataset.needs_transform:
+    sizes = sizes_by_step(config, len(dataset) / config.batch_size)
+    batch_size, copies, seed = config.batch_size, config.repeated_augmentation, config.seed
+    transforms, num_uniforms = {config.image_size: _ready}, 4
+    if dataset.needs_transform or config.train_sizes:
         from input_pipeline import images  # imported only here, because it imports the decoders
 
-        transform, num_uniforms = images.training_transform(config), UNIFORMS
+        transforms, num_uniforms = {size: images.training_transform(config, size) for size in sizes.values()}, UNIFORMS
     # The seed is hashed because Grain shuffles epoch e with seed + e: otherwise the orders of seed 1 would be those of
     # seed 0, one epoch later.
     order_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
@@ -138,16 +142,21 @@ def train_batches(
         uniforms = np.random.Generator(np.random.Philox(key=seed, counter=first * num_uniforms // 4)).random(
             (rows, num_uniforms)
         )
-        image, label = np.empty(shape, np.uint8), np.empty(rows, np.int32)
+        size = size_at(sizes, step)
+        image, label = np.empty((rows, size, size, config.channels), np.uint8), np.empty(rows, np.int32)
 
         def fill(row: int) -> None:
-            record = order[first + row]
-            image[row], label[row] = read_good_image(dataset, record, transform, bad_images, config, uniforms[row])
+            record = order[place_of_record(step, first_row + row, batch_size, copies)]
+            image[row], label[row] = read_good_image(
+                dataset, record, transforms[size], bad_images, config, uniforms[row]
+            )
 
         _fill_rows(pool, fill, rows)
         return {"image": image, "label": label}
 
     stop = sys.maxsize if num_steps is None else num_steps
+    largest = max(sizes.values())
+    shape = rows, largest, largest, config.channels
     return HostBatches(load, start_step, stop, shape, config, bad_images)
 
 

@@ -29,6 +29,7 @@ from input_pipeline.crops import (
     whole,
 )
 from input_pipeline.dataset import DamagedImageError, Dataset
+from input_pipeline.repetition import place_of_record
 
 Arrays = dict[str, jax.Array]
 MOST_TAPS = 64
@@ -53,8 +54,8 @@ class DeviceCache:
 
         Args:
           dataset: the training records.
-          config: batch_size, num_steps, seed, image_size, channels, the crop's options, steps_per_dispatch,
-            decode_threads, on_bad_image.
+          config: batch_size, num_steps, repeated_augmentation, seed, image_size, channels, the crop's options,
+            steps_per_dispatch, decode_threads, on_bad_image.
           mesh: the devices; each holds the whole dataset.
 
         Raises:
@@ -108,9 +109,11 @@ class DeviceCache:
         """
         config = self._config
         rows = jnp.arange(config.batch_size, dtype=jnp.uint32)
-        positions = step.astype(jnp.uint32) * config.batch_size + rows
-        epochs = positions // self._num_images - cached["first_epoch"]
-        records = cached["order"][epochs, positions % self._num_images]
+        positions = places = step.astype(jnp.uint32) * config.batch_size + rows
+        if config.repeated_augmentation > 1:
+            places = place_of_record(step.astype(jnp.uint32), rows, config.batch_size, config.repeated_augmentation)
+        epochs = places // self._num_images - cached["first_epoch"]
+        records = cached["order"][epochs, places % self._num_images]
         uniforms = draw_uniforms(config.seed, "crop", positions, 2 * TRIES + 3 if self._resizes else 3)
         flips = uniforms[:, -1] < (0.5 if config.random_flip else 0)
         if self._resizes:
@@ -154,7 +157,9 @@ class DeviceCache:
 
 def epochs_of_call(config: ConfigDict, num_images: int) -> int:
     """Returns the largest number of epochs that one call of the step can take images from."""
-    return (num_images - 1 + config.steps_per_dispatch * config.batch_size - 1) // num_images + 1
+    copies = config.repeated_augmentation
+    records = (config.steps_per_dispatch * config.batch_size - 1) // copies + (2 if copies > 1 else 1)
+    return (num_images - 1 + records - 1) // num_images + 1
 
 
 class CachedBatches:
@@ -169,6 +174,7 @@ class CachedBatches:
 
     def __init__(self, cache: DeviceCache, config: ConfigDict, num_images: int, start: int, ends: Iterable[int]):
         self.host, self._batch_size, self._num_images = cache, config.batch_size, num_images
+        self._copies = config.repeated_augmentation
         self._step, self._ends, self._epoch = start, iter(ends), None
         epochs = epochs_of_call(config, num_images)
 
@@ -186,7 +192,7 @@ class CachedBatches:
 
     def __next__(self) -> Arrays:
         end = next(self._ends)
-        epoch, count = self._step * self._batch_size // self._num_images, end - self._step
+        epoch, count = self._step * self._batch_size // self._copies // self._num_images, end - self._step
         if epoch != self._epoch:
             self._order, self._epoch = self._shuffle(self._scalar(np.uint32(epoch))), epoch
         self._step = end

@@ -112,15 +112,22 @@ def evaluation_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray], n
     return lambda image: resize_and_centre_crop(decode(image, choose_box, shrunk), size, eval_resize, interpolation)
 
 
-def training_transform(config: ConfigDict) -> Callable[[bytes | np.ndarray, np.ndarray], np.ndarray]:
+def training_transform(
+    config: ConfigDict, size: int | None = None
+) -> Callable[[bytes | np.ndarray, np.ndarray], np.ndarray]:
     """Returns the function from a record's image and (UNIFORMS,) random numbers in [0, 1) to a training image.
+
+    Args:
+      config: image_size, eval_resize, channels, the crop's options.
+      size: side of the training image, in pixels; None: image_size.
 
     Raises:
       ValueError: if train_crop is unknown, or train_resize or eval_resize is smaller than image_size.
     """
     check_crops(config)
-    decode, choose_box = box_decoder(config), training_box(config)
-    size, train_crop, eval_resize = config.image_size, config.train_crop, config.eval_resize
+    size = size or config.image_size
+    decode, choose_box, train_crop = box_decoder(config), training_box(config, size), config.train_crop
+    eval_resize = round((config.eval_resize or 0) * size / config.image_size)
     padding, flip, interpolation = config.crop_padding, config.random_flip, config.interpolation
     shrunk = train_crop == "none" and eval_resize or size
 

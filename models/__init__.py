@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.layers import DropoutKey, dropout_keys, initial_values
+from models.layers import DropoutKey, dropout_keys, initial_values, set_stochastic_depth
 from models.network import Entry, Network
 
 __all__ = [
@@ -44,7 +44,7 @@ __all__ = [
 
 # The files of this folder that end with ENTRIES, by the year of their papers; tables list networks in this order.
 FAMILIES = ("lenet", "alexnet", "zfnet", "nin", "vgg", "googlenet", "inception", "resnet", "densenet", "squeezenet")
-FAMILIES += ("mobilenet", "xception")
+FAMILIES += ("mobilenet", "xception", "vit", "convnext")
 REGISTRY: dict[str, Entry] = {
     entry.name: entry for family in FAMILIES for entry in importlib.import_module(f"models.{family}").ENTRIES
 }
@@ -104,12 +104,14 @@ def _nearest(name: str, names: Iterable[str]) -> str:
 def create_model(
     name: str,
     *,
+    image_size: int | None = None,
     num_classes: int | None = None,
     channels: int | None = None,
     dropout_rate: float | None = None,
     aux_heads: tuple[str, ...] = (),
     dtype: Any = jnp.float32,
     bn_virtual_batch_size: int = 0,
+    stochastic_depth_rate: float = 0.0,
     seed: int = 0,
     abstract: bool = False,
 ) -> Network:
@@ -124,6 +126,8 @@ def create_model(
 
     Args:
       name: a name of REGISTRY.
+      image_size: side of the images, in pixels, that parameters are built for: the position embeddings of transformers.
+        Images of other sizes get interpolated ones. Other networks have the same parameters for all sizes.
       num_classes: number of classes, at least 1.
       channels: number of channels of the images, at least 1.
       dropout_rate: dropout rate before the classifier, 0 <= rate < 1. Auxiliary classifiers have a rate of 0.7, but no
@@ -131,6 +135,8 @@ def create_model(
       aux_heads: names of stages, of get_stages, that get an auxiliary classifier.
       dtype: type of the computation. Parameters and running statistics are float32, or float64 where dtype is float64.
       bn_virtual_batch_size: number of images that batch normalisation takes its statistics over; 0 for all.
+      stochastic_depth_rate: share of the images that skip the last residual block in training, 0 <= rate < 1; it rises
+        linearly from 0 at the first block. Networks without residual blocks ignore it.
       seed: seed for the initial weights, at least 0.
       abstract: whether to leave the variables as jax.ShapeDtypeStruct, which takes milliseconds.
 
@@ -138,14 +144,17 @@ def create_model(
       ValueError: if the name is unknown or an option is out of range.
     """
     entry = get_entry(name)
-    for option, value in {"num_classes": num_classes, "channels": channels}.items():
+    for option, value in {"image_size": image_size, "num_classes": num_classes, "channels": channels}.items():
         if value is not None and value < 1:
             raise ValueError(f"{option}={value} is too small; choose at least 1")
     num_classes = num_classes or entry.num_classes
     dropout_rate = entry.dropout_rate if dropout_rate is None else dropout_rate
     model = entry.build(num_classes=num_classes, channels=channels or entry.channels, dropout_rate=dropout_rate)
+    if image_size:
+        model.set_image_size(image_size)
     if aux_heads:
         model.add_auxiliary_heads(select_stages(name, aux_heads), num_classes, dropout_rate)
+    set_stochastic_depth(model, stochastic_depth_rate)
     model.set_attributes(dtype=jnp.dtype(dtype), virtual_batch_size=bn_virtual_batch_size, raise_if_not_found=False)
     if jnp.dtype(dtype) == jnp.float64:
         nnx.update(model, jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, dtype), nnx.state(model)))

@@ -24,6 +24,16 @@ def find_convolution(
     return None
 
 
+def find_attention(dtype: jnp.dtype) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None:
+    """Returns cuDNN's form of operations.attend, or None where a GPU takes the plain one.
+
+    cuDNN's has 16-bit numbers only and no forward-mode derivative, and JAX traces it only where cuDNN is installed.
+    """
+    if jnp.finfo(dtype).bits > 16 or jax.default_backend() != "gpu":
+        return None
+    return functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+
+
 def _convolve_blocks(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:
     """A strided convolution of few features as one without stride: blocks of stride x stride pixels become features."""
     images, height, width, features = x.shape

@@ -21,6 +21,7 @@ from models.layers import (
     ConvReLU,
     Dropout,
     Module,
+    StochasticDepth,
     adaptive_average_pool,
     average_pool,
     global_average_pool,
@@ -286,11 +287,12 @@ class Residual(Module):
         """Builds the layers; activated says whether the sum passes a ReLU, scale is that of section 3.3."""
         self.inception, features = inception(in_features)
         self.linear = Conv(features, in_features, kernel=1, kernel_initializer=kaiming_normal)
+        self.stochastic_depth = StochasticDepth()
         self.scale, self.activated = scale, activated
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to the same shape."""
-        x += self.scale * self.linear(self.inception(x))
+        x += self.stochastic_depth(self.scale * self.linear(self.inception(x)))
         return store(relu(x) if self.activated else x)
 
 

@@ -10,6 +10,7 @@ another have it as an option: TensorFlow's "SAME" in Conv, Caffe's rounding up i
 import functools
 import math
 import os
+import re
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -81,6 +82,11 @@ def fan_in_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> np.nd
 def lecun_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
     """A uniform distribution of variance 1 / fan in: what Caffe calls xavier."""
     return Uniform(math.sqrt(3 / math.prod(shape[:-1])))(random, shape)
+
+
+def xavier_uniform(random: np.random.Generator, shape: tuple[int, ...]) -> np.ndarray:
+    """A uniform distribution of variance 2 / (fan in + fan out), for a dense layer (I, O): Glorot and Bengio 2010."""
+    return Uniform(math.sqrt(6 / sum(shape)))(random, shape)
 
 
 def initial_values(model: nnx.Module, seed: int) -> dict[str, Any]:
@@ -184,7 +190,7 @@ class Conv(Module):
         self.padding = padding if isinstance(padding, str) else tuple((size, size) for size in _pair(padding))
         self.stride, self.groups, self.dtype = stride, groups, jnp.float32
         shape = (*self.kernel_size, in_features // groups, out_features)
-        self.kernel = _parameter(shape, kernel_initializer)
+        self.kernel = parameter(shape, kernel_initializer)
         self.bias = _bias(shape, bias_initializer) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -215,12 +221,12 @@ class Dense(Module):
     ):
         """Builds the layer; bias_initializer None is PyTorch's default: uniform, within 1 / sqrt(fan in)."""
         shape = (*np.atleast_1d(in_features).tolist(), out_features)
-        self.kernel = _parameter(shape, kernel_initializer)
+        self.kernel = parameter(shape, kernel_initializer)
         self.bias = _bias(shape, bias_initializer)
         self.dtype = jnp.float32
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """Maps (N, I), or (N, H, W, C), to (N, O)."""
+        """Maps the last axis, (..., I) to (..., O), or whole maps, (N, H, W, C) to (N, O)."""
         kernel = self.kernel.get_value().astype(self.dtype)
         return jnp.tensordot(x.astype(self.dtype), kernel, kernel.ndim - 1) + self.bias.get_value().astype(self.dtype)
 
@@ -243,7 +249,7 @@ class BatchNorm(Module):
 
     def __init__(self, features: int, epsilon: float = 1e-5, momentum: float = 0.9):
         """Builds the layer."""
-        self.scale, self.bias = _parameter((features,), Constant(1)), _parameter((features,), Constant(0))
+        self.scale, self.bias = parameter((features,), Constant(1)), parameter((features,), Constant(0))
         self.mean, self.var = _statistic((features,), Constant(0)), _statistic((features,), Constant(1))
         self.epsilon, self.momentum = epsilon, momentum
         self.virtual_batch_size, self.dtype, self.use_running_average = 0, jnp.float32, True
@@ -284,6 +290,35 @@ class BatchNorm(Module):
         running.set_value(self.momentum * running.get_value() + (1 - self.momentum) * new)
 
 
+class LayerNorm(Module):
+    """Normalisation of each position over its features: Ba, Kiros, Hinton 2016. Statistics are at least float32."""
+
+    def __init__(self, features: int, epsilon: float = 1e-6):
+        """Builds the layer."""
+        self.scale, self.bias = parameter((features,), Constant(1)), parameter((features,), Constant(0))
+        self.epsilon, self.dtype = epsilon, jnp.float32
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., C) to the same shape."""
+        scale = self.scale.get_value()
+        x = x.astype(scale.dtype)
+        x -= x.mean(-1, keepdims=True)
+        factor = lax.rsqrt(jnp.square(x).mean(-1, keepdims=True) + self.epsilon)
+        return (x * factor * scale + self.bias.get_value()).astype(self.dtype)
+
+
+class LayerScale(Module):
+    """A factor for each feature at the end of a residual branch, which starts near 0: Touvron et al. 2021 (CaiT)."""
+
+    def __init__(self, features: int, value: float):
+        """Builds the layer; value is the factors' initial value."""
+        self.factor, self.dtype = parameter((features,), Constant(value)), jnp.float32
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (..., C) to the same shape."""
+        return x.astype(self.dtype) * self.factor.get_value().astype(self.dtype)
+
+
 class DropoutKey(nnx.Variable):
     """The random key of a Dropout layer in training; a step supplies it, nothing random is stored."""
 
@@ -320,8 +355,49 @@ class Dropout(Module):
             return x
         if self.key.get_value() is None:
             raise ValueError("dropout in training mode needs a key; merge the network with dropout_keys(model, key)")
-        keep = jax.random.bernoulli(self.key.get_value(), 1 - self.rate, x.shape)
+        keep = jax.random.bernoulli(self.key.get_value(), 1 - self.rate, self._drawn_shape(x))
         return jnp.where(keep, x / (1 - self.rate), 0)
+
+    def _drawn_shape(self, x: jax.Array) -> tuple[int, ...]:
+        """Returns the shape of what is drawn: one number for each value."""
+        return x.shape
+
+
+class StochasticDepth(Dropout):
+    """Drops the residual branch of whole images, and scales it by 1 / (1 - rate) for the others (Huang et al. 2016).
+
+    A block applies it to its branch before the sum; `set_stochastic_depth` gives each block's its rate.
+    """
+
+    def __init__(self):
+        """Builds the layer with a rate of 0: the identity."""
+        super().__init__(0.0)
+
+    def _drawn_shape(self, x: jax.Array) -> tuple[int, ...]:
+        """Returns the shape of what is drawn: one number for each image."""
+        return x.shape[0], *(1,) * (x.ndim - 1)
+
+
+def set_stochastic_depth(model: nnx.Module, rate: float) -> None:
+    """Sets the rates of all StochasticDepth layers: 0 in the first block, `rate` in the last, linear between them.
+
+    In Huang et al. 2016, section 3, the first block's rate is rate / blocks; it is 0 in timm and torchvision. Layers of
+    the same block have the same rate. Blocks are ordered by the numbers in their names.
+
+    Raises:
+      ValueError: if the rate is out of range.
+    """
+    if not 0 <= rate < 1:
+        raise ValueError(f"stochastic_depth_rate={rate} is out of range; choose 0 <= rate < 1")
+    layers = [(path[:-1], layer) for path, layer in nnx.iter_modules(model) if isinstance(layer, StochasticDepth)]
+    blocks = sorted({block for block, _ in layers}, key=_by_number)
+    for block, layer in layers:
+        layer.rate = rate * blocks.index(block) / max(len(blocks) - 1, 1)
+
+
+def _by_number(path: tuple) -> list[str | int]:
+    """Returns a key that sorts block2 before block10."""
+    return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", ".".join(map(str, path)))]
 
 
 def dropout_keys(model: nnx.Module, key: jax.Array) -> dict[str, Any]:
@@ -377,7 +453,8 @@ def _pair(size: int | tuple[int, int]) -> tuple[int, int]:
     return (size, size) if isinstance(size, int) else size
 
 
-def _parameter(shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:
+def parameter(shape: tuple[int, ...], initializer: Initializer) -> nnx.Param:
+    """Returns an abstract float32 parameter."""
     return nnx.Param(jax.ShapeDtypeStruct(shape, jnp.float32), initializer=initializer)
 
 
@@ -386,7 +463,7 @@ def _statistic(shape: tuple[int, ...], initializer: Initializer) -> nnx.BatchSta
 
 
 def _bias(kernel_shape: tuple[int, ...], initializer: Initializer | None) -> nnx.Param:
-    return _parameter(kernel_shape[-1:], initializer or Uniform(1 / math.sqrt(math.prod(kernel_shape[:-1]))))
+    return parameter(kernel_shape[-1:], initializer or Uniform(1 / math.sqrt(math.prod(kernel_shape[:-1]))))
 
 
 # Pooling

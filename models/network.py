@@ -54,6 +54,9 @@ class Network(Module):
         """Maps the last stage's map to logits (N, num_classes)."""
         raise NotImplementedError
 
+    def set_image_size(self, image_size: int) -> None:
+        """Builds the parameters that depend on the image size anew, for another size; convolutions have none."""
+
     def make_auxiliary_head(self, in_features: int, num_classes: int, dropout_rate: float) -> Module:
         """Returns an auxiliary classifier from maps (N, H, W, in_features) to logits (N, num_classes)."""
         return AuxiliaryHead(in_features, num_classes, dropout_rate)
@@ -96,7 +99,8 @@ class Entry:
       aux_heads: the stages that its authors put an auxiliary classifier behind; get_stages lists all that can have one.
       torch_names: pairs of a regular expression and its replacement. Applied one after the other, they turn the path of
         a variable into its name in PyTorch's published weights. Empty where PyTorch has no such network.
-      old_torch_names: the same, from the names in older files to the names that torch_names makes.
+      old_torch_names: the same, from the names in older files, or in another library's, to the names that torch_names
+        makes.
       torch_mean: mean of each channel that those weights want subtracted from pixels in [0, 1]; torchvision's
         `transform_input` is accounted for.
       torch_std: standard deviation of each channel that they want the result divided by.

@@ -1,4 +1,4 @@
-"""The operations that the networks are built of: convolution, bias, ReLU, batch normalisation, max pooling, block sums.
+"""The operations that the networks are built of, from convolution, normalisation and pooling to attention.
 
 A CPU and an NVIDIA GPU get other forms of some of them, which give the same numbers to rounding and run faster there:
 models/cpu_operations.py and models/gpu_operations.py. `_choose` is the only place that decides between them.
@@ -85,6 +85,22 @@ def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
 def store(x: jax.Array) -> jax.Array:
     """Returns x, the sum of a residual block, which a CPU must be made to store."""
     return _choose(lambda x: x, x, cpu=cpu_operations.store)
+
+
+@functools.partial(jax.jit, inline=True)
+def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """Returns softmax(query key^T / sqrt(D)) value for each head: Vaswani et al. 2017, equation 1.
+
+    Args:
+      query: (N, length, heads, D), as key, value and the result.
+      key: of the same type.
+      value: of the same type.
+    """
+    if query.dtype == jnp.float64:  # jax.nn's softmax is float32's
+        scores = jnp.einsum("nihd,njhd->nhij", query, key) / math.sqrt(query.shape[-1])
+        return jnp.einsum("nhij,njhd->nihd", jax.nn.softmax(scores), value)
+    plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
+    return _choose(plain, query, key, value, cuda=gpu_operations.find_attention(query.dtype))
 
 
 def activate(x: jax.Array, activation: str | None) -> jax.Array:

@@ -12,7 +12,17 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from models.layers import BatchNorm, Classifier, Conv, Dropout, Module, global_average_pool, kaiming_normal, max_pool
+from models.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    Dropout,
+    Module,
+    StochasticDepth,
+    global_average_pool,
+    kaiming_normal,
+    max_pool,
+)
 from models.network import Entry, Network
 from models.operations import relu, store
 
@@ -77,15 +87,15 @@ class BasicBlock(Module):
         self.norm1 = BatchNorm(width)
         self.conv2 = _conv(width, width, 3)
         self.norm2 = BatchNorm(width)
-        self.residual = shortcut is not None
+        self.stochastic_depth = StochasticDepth() if shortcut else None
         self.shortcut = make_shortcut(shortcut, in_features, width, stride)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', width)."""
         y = self.norm1(self.conv1(x), activation="relu")
         y = self.norm2(self.conv2(y))
-        if self.residual:
-            y += self.shortcut(x) if self.shortcut else x
+        if self.stochastic_depth:
+            y = self.stochastic_depth(y) + (self.shortcut(x) if self.shortcut else x)
         return store(relu(y))
 
 
@@ -104,13 +114,14 @@ class Bottleneck(Module):
         self.norm2 = BatchNorm(width)
         self.conv3 = _conv(width, out_features, 1)
         self.norm3 = BatchNorm(out_features)
+        self.stochastic_depth = StochasticDepth()
         self.shortcut = make_shortcut(shortcut, in_features, out_features, stride)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', 4 width)."""
         y = self.norm1(self.conv1(x), activation="relu")
         y = self.norm2(self.conv2(y), activation="relu")
-        y = self.norm3(self.conv3(y))
+        y = self.stochastic_depth(self.norm3(self.conv3(y)))
         return store(relu(y + (self.shortcut(x) if self.shortcut else x)))
 
 
@@ -131,13 +142,15 @@ class PreActivationBlock(Module):
         self.conv1 = _conv(in_features, width, 3, stride)
         self.norm2 = BatchNorm(width)
         self.conv2 = _conv(width, width, 3)
+        self.stochastic_depth = StochasticDepth()
         self.shortcut = make_shortcut(shortcut, in_features, width, stride, batch_norm=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', width)."""
         y = self.norm1(x, activation="relu") if self.norm1 else x
         x = self.shortcut(y) if self.shortcut else x
-        return store(x + self.conv2(self.norm2(self.conv1(y), activation="relu")))
+        y = self.conv2(self.norm2(self.conv1(y), activation="relu"))
+        return store(x + self.stochastic_depth(y))
 
 
 class PreActivationBottleneck(Module):
@@ -154,6 +167,7 @@ class PreActivationBottleneck(Module):
         self.conv2 = _conv(width, width, 3, stride)
         self.norm3 = BatchNorm(width)
         self.conv3 = _conv(width, out_features, 1)
+        self.stochastic_depth = StochasticDepth()
         self.shortcut = make_shortcut(shortcut, in_features, out_features, stride, batch_norm=False)
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -161,7 +175,8 @@ class PreActivationBottleneck(Module):
         y = self.norm1(x, activation="relu") if self.norm1 else x
         x = self.shortcut(y) if self.shortcut else x
         y = self.conv2(self.norm2(self.conv1(y), activation="relu"))
-        return store(x + self.conv3(self.norm3(y, activation="relu")))
+        y = self.conv3(self.norm3(y, activation="relu"))
+        return store(x + self.stochastic_depth(y))
 
 
 class ResNet(Network):

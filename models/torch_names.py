@@ -1,7 +1,7 @@
 """Weights from and to PyTorch: the names and the layouts of the arrays.
 
 A convolution, PyTorch's (O, I, H, W), is ours (H, W, I, O); a dense layer, (O, I), ours (I, O), and where it sees a
-map, (O, C * H * W), ours (H, W, C, O).
+map, (O, C * H * W), ours (H, W, C, O). A layer scale, (C, 1, 1), ours (C,). Tokens and positions, (1, length, C), stay.
 """
 
 import math
@@ -13,12 +13,13 @@ import numpy as np
 from flax import nnx
 
 from models import Entry
-from models.layers import Dense
+from models.layers import Dense, LayerScale
+from models.vit import fit_positions
 
 LEAVES = ((r"\b(kernel|scale)$", "weight"), (r"\b(mean|var)$", r"running_\1"))
 # The transposition of our array to PyTorch's, and back, by the number of axes.
-TO_TORCH = {1: (0,), 2: (1, 0), 4: (3, 2, 0, 1)}
-FROM_TORCH = {1: (0,), 2: (1, 0), 4: (2, 3, 1, 0)}
+TO_TORCH = {1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (3, 2, 0, 1)}
+FROM_TORCH = {1: (0,), 2: (1, 0), 3: (0, 1, 2), 4: (2, 3, 1, 0)}
 
 
 def torch_shapes(entry: Entry, model: nnx.Module) -> dict[str, tuple[int, ...]]:
@@ -27,7 +28,7 @@ def torch_shapes(entry: Entry, model: nnx.Module) -> dict[str, tuple[int, ...]]:
 
 
 def rename_old(entry: Entry, state_dict: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Returns PyTorch's state dict with today's names, where older files of a network have other names."""
+    """Returns PyTorch's state dict with the names of torch_names, where the files of a network have other names."""
     return {_rename(entry.old_torch_names, name): array for name, array in state_dict.items()}
 
 
@@ -37,7 +38,8 @@ def from_torch(entry: Entry, model: nnx.Module, state_dict: dict[str, np.ndarray
     Args:
       entry: the network's, of the registry.
       model: the network, abstract or not.
-      state_dict: PyTorch's arrays by name; num_batches_tracked and auxiliary heads that model lacks are left out.
+      state_dict: PyTorch's arrays by name; num_batches_tracked and auxiliary heads that model lacks are left out, and
+        position embeddings for another image size are interpolated.
 
     Raises:
       ValueError: if an array is missing, surplus or of another shape.
@@ -46,7 +48,9 @@ def from_torch(entry: Entry, model: nnx.Module, state_dict: dict[str, np.ndarray
     for path, variable, name, shape in _tensors(entry, model):
         if name not in state_dict:
             raise ValueError(f"the weights lack {name!r}, {shape}; give the weights of {entry.name}")
-        array = state_dict[name]
+        array = fit_positions(path, state_dict[name], shape)
+        if array.squeeze().shape == tuple(size for size in shape if size != 1):  # timm's layer scales are (C,)
+            array = array.reshape(shape)
         if array.shape != shape:
             raise ValueError(
                 f"{name!r} has shape {array.shape}, {entry.name} needs {shape}; check the number of classes"
@@ -77,12 +81,16 @@ def _tensors(entry: Entry, model: nnx.Module) -> Iterator[tuple[tuple, Any, str,
     """Yields path, value, PyTorch's name and PyTorch's shape of each variable."""
     if not entry.torch_names:
         raise ValueError(f"{entry.name} has no counterpart in PyTorch; convert another network")
-    dense = {path for path, module in nnx.iter_modules(model) if isinstance(module, Dense)}
+    dense, scales = (
+        {path for path, module in nnx.iter_modules(model) if isinstance(module, kind)} for kind in (Dense, LayerScale)
+    )
     for path, variable in nnx.to_flat_state(nnx.state(model, (nnx.Param, nnx.BatchStat))):
         value = variable.get_value()
         shape = tuple(value.shape[axis] for axis in TO_TORCH[value.ndim])
         if path[:-1] in dense:
             shape = (shape[0], *(math.prod(shape[1:]),) * (len(shape) > 1))
+        if path[:-1] in scales:
+            shape = (*shape, 1, 1)
         yield path, value, _torch_name(entry, ".".join(map(str, path))), shape
 
 

@@ -6,7 +6,17 @@ from collections.abc import Iterator
 import jax
 from flax import nnx
 
-from models.layers import BatchNorm, Classifier, Conv, Dropout, Module, global_average_pool, kaiming_normal, max_pool
+from models.layers import (
+    BatchNorm,
+    Classifier,
+    Conv,
+    Dropout,
+    Module,
+    StochasticDepth,
+    global_average_pool,
+    kaiming_normal,
+    max_pool,
+)
 from models.network import TENSORFLOW_PIXELS, Entry, Network
 from models.operations import relu, store
 
@@ -40,6 +50,7 @@ class Block(Module):
         changes = features != in_features
         self.shortcut = _conv(in_features, features, 1, stride=2) if changes else None
         self.shortcut_norm = BatchNorm(features) if changes else None
+        self.stochastic_depth = StochasticDepth()
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', O)."""
@@ -47,8 +58,8 @@ class Block(Module):
         for index, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
             y = norm(conv(y if self.first and not index else relu(y)))
         if not self.shortcut or not self.shortcut_norm:
-            return store(x + y)
-        return self.shortcut_norm(self.shortcut(x)) + max_pool(y, 3, 2, padding=1)
+            return store(x + self.stochastic_depth(y))
+        return self.shortcut_norm(self.shortcut(x)) + self.stochastic_depth(max_pool(y, 3, 2, padding=1))
 
 
 class Xception(Network):

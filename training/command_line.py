@@ -175,11 +175,13 @@ class _OptionalParser(flags.ArgumentParser):
 
 
 class _TupleParser(flags.ArgumentParser):
-    """Parses tuples: 0.3 or 0.3,0.4 or (0.3,0.4) or () or names with commas between them."""
+    """Parses tuples: 0.3 or 0.3,0.4 or (0.3,0.4) or () or names with commas, or pairs: ((0,128),(30,160))."""
 
     def parse(self, argument: Any) -> tuple:
         if not isinstance(argument, str):
             return tuple(argument)
+        if re.match(r"\s*\(\s*\(", argument) and isinstance(pairs := _parse_item(argument.strip()), tuple):
+            return pairs if not pairs or isinstance(pairs[0], tuple) else (pairs,)  # ((0,128)) is (0,128) in Python
         (inner,) = re.findall(r"\A\s*[(\[]?(.*?)[)\]]?\s*\Z", argument, re.DOTALL)
         return tuple(_parse_item(item) for part in inner.split(",") if (item := part.strip()))
 

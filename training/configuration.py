@@ -14,6 +14,7 @@ from configs import base
 from configs._option import text_of
 from input_pipeline import crops
 from input_pipeline.files import local_path
+from input_pipeline.repetition import spread
 from training import fine_tuning, published_weights
 from training.inference import make_apply
 from training.platform import loops_are_fast
@@ -41,8 +42,9 @@ def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
         need = base.OPTIONS[name].unmet_need(config)
         if need:
             other, needed = need.partition("=")[0], need.replace("|", " or ")
+            found = text_of(config[other]) or "empty"
             raise ValueError(
-                f"{name}={text_of(value)} has no effect: it needs {needed}, but {other} is {text_of(config[other])}; "
+                f"{name}={text_of(value)} has no effect: it needs {needed}, but {other} is {found}; "
                 f"set {needed} too, or leave {name} out"
             )
 
@@ -67,7 +69,7 @@ def resolve_network(config: ConfigDict, typed: Collection[str] = ()) -> ConfigDi
     if published_weights.is_published(config.init_from):
         weights = published_weights.find(config.init_from, config.model)
         published_weights.apply_settings(config, weights, set(typed))
-    for name in ("init_from", "data_dir", "compilation_cache_dir"):
+    for name in ("init_from", "teacher", "data_dir", "compilation_cache_dir"):
         local_path(config[name] or "")
     local_path(config.dataset.removeprefix("image_folder:"))
     entry = models.get_entry(config.model)
@@ -152,25 +154,28 @@ def _check_image_size(config: ConfigDict) -> None:
             return str(caught)
         return None
 
-    if reason := error(config.image_size):
-        native = models.get_entry(config.model).image_size
-        smallest = bisect.bisect_left(range(1, native), True, key=lambda size: error(size) is None) + 1
-        raise ValueError(
-            f"image_size={config.image_size} does not fit {config.model} ({reason}); use at least {smallest}"
-        )
+    for option, size in [("image_size", config.image_size), *(("train_sizes", size) for _, size in config.train_sizes)]:
+        if reason := error(size):
+            native = models.get_entry(config.model).image_size
+            smallest = bisect.bisect_left(range(1, native), True, key=lambda size: error(size) is None) + 1
+            raise ValueError(f"{option}={size} does not fit {config.model} ({reason}); use at least {smallest}")
 
 
 def _check_layers(config: ConfigDict, typed: Collection[str]) -> None:
     """Raises ValueError if an option was typed that only concerns layers that the network does not have."""
-    needed = {"dropout_rate": (models.DropoutKey, "dropout"), "bn_virtual_batch_size": (nnx.BatchStat, "batch norm")}
+    needed = {
+        "dropout_rate": (models.DropoutKey, "dropout layer"),
+        "bn_virtual_batch_size": (nnx.BatchStat, "batch norm layer"),
+        "stochastic_depth_rate": (models.DropoutKey, "residual block"),
+    }
     for name in needed.keys() & set(typed):
         variable, layer = needed[name]
         probe = config.copy_and_resolve_references()
-        probe.dropout_rate = 0.5
+        probe.dropout_rate = probe.stochastic_depth_rate = 0.0
+        if variable is models.DropoutKey:
+            probe[name] = 0.5
         if not nnx.to_flat_state(nnx.state(make_model(probe, training=True), variable)).paths:
-            raise ValueError(
-                f"{name}={config[name]} has no effect: {config.model} has no {layer} layer; leave {name} out"
-            )
+            raise ValueError(f"{name}={config[name]} has no effect: {config.model} has no {layer}; leave {name} out")
 
 
 def _check_combinations(config: ConfigDict) -> None:
@@ -189,6 +194,8 @@ def _check_combinations(config: ConfigDict) -> None:
             f"interpolation=bicubic cannot resize the crops of train_crop={config.train_crop} on the device; "
             "leave cache out, or give interpolation=bilinear"
         )
+    if config.cache and config.train_sizes:
+        raise ValueError("train_sizes needs batches from the host, but cache is device; leave one of the two out")
     crops.check_crops(config)
 
 
@@ -212,6 +219,12 @@ def _check_batches(config: ConfigDict) -> None:
         raise ValueError(
             f"eval_batch_size={config.eval_batch_size} cannot be shared by {devices} devices; "
             f"give a multiple of {devices}"
+        )
+    copies = config.repeated_augmentation
+    if copies > 1 and spread(config.batch_size, copies) == 1:
+        raise ValueError(
+            f"batch_size={config.batch_size} is too small for repeated_augmentation={copies}; "
+            f"give at least {4 * copies}"
         )
     share = config.batch_size // pieces
     if config.bn_virtual_batch_size and share % config.bn_virtual_batch_size:

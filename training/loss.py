@@ -1,17 +1,30 @@
 """The training loss, and the sums from which every metric is computed."""
 
-from collections.abc import Iterable
-from typing import Any
+import functools
+from collections.abc import Callable, Iterable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from ml_collections import ConfigDict
 
 from input_pipeline import MixedLabels
 
 Outputs = jax.Array | tuple[jax.Array, list[jax.Array]]
 Labels = jax.Array | MixedLabels
+Loss = Callable[[jax.Array, Labels], jax.Array]
+"""From logits (N, classes) and labels to each image's loss, (N,)."""
+
+
+def other_loss(config: ConfigDict) -> Loss | None:
+    """Returns the loss that training minimises by config.loss; None for the cross-entropy of the softmax."""
+    if config.loss == "cross_entropy":
+        return None
+    return functools.partial(
+        binary_cross_entropy, label_smoothing=config.label_smoothing, target_threshold=config.target_threshold
+    )
 
 
 def cross_entropy(logits: jax.Array, labels: Labels, label_smoothing: float = 0.0) -> jax.Array:
@@ -30,28 +43,96 @@ def cross_entropy(logits: jax.Array, labels: Labels, label_smoothing: float = 0.
     return optax.softmax_cross_entropy(logits, targets)
 
 
+def binary_cross_entropy(
+    logits: jax.Array, labels: Labels, label_smoothing: float = 0.0, target_threshold: float = 0.0
+) -> jax.Array:
+    """Returns each image's binary cross-entropy in nats, the mean over the classes, shape (N,).
+
+    Each class is a yes-or-no question with a sigmoid of its own (Wightman et al. 2021, ResNet strikes back, section 2),
+    so both labels of a mixed image can be right. The arguments are those of cross_entropy.
+
+    Args:
+      logits: (N, classes).
+      labels: (N,) integers, or mixed labels.
+      label_smoothing: share of the target spread over all classes, [0, 1).
+      target_threshold: targets above it, after smoothing and mixing, become 1 and the others 0; 0: they stay.
+    """
+
+    def spread(label: jax.Array) -> jax.Array:
+        return optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype), label_smoothing)
+
+    if isinstance(labels, MixedLabels):
+        share = labels.share[:, None].astype(logits.dtype)
+        targets = share * spread(labels.label) + (1 - share) * spread(labels.other)
+    else:
+        targets = spread(labels)
+    if target_threshold:
+        targets = (targets > target_threshold).astype(logits.dtype)
+    return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
+
+
+def divergence(logits: jax.Array, teacher_logits: jax.Array, temperature: float = 1.0) -> jax.Array:
+    """Returns each image's Kullback-Leibler divergence from the teacher in nats, times temperature^2, shape (N,).
+
+    Hinton et al. 2015, section 2.1: the factor keeps the size of the gradient independent of the temperature.
+
+    Args:
+      logits: (N, classes).
+      teacher_logits: (N, classes).
+      temperature: divisor of both.
+    """
+    own, target = (jax.nn.log_softmax(each / temperature) for each in (logits, teacher_logits))
+    return temperature**2 * jnp.sum(jnp.exp(target) * (target - own), axis=-1)
+
+
+class Lesson(NamedTuple):
+    """What a teacher says about a batch.
+
+    Attributes:
+      logits: (N, classes).
+      weight: share of the divergence in the main classifier's loss.
+      temperature: of the divergence.
+    """
+
+    logits: jax.Array
+    weight: float
+    temperature: float
+
+
 def weighted_loss(
-    outputs: Outputs, labels: Labels, aux_weights: tuple[float, ...] = (), label_smoothing: float = 0.0
+    outputs: Outputs,
+    labels: Labels,
+    aux_weights: tuple[float, ...] = (),
+    label_smoothing: float = 0.0,
+    other: Loss | None = None,
+    lesson: Lesson | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """Returns the batch's mean loss and the sums from which the metrics are computed.
 
-    The loss is the main classifier's cross-entropy plus each auxiliary classifier's times its weight (Szegedy et al.
-    2014, section 5). Among the metrics it is `total_loss`, because `loss` is the main classifier's cross-entropy, the
-    same quantity as in an evaluation.
+    The loss is the main classifier's plus each auxiliary classifier's times its weight (Szegedy et al. 2014,
+    section 5). Among the metrics it is `total_loss`, because `loss` is the main classifier's cross-entropy, the same
+    quantity as in an evaluation.
 
     Args:
       outputs: of a network: logits (N, classes), or (logits, [auxiliary logits in depth order]).
       labels: (N,) integers in [0, classes), or mixed labels, whose accuracies count the label with the larger share.
       aux_weights: one weight for each auxiliary classifier.
       label_smoothing: share of the target spread over all classes, [0, 1).
+      other: the loss that all classifiers minimise in place of the cross-entropy.
+      lesson: of a teacher, which changes the main classifier's loss.
     """
     logits, auxiliary_logits = outputs if isinstance(outputs, tuple) else (outputs, [])
-    main = cross_entropy(logits, labels, label_smoothing)
-    auxiliary = [cross_entropy(aux, labels, label_smoothing) for aux in auxiliary_logits]
+    shown = cross_entropy(logits, labels, label_smoothing)
+    loss_of = other or functools.partial(cross_entropy, label_smoothing=label_smoothing)
+    main = other(logits, labels) if other else shown
+    if lesson:
+        taught = divergence(logits, lesson.logits, lesson.temperature)
+        main = (1 - lesson.weight) * main + lesson.weight * taught
+    auxiliary = [loss_of(aux, labels) for aux in auxiliary_logits]
     losses = main + sum(weight * loss for weight, loss in zip(aux_weights, auxiliary, strict=True))
     labels = labels.label if isinstance(labels, MixedLabels) else labels
-    sums = classification_sums(logits, labels, main, jnp.ones_like(main))
-    if auxiliary:
+    sums = classification_sums(logits, labels, shown, jnp.ones_like(shown))
+    if auxiliary or other or lesson:
         sums["total_loss"] = jnp.sum(losses)
         sums |= {f"aux{index}_loss": jnp.sum(loss) for index, loss in enumerate(auxiliary, start=1)}
     return jnp.mean(losses), sums
@@ -101,15 +182,18 @@ def means(sums: dict[str, float]) -> dict[str, float]:
     return {name: float(total) / float(sums["examples"]) for name, total in sums.items() if name != "examples"}
 
 
-def zero_sums(num_aux_heads: int = 0, gradient_parts: Iterable[str] = ()) -> dict[str, np.ndarray]:
+def zero_sums(
+    num_aux_heads: int = 0, gradient_parts: Iterable[str] = (), other_loss: bool = False
+) -> dict[str, np.ndarray]:
     """Returns all sums at zero, float32.
 
     Args:
       num_aux_heads: how many auxiliary classifiers the network has.
+      other_loss: whether training minimises another loss than the main classifier's cross-entropy.
       gradient_parts: names of the network's parts whose gradient norms are logged; empty if none are.
     """
     names = ["loss", "accuracy_top1", "accuracy_top5", "examples"]
-    if num_aux_heads:
+    if num_aux_heads or other_loss:
         names += ["total_loss", *(f"aux{index}_loss" for index in range(1, num_aux_heads + 1))]
     if parts := list(gradient_parts):
         names += ["gradient_norm", *(f"gradient_norm/{part}" for part in parts)]

@@ -1,9 +1,8 @@
-"""The optimizer, SGD with momentum or RMSProp, and the schedule of its learning rate."""
+"""The optimizer and the schedule of its learning rate."""
 
 import collections
 
 import jax
-import jax.numpy as jnp
 import optax
 from flax.nnx.traversals import flatten_mapping, unflatten_mapping
 from ml_collections import ConfigDict
@@ -59,25 +58,40 @@ def make_schedule(config: ConfigDict, steps_per_epoch: float) -> optax.Schedule:
 
 
 def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Returns the optimizer. The gradient g includes the L2 penalty, weight_decay w, in both optimizers.
+    """Returns the optimizer. With sgd, rmsprop and lars the gradient g includes the L2 penalty, weight_decay w.
 
-    SGD with momentum is as in PyTorch and the papers: v = momentum v + g, w = w - rate v.
-    RMSProp is as in TensorFlow, which Szegedy used: s = decay s + (1 - decay) g^2,
+    sgd with momentum is as in PyTorch and the papers: v = momentum v + g, w = w - rate v.
+    rmsprop is as in TensorFlow, which Szegedy used: s = decay s + (1 - decay) g^2,
     v = momentum v + rate g / sqrt(s + epsilon), w = w - v; but s starts at 0, as in PyTorch, and not at 1.
-    layer_decay and head_rate_factor change the rates of single parameters.
+    adamw is PyTorch's: u = m / (sqrt(s) + epsilon) + weight_decay w, w = w - rate u, where m and s are the moving means
+    of g and g^2 without their bias towards 0.
+    lamb (You 2019, algorithm 2) steps by rate |w| / |u| u, with adamw's u, for each array of weights.
+    lars (You 2017) steps by v = momentum v + rate trust_coefficient |w| / |g| g; g is the sum with the penalty, as in
+    optax, where the paper adds up the norms of the two.
+    lamb and lars take |w| / |u| as 1 where one of the norms is 0, and for what decay_norm_and_bias=False exempts from
+    weight decay. layer_decay and head_rate_factor change the rates of single parameters.
     """
-    stages = []
+    momentum, nesterov, decay = config.momentum or None, config.nesterov, config.weight_decay
+    mask = None if config.decay_norm_and_bias or not decay else _is_kernel
+    decay_weights = [optax.add_decayed_weights(decay, mask)] if decay else []
+    trust = optax.scale_by_trust_ratio(
+        trust_coefficient=config.trust_coefficient if config.optimizer == "lars" else 1.0
+    )
+    trust = optax.masked(trust, mask) if mask else trust
+    adam = optax.scale_by_adam(*config.adam_betas, eps=config.adam_epsilon)
+    step = optax.scale_by_learning_rate(schedule)
+    stages = {
+        "sgd": [*decay_weights, optax.sgd(schedule, momentum, nesterov)],
+        "rmsprop": [
+            *decay_weights,
+            optax.rmsprop(schedule, config.rmsprop_decay, config.rmsprop_epsilon, momentum=momentum, nesterov=nesterov),
+        ],
+        "adamw": [adam, *decay_weights, step],
+        "lamb": [adam, *decay_weights, trust, step],
+        "lars": [*decay_weights, trust, step, *([optax.trace(momentum, nesterov)] if momentum else [])],
+    }[config.optimizer]
     if config.gradient_clip_norm:
-        stages.append(optax.clip_by_global_norm(config.gradient_clip_norm))
-    if config.weight_decay:
-        mask = None if config.decay_norm_and_bias else _is_kernel
-        stages.append(optax.add_decayed_weights(config.weight_decay, mask))
-    momentum, nesterov = config.momentum or None, config.nesterov
-    if config.optimizer == "rmsprop":
-        decay, epsilon = config.rmsprop_decay, config.rmsprop_epsilon
-        stages.append(optax.rmsprop(schedule, decay, epsilon, momentum=momentum, nesterov=nesterov))
-    else:
-        stages.append(optax.sgd(schedule, momentum, nesterov))
+        stages.insert(0, optax.clip_by_global_norm(config.gradient_clip_norm))
     if factors := rate_factors(config):
         stages.append(_scale_updates(factors))
     return optax.chain(*stages)
@@ -94,5 +108,5 @@ def _scale_updates(factors: dict[Path, float]) -> optax.GradientTransformation:
 
 
 def _is_kernel(params: dict) -> dict:
-    """Returns True for each array with more than one axis; biases, scales and offsets have one axis."""
-    return jax.tree.map(lambda value: jnp.ndim(value) > 1, params)
+    """Returns True for each kernel, and False for biases, scales, class tokens and position embeddings."""
+    return jax.tree_util.tree_map_with_path(lambda path, _: path[-1].key == "kernel", params)

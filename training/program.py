@@ -13,8 +13,10 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline import DeviceCache
+from input_pipeline.training_sizes import sizes_by_step
+from training.distillation import Teacher
 from training.fine_tuning import frozen_paths, split_frozen
-from training.loss import zero_sums
+from training.loss import other_loss, zero_sums
 from training.optimizer import make_optimizer, make_schedule
 from training.state import State, abstract_state, create_state, make_model
 from training.step import Batch, Sums, make_eval_step, make_train_step
@@ -28,22 +30,26 @@ class Program:
       config: resolved options.
       mesh: the devices.
       cache: the training images on the devices, or None if the host loads the batches.
+      teacher: the network that the run learns from too, or None.
       model: the abstract network in training mode.
       schedule: maps the optimizer step, 0 for the first, to the learning rate.
       optimizer: maps gradients to updates.
       target: shapes, types and shardings of the state; a checkpoint is restored into it.
       sums: the metrics' sums at zero, on the host.
+      image_sizes: side of the training images, in pixels, from each step on at which it changes.
       train_step: the jitted step of training.step.make_train_step.
     """
 
     config: ConfigDict
     mesh: Mesh
     cache: DeviceCache | None
+    teacher: Teacher | None
     model: nnx.Module
     schedule: optax.Schedule
     optimizer: optax.GradientTransformation
     target: State
     sums: dict[str, np.ndarray]
+    image_sizes: dict[int, int]
     train_step: Any  # jitted: (state, sums, batch) -> (state, sums)
 
     @functools.cached_property
@@ -64,24 +70,37 @@ class Program:
         """Returns the metrics' sums at zero, on the devices."""
         return jax.device_put(self.sums, NamedSharding(self.mesh, PartitionSpec()))
 
-    def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
+    @property
+    def constants(self) -> dict[str, Any]:
+        """What the step's third argument holds besides the batch: the variables of the teacher, if there is one."""
+        return {"teacher": self.teacher.variables} if self.teacher else {}
+
+    def abstract_batch(self, image_size: int | None = None) -> dict[str, Any]:
         """Returns shapes, types and shardings of the step's third argument: images (N, H, W, C) and labels (N,).
 
         With a cache it is what the cache gives for one call.
+
+        Args:
+          image_size: side of the images, one of `image_sizes`; None: that of the first step.
         """
+        constants = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.constants)
         if self.cache:
-            return self.cache.abstract_batch()
-        side, split = self.config.image_size, NamedSharding(self.mesh, PartitionSpec("data"))
+            return self.cache.abstract_batch() | constants
+        side, split = image_size or self.image_sizes[0], NamedSharding(self.mesh, PartitionSpec("data"))
         shape = self.config.batch_size, side, side, self.config.channels
         return {
             "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=split),
             "label": jax.ShapeDtypeStruct(shape[:1], np.int32, sharding=split),
+            **constants,
         }
 
-    def trace(self) -> jax.stages.Traced:
+    def trace(self, image_size: int | None = None) -> jax.stages.Traced:
         """Traces the training step without compiling it; nothing is allocated.
 
         The first step reuses this trace, and the program if the trace is compiled.
+
+        Args:
+          image_size: side of the images, one of `image_sizes`; None: that of the first step.
 
         Raises:
           ValueError: if the network cannot be trained on such a batch.
@@ -89,18 +108,24 @@ class Program:
         everywhere = NamedSharding(self.mesh, PartitionSpec())
         # The shardings are those of the real arguments; with others the first step would trace and compile again.
         sums = {name: jax.ShapeDtypeStruct(v.shape, v.dtype, sharding=everywhere) for name, v in self.sums.items()}
-        return self.train_step.trace(self.target, sums, self.abstract_batch())
+        return self.train_step.trace(self.target, sums, self.abstract_batch(image_size))
 
     def with_batch_size(self, batch_size: int) -> "Program":
         """Returns the program of another batch size, with the same schedule."""
         config = self.config.copy_and_resolve_references()
         config.batch_size = batch_size
         cache = self.cache and self.cache.with_config(config)
-        step = make_train_step(config, self.model, self.optimizer, self.mesh, cache)
+        step = make_train_step(config, self.model, self.optimizer, self.mesh, cache, self.teacher)
         return dataclasses.replace(self, config=config, cache=cache, train_step=step)
 
 
-def make_program(config: ConfigDict, mesh: Mesh, steps_per_epoch: float, cache: DeviceCache | None = None) -> Program:
+def make_program(
+    config: ConfigDict,
+    mesh: Mesh,
+    steps_per_epoch: float,
+    cache: DeviceCache | None = None,
+    teacher: Teacher | None = None,
+) -> Program:
     """Assembles the program of a config.
 
     Args:
@@ -108,11 +133,13 @@ def make_program(config: ConfigDict, mesh: Mesh, steps_per_epoch: float, cache: 
       mesh: the devices.
       steps_per_epoch: optimizer steps in an epoch, which may be a fraction.
       cache: the training images, if they are on the devices already; the step then makes its own batches.
+      teacher: the network that the run learns from too.
     """
     model, schedule = make_model(config, training=True), make_schedule(config, steps_per_epoch)
     optimizer = make_optimizer(config, schedule)
     target = abstract_state(config, model, optimizer, mesh)
     gradient_parts = split_frozen(target["params"], frozen_paths(config))[0] if config.log_gradient_norms else ()
-    sums = zero_sums(len(config.aux_heads), gradient_parts)
-    train_step = make_train_step(config, model, optimizer, mesh, cache)
-    return Program(config, mesh, cache, model, schedule, optimizer, target, sums, train_step)
+    sums = zero_sums(len(config.aux_heads), gradient_parts, bool(teacher or other_loss(config)))
+    train_step = make_train_step(config, model, optimizer, mesh, cache, teacher)
+    image_sizes = sizes_by_step(config, steps_per_epoch)
+    return Program(config, mesh, cache, teacher, model, schedule, optimizer, target, sums, image_sizes, train_step)

@@ -27,12 +27,14 @@ def make_model(config: ConfigDict, training: bool) -> models.Network:
     """Returns the abstract network of a resolved config; it has auxiliary heads only if it is for training."""
     model = models.create_model(
         config.model,
+        image_size=config.image_size,
         num_classes=config.num_classes,
         channels=config.channels,
         dropout_rate=config.dropout_rate,
         aux_heads=config.aux_heads if training else (),
         dtype=np.dtype(config.dtype),
         bn_virtual_batch_size=config.bn_virtual_batch_size,
+        stochastic_depth_rate=config.stochastic_depth_rate,
         abstract=True,
     )
     if training:

@@ -11,9 +11,10 @@ from ml_collections import ConfigDict
 
 import models
 from input_pipeline import DeviceCache, make_augmentation
+from training.distillation import Teacher, make_lesson
 from training.fine_tuning import frozen_paths, join_frozen, split_frozen
 from training.inference import make_apply, normalized
-from training.loss import classification_sums, cross_entropy, gradient_norm_sums, weighted_loss
+from training.loss import Lesson, classification_sums, cross_entropy, gradient_norm_sums, other_loss, weighted_loss
 from training.platform import compiler_options, loops_are_fast
 from training.state import AVERAGED_BATCH_STATS, State
 
@@ -27,6 +28,7 @@ def make_train_step(
     optimizer: optax.GradientTransformation,
     mesh: Mesh,
     cache: DeviceCache | None = None,
+    teacher: Teacher | None = None,
 ) -> Callable[[State, Sums, Batch], tuple[State, Sums]]:
     """Returns the jitted step: (state, sums, batch) -> (new state, sums including the batch's). It donates the state.
 
@@ -36,30 +38,37 @@ def make_train_step(
     With a cache, the third argument holds the cache's arrays and `count`, an int32 scalar: the number of steps that the
     call takes. Each step makes its batch from its own number.
 
+    With a teacher, the third argument also holds `teacher`, its variables.
+
     Args:
       config: resolved options.
       model: the abstract network in training mode.
       optimizer: maps gradients to updates.
       mesh: the devices.
       cache: the training images, if they are on the devices already.
+      teacher: the network that the run learns from too.
     """
     augment = make_augmentation(config)
     graph, *_ = nnx.split(model, nnx.Param, nnx.BatchStat, models.DropoutKey)
 
-    frozen_names = frozen_paths(config)
+    frozen_names, other = frozen_paths(config), other_loss(config)
 
-    def loss_and_sums(trained, frozen, batch_stats, keys, images, labels):
+    teach = make_lesson(teacher) if teacher else None
+
+    def loss_and_sums(trained, frozen, batch_stats, keys, images, labels, taught):
         network = nnx.merge(graph, join_frozen(trained, frozen), batch_stats, keys)
         outputs = network(normalized(config, images))
-        loss, sums = weighted_loss(outputs, labels, config.aux_weight, config.label_smoothing)
+        lesson = Lesson(taught, config.teacher_weight, config.teacher_temperature) if teach else None
+        loss, sums = weighted_loss(outputs, labels, config.aux_weight, config.label_smoothing, other, lesson)
         return loss, (nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)), sums)
 
-    def gradients(trained, frozen, batch_stats, key, images, labels):
+    def gradients(trained, frozen, batch_stats, key, images, labels, teacher_variables):
         keys = models.dropout_keys(model, key)
+        taught = teach(teacher_variables, images) if teach else None
         derivative = jax.grad(loss_and_sums, has_aux=True)
-        return derivative(trained, frozen, batch_stats, keys, images, labels)
+        return derivative(trained, frozen, batch_stats, keys, images, labels, taught)
 
-    def accumulated_gradients(trained, frozen, batch_stats, key, images, labels):
+    def accumulated_gradients(trained, frozen, batch_stats, key, images, labels, teacher_variables):
         """Returns the mean gradient over micro-batches.
 
         Each micro-batch takes every accumulation_steps-th image, so that no image leaves its device.
@@ -73,7 +82,9 @@ def make_train_step(
             total, batch_stats = carry
             index, images, labels = micro_batch
             micro_key = jax.random.fold_in(key, index)
-            new, (batch_stats, sums) = gradients(trained, frozen, batch_stats, micro_key, images, labels)
+            new, (batch_stats, sums) = gradients(
+                trained, frozen, batch_stats, micro_key, images, labels, teacher_variables
+            )
             return (jax.tree.map(jnp.add, total, new), batch_stats), sums
 
         micro_batches = (jnp.arange(count), cut(images), jax.tree.map(cut, labels))
@@ -82,15 +93,26 @@ def make_train_step(
         total, sums = jax.tree.map(lambda leaf: leaf / count, total), jax.tree.map(lambda leaf: leaf.sum(0), sums)
         return total, (batch_stats, sums)
 
+    def sharpness_aware_gradients(trained, *arguments):
+        """Returns the gradient at a point uphill (Foret et al. 2021, SAM, eq. 3), and the results of the first pass."""
+        uphill, aux = mean_gradients(trained, *arguments)
+        scale = config.sharpness_radius / (optax.tree.norm(uphill) + 1e-12)
+        above = jax.tree.map(lambda weight, slope: weight + scale * slope, trained, uphill)
+        return mean_gradients(above, *arguments)[0], aux
+
+    mean_gradients = accumulated_gradients if config.accumulation_steps > 1 else gradients
+    compute = sharpness_aware_gradients if config.sharpness_radius else mean_gradients
+
     def train_step(state, sums, batch):
         images, labels = batch["image"], batch["label"]
         if augment:
             positions = state["step"].astype(jnp.uint32) * len(labels) + jnp.arange(len(labels), dtype=jnp.uint32)
             images, labels = augment(images, labels, positions)
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
-        compute = accumulated_gradients if config.accumulation_steps > 1 else gradients
         trained, frozen = split_frozen(state["params"], frozen_names)
-        gradient, (batch_stats, batch_sums) = compute(trained, frozen, state["batch_stats"], key, images, labels)
+        gradient, (batch_stats, batch_sums) = compute(
+            trained, frozen, state["batch_stats"], key, images, labels, batch.get("teacher")
+        )
         if mesh.size > 1:
             # Without this barrier XLA may fuse the update of a kernel with its cast to bfloat16, and the backward pass
             # then waits for the update: on a GPU ResNet-50 needs 36 consecutive all-reduces instead of 3.
@@ -114,6 +136,7 @@ def make_train_step(
         def train_on_cached(_, carry):
             state, sums = carry
             batch = jax.lax.with_sharding_constraint(cache.make_batch(cached, state["step"]), split)
+            batch |= {"teacher": cached["teacher"]} if teach else {}
             return train_step(state, sums, batch)
 
         if config.steps_per_dispatch == 1:
@@ -122,10 +145,11 @@ def make_train_step(
         return jax.lax.fori_loop(0, cached["count"], train_on_cached, (state, sums))
 
     replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    of_batch = {"image": split, "label": split, "teacher": replicated} if teacher else split
     return jax.jit(
         cached_train_steps if cache else train_step,
         donate_argnums=0,
-        in_shardings=(replicated, replicated, replicated if cache else split),
+        in_shardings=(replicated, replicated, replicated if cache else of_batch),
         out_shardings=(replicated, replicated),
         compiler_options=compiler_options(config),
     )

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn
 
 from configs import base
-from configs._option import nearest_name
+from configs._option import nearest_name, words_of
 from training import command_line
 from training.configuration import apply_typed
 from training.metrics import format_seconds, read_rows
@@ -107,7 +107,7 @@ def list_trials(
             if name in useless or not base.OPTIONS[name].unmet_need(checked)
         }
         apply_typed(checked, {**kept, **own})  # refuses useless options
-        typed = {name: _text(value) for name, value in kept.items()} | dict(zip(choices, texts, strict=True))
+        typed = {name: words_of(value) for name, value in kept.items()} | dict(zip(choices, texts, strict=True))
         program = "train.py" if pathlib.Path.cwd() == ROOT else str(ROOT / "train.py")
         words = (program, f"--config={recipe}", *(f"--config.{name}={text}" for name, text in typed.items()))
         name = ",".join(f"{option}={text}" for option, text in zip(choices, texts, strict=True))
@@ -123,12 +123,12 @@ def list_trials(
 
 
 def split_values(name: str, text: str) -> list[str]:
-    """Returns the single values of 0,0.1,(0.3,0.4), or of a range of whole numbers such as 0:3."""
+    """Returns the single values of 0,0.1,(0.3,0.4),((0,128),(30,160)), or of a range of whole numbers such as 0:3."""
     option = base.OPTIONS[name]
     if option.type is int and not isinstance(option.default, tuple) and (ends := re.fullmatch(r"(\d+):(\d+)", text)):
         values = [str(number) for number in range(int(ends[1]), min(int(ends[2]), int(ends[1]) + MOST_RUNS + 1))]
     else:
-        values = [value.strip() for value in re.findall(r"(?:\([^)]*\)|[^,(])+", text)]
+        values = [value.strip() for value in re.findall(r"(?:\((?:[^()]|\([^()]*\))*\)|[^,(])+", text)]
     if not values:
         raise ValueError(f"--vary={name}={text} has no values; give some, as in --vary=seed=0:3")
     return values
@@ -189,10 +189,6 @@ def _reason(trial: Trial, code: int) -> str:
     """Returns the last line that a failed run printed."""
     lines = trial.log.read_text(errors="replace").splitlines()
     return lines[-1] if lines else f"exit code {code}"
-
-
-def _text(value: Any) -> str:
-    return ",".join(map(str, value)) or "()" if isinstance(value, (tuple, list)) else str(value)
 
 
 class _Display:

@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 import models
 from input_pipeline import match_classes
+from models.vit import fit_positions
 from training.checkpoints import Checkpoints
 from training.fine_tuning import class_axes, frozen_paths
 from training.metrics import best_evaluation, read_rows
@@ -153,8 +154,8 @@ def initialize_from(state: State, source: Source, config: ConfigDict, class_name
     """Gives a fresh state the weights of another run, or published weights.
 
     Arrays that hold a part for each class, as the last layer and those of auxiliary classifiers do, are put together by
-    the names of the classes, and stay new if a class is none of the source's. What the source lacks, or has in another
-    shape, stays new too.
+    the names of the classes, and stay new if a class is none of the source's. Position embeddings of a transformer for
+    another image size are interpolated. What the source lacks, or has in another shape, stays new too.
 
     Args:
       state: before the first step.
@@ -177,6 +178,8 @@ def initialize_from(state: State, source: Source, config: ConfigDict, class_name
     def find(path: tuple, value: jax.Array) -> jax.Array | None:
         """Returns the source's array for ours, or None."""
         array, axis = found.get(path), axes.get(path)
+        if array is not None:
+            array = fit_positions(path, array, value.shape)
         if array is not None and axis is not None:
             if positions is None:
                 return None

@@ -189,7 +189,12 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
         options = json.loads(base.get_config().to_json()) | json.loads(path.read_text())["config"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged ({error}); restore it, or choose another --workdir") from error
-    return ConfigDict({name: tuple(value) if isinstance(value, list) else value for name, value in options.items()})
+    return ConfigDict({name: _with_tuples(value) for name, value in options.items()})
+
+
+def _with_tuples(value: Any) -> Any:
+    """Returns a value from JSON with a tuple for each list."""
+    return tuple(map(_with_tuples, value)) if isinstance(value, list) else value
 
 
 def all_class_names(class_names: tuple[str, ...], num_classes: int) -> tuple[str, ...]:

@@ -24,6 +24,7 @@ from absl import flags
 
 from analysis import rows as row_files
 from analysis import tables
+from configs._option import words_of
 from training import command_line
 from training.metrics import is_evaluation, read_rows
 from training.workdir import write_atomically
@@ -253,14 +254,11 @@ def _train(run: Run, workdir: pathlib.Path, seconds: float) -> int:
 def _words(run: Run) -> list[str]:
     """Returns the command of a run without its workdir."""
     overrides = run.overrides | ({"dataset": DATASET.value} if DATASET.value else {}) | {"seed": run.seed}
-    texts = {
-        option: ",".join(map(str, value)) if isinstance(value, tuple) else value for option, value in overrides.items()
-    }
     return [
         "python",
         "train.py",
         f"--config=configs/{run.recipe}.py",
-        *(f"--config.{option}={text}" for option, text in texts.items()),
+        *(f"--config.{option}={words_of(value)}" for option, value in overrides.items()),
     ]
 
 

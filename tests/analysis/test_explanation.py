@@ -92,6 +92,27 @@ def test_gradcam_of_an_inner_map_is_that_of_the_layers_behind_it():
     np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-5 * expected.max())
 
 
+def test_gradcam_of_a_transformer_takes_the_last_map_of_patches():
+    """Behind it lies one block, whose class token alone is classified."""
+    explainer, model, variables = make("vit_tiny_patch16_224")
+    image = picture(32, 3)
+    network = nnx.merge(nnx.graphdef(model), *variables)
+    tokens = network.embedding(network.patches(explainer._normalize(image[None])))
+    for number in range(1, 12):
+        tokens = getattr(network, f"block{number}")(tokens)
+
+    def behind(patches):
+        return network.head(network.norm(network.block12(jnp.concatenate((tokens[:, :1], patches), 1))[:, 0]))[0, 5]
+
+    patches = tokens[:, 1:]
+    weights = jax.grad(behind)(patches).mean(1, keepdims=True)
+    expected = np.maximum((weights * patches).sum(-1), 0).reshape(2, 2)
+    assert expected.max() > 0
+    actual = explainer.gradcam(variables, image, 5)
+    np.testing.assert_allclose(actual, expected, rtol=0, atol=1e-4 * expected.max())
+    np.testing.assert_array_equal(actual, explainer.gradcam(variables, image, 5, "block11"))
+
+
 def test_a_map_that_the_scores_do_not_use_is_refused():
     with pytest.raises(ValueError, match="do not depend on this map"):
         cut_at_map(lambda x: (x.sum(), jnp.tanh(x)), jnp.ones(3))

@@ -90,6 +90,21 @@ def test_the_table_with_the_backward_pass_fits_too(summary_of):
     assert max(map(len, describe_layers(summary, rows).splitlines())) <= 100
 
 
+def test_attention_has_rows_for_its_products_and_its_field_is_global(summary_of):
+    summary = summary_of("vit_small_patch16_224")
+    products = [layer for layer in summary.layers if layer.kind == "product"]
+    assert [layer.name for layer in products[:2]] == ["block1/attention/product1", "block1/attention/product2"]
+    assert [layer.macs for layer in products] == [197 * 197 * 384] * 24  # tokens x tokens x features
+    assert [layer.kind for layer in summary.all_layers].count("gelu") == 12
+    assert [layer.receptive_field for layer in summary.layers] == [16, *[None] * (len(summary.layers) - 1)]
+    text = describe_layers(summary, [as_row(layer) for layer in summary.all_layers])
+    assert text.count("| global |") == len(summary.all_layers) - 1 and max(map(len, text.splitlines())) <= 100
+    assert "receptive field of the last map: global" in text
+    backward = summary_of("vit_small_patch16_224", backward=True)
+    assert [layer.backward_macs for layer in backward.layers if layer.kind == "product"] == [2 * 197 * 197 * 384] * 24
+    assert sum(layer.backward_macs for layer in backward.layers) == backward.backward_macs
+
+
 def test_accuracies_are_ranked_only_within_a_protocol():
     rows = sort_rows(network_rows(base.get_config(), REGISTRY, backward=False, stored=True), "top1")
     protocols = [row["protocol"] for row in rows]

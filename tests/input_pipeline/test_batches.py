@@ -284,3 +284,72 @@ def test_to_device_splits_the_rows_over_the_mesh_without_hidden_transfers(number
             assert [shard.data.shape[0] for shard in array.addressable_shards] == [8 // devices] * devices
     joined = {name: np.concatenate([batch[name] for batch in arrived]) for name in expected}
     assert_same(joined, expected)
+
+
+# Repeated augmentation
+
+
+@pytest.mark.parametrize("copies", [2, 3])
+def test_a_batch_has_its_part_of_the_sequence_with_each_record_several_times(numbered, make_config, copies):
+    """The sequence is timm's and torchvision's (RASampler): the shuffled epochs with each record c times in a row."""
+    options = {"batch_size": 8, "decode_threads": 2}
+    order = collect(train_batches(numbered(20), make_config(**options), num_steps=20))["label"]
+    found = collect(train_batches(numbered(20), make_config(repeated_augmentation=copies, **options), num_steps=20))[
+        "label"
+    ]
+    for batch, expected in zip(found.reshape(-1, 8), np.repeat(order, copies)[:160].reshape(-1, 8), strict=True):
+        assert sorted(batch) == sorted(expected)
+        assert (batch[0::2] != batch[1::2]).all()  # mixup and cutmix mix these
+    assert np.bincount(found[: 40 * copies]).tolist() == [2 * copies] * 20  # after 2c epochs, whole batches of 8
+
+
+def test_copies_are_cropped_independently(numbered, make_config):
+    config = make_config(repeated_augmentation=4, batch_size=16, train_crop="random_resized")
+    batch = next(train_batches(numbered(20), config, num_steps=1))
+    for label in set(batch["label"].tolist()):
+        copies = batch["image"][batch["label"] == label]
+        assert len(copies) == 4 and len({copy.tobytes() for copy in copies}) == 4
+
+
+@pytest.mark.parametrize(("processes", "start"), [(1, 5), (2, 0), (4, 3)])
+def test_repeated_batches_are_the_same_for_any_processes_and_after_a_resume(numbered, make_config, processes, start):
+    config = make_config(repeated_augmentation=3, batch_size=8)
+    expected = collect(train_batches(numbered(20), config, num_steps=9))
+    parts = [
+        collect(
+            train_batches(
+                numbered(20), config, start_step=start, process_index=index, process_count=processes, num_steps=9
+            )
+        )
+        for index in range(processes)
+    ]
+    for name, whole in expected.items():
+        rows = [part[name].reshape(9 - start, 8 // processes, *whole.shape[1:]) for part in parts]
+        np.testing.assert_array_equal(np.concatenate(rows, 1).reshape(-1, *whole.shape[1:]), whole[8 * start :])
+
+
+# The size of the training images by epoch
+
+
+def test_each_step_has_its_size_and_the_crops_of_a_run_at_that_size(numbered, make_config):
+    """Epoch 1 begins at step 2.5, which rounds to 2, epoch 2 at step 5; a resume and two processes change nothing."""
+    config = make_config(train_sizes=((0, 6), (1, 8), (2, 11)))
+    sides = [6, 6, 8, 8, 8, 11, 11]
+    runs = {}
+    for side in (6, 8, 11):
+        with train_batches(numbered(20), make_config(image_size=side, eval_resize=12), num_steps=7) as batches:
+            runs[side] = list(batches)
+    for start in (0, 4):
+        with train_batches(numbered(20), config, start_step=start, num_steps=7) as batches:
+            for step, batch in enumerate(batches, start):
+                assert batch["image"].shape == (8, sides[step], sides[step], 3)
+                assert_same(batch, runs[sides[step]][step])
+    with train_batches(numbered(20), config, process_index=1, process_count=2, num_steps=7) as batches:
+        for step, batch in enumerate(batches):
+            assert_same(batch, {name: rows[4:] for name, rows in runs[sides[step]][step].items()})
+
+
+def test_arrays_that_need_no_decoding_are_resized_too(make_config):
+    config = make_config(train_sizes=((0, 6),), train_crop="none", eval_resize=0)
+    with train_batches(load_dataset(config, "train"), config, num_steps=1) as batches:
+        assert next(batches)["image"].shape == (8, 6, 6, 3)

@@ -333,7 +333,8 @@ def test_import_is_light_and_synthetic_needs_no_decoder():
             sys.modules[name] = None
         from ml_collections import ConfigDict
         config = ConfigDict(dict(dataset="synthetic", train_split=None, eval_split=None, image_size=8, channels=3,
-            num_classes=4, synthetic_examples=6, batch_size=4, seed=0, decode_threads=1, prefetch_batches=1))
+            num_classes=4, synthetic_examples=6, batch_size=4, seed=0, decode_threads=1, prefetch_batches=1,
+            num_steps=None, repeated_augmentation=1, train_sizes=()))
         dataset = input_pipeline.load_dataset(config, "train")
         with input_pipeline.train_batches(dataset, config) as batches:
             print(next(batches)["image"].shape)

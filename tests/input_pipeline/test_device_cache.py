@@ -66,6 +66,22 @@ def test_batches_are_functions_of_the_step(make_config):
     jax.tree.map(lambda found, whole: np.testing.assert_array_equal(found, whole[24:]), resumed, expected)
 
 
+def test_copies_of_a_repeated_image_are_the_same_for_any_calls(make_config):
+    """Each batch has its part of the epochs with each record three times in a row; crops differ."""
+    order = collect(DeviceCache(numbered(), make_config(), make_mesh(1)), 0, range(1, 11))["label"]
+    options = {"repeated_augmentation": 3, "image_size": 12}
+    repeated = collect(DeviceCache(numbered(), make_config(**options), make_mesh(1)), 0, range(1, 11))
+    for batch, part in zip(repeated["label"].reshape(-1, 8), np.repeat(order, 3)[:80].reshape(-1, 8), strict=True):
+        assert sorted(batch) == sorted(part) and (batch[0::2] != batch[1::2]).all()
+    several = DeviceCache(numbered(), make_config(steps_per_dispatch=9, **options), make_mesh(1))
+    for start, ends in ((0, (1, 10)), (4, (5, 10))):
+        found = collect(several, start, ends)
+        for name, whole in repeated.items():
+            np.testing.assert_array_equal(found[name], whole[8 * start :])
+    first = repeated["image"][repeated["label"] == order[0]][:3]
+    assert len({copy.tobytes() for copy in first}) == 3
+
+
 def test_padded_crops_lie_where_the_paper_puts_them(make_config):
     """Every crop is part of its image padded by four black pixels; all places occur, mirrored and not mirrored."""
     config = make_config(image_size=12, crop_padding=4)

@@ -32,6 +32,9 @@ slow = pytest.mark.slow
         ("inception_v3", "inception_v3"),
         pytest.param("inception_v4", "inception_v4", marks=slow),
         pytest.param("xception", "xception", marks=slow),
+        ("vit_b_16", "vit_b_16"),
+        ("vit_small_patch16_224", "vit_small_patch16_224"),
+        ("convnext_tiny", "convnext_tiny"),
     ],
 )
 def test_logits_are_pytorchs(name, torch_name):

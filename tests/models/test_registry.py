@@ -89,6 +89,18 @@ PARAMETERS = {
     "mobilenet_v1_025": (470_072,),
     "mobilenet_v1_025_keras": (470_072,),
     "xception": (22_855_952,),
+    "vit_b_16": (86_567_656,),
+    "vit_b_32": (88_224_232,),
+    "vit_small_patch16_224": (22_050_664,),
+    "vit_small_patch32_224": (22_878_952,),
+    "vit_tiny_patch16_224": (5_717_416,),
+    # Patches of 32 pixels instead of 16: 3 (32^2 - 16^2) 192 more weights, 14^2 - 7^2 fewer positions.
+    "vit_tiny_patch32_224": (5_717_416 + 442_368 - 147 * 192,),
+    # Fixed positions and no class token, 198 384 fewer; one more dense layer, 384^2 + 384.
+    "vit_s16": (22_050_664 - 198 * 384 + 147_840,),
+    "convnext_tiny": (28_589_128,),
+    "convnext_small": (50_223_688,),
+    "convnext_base": (88_591_464,),
 }
 
 
@@ -215,7 +227,7 @@ def test_the_gradient_of_every_parameter_depends_on_the_images(name):
 
 
 # These take 25 to 50 seconds each to compile.
-COMPILE_SLOWLY = ("densenet", "googlenet", "inception", "mobilenet", "xception")
+COMPILE_SLOWLY = ("convnext", "densenet", "googlenet", "inception", "mobilenet", "xception")
 
 
 @pytest.mark.parametrize("name", slow_where(lambda name: is_large(name) or name.startswith(COMPILE_SLOWLY)))

@@ -4,8 +4,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from configs import base
 from input_pipeline import MixedLabels
-from training.loss import classification_sums, cross_entropy, means, weighted_loss, zero_sums
+from training.loss import (
+    binary_cross_entropy,
+    classification_sums,
+    cross_entropy,
+    means,
+    other_loss,
+    weighted_loss,
+    zero_sums,
+)
 
 RANDOM = np.random.RandomState(0)
 LOGITS = RANDOM.standard_normal((6, 10)).astype(np.float32)
@@ -54,6 +63,47 @@ def test_mixed_labels_weigh_as_the_mixed_target(smoothing):
     np.testing.assert_allclose(loss, np.mean(to_targets(LOGITS) + 0.3 * to_targets(heads[0])), rtol=1e-5)
     np.testing.assert_allclose(sums["loss"], to_targets(LOGITS).sum(), rtol=1e-5)
     assert float(sums["accuracy_top1"]) == np.sum(LOGITS.argmax(-1) == LABELS)  # labels with the larger share
+
+
+# timm 1.0.31's BinaryCrossEntropy on these logits, in float64 (PyTorch 2.13.0): the mean over images and classes.
+BCE_LOGITS = [[1.0, -2.0, 0.5, 0.0], [0.3, 0.1, -0.4, 2.0], [-1.0, 0.0, 1.0, -0.5]]
+BCE_LABELS, BCE_OTHERS, BCE_SHARES = [2, 0, 3], [1, 3, 0], [0.9, 0.6, 0.75]
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "threshold", "expected"),
+    [(0.0, 0.0, 0.819988047588564), (0.1, 0.0, 0.8204047142552308), (0.1, 0.2, 0.819988047588564)],
+)
+def test_binary_cross_entropy_is_timms(smoothing, threshold, expected):
+    found = binary_cross_entropy(jnp.asarray(BCE_LOGITS), jnp.asarray(BCE_LABELS), smoothing, threshold)
+    assert float(found.mean()) == pytest.approx(expected, rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("smoothing", "threshold", "expected"),
+    [
+        (0.1, 0.0, [0.7237284658253119, 0.8266737919962557, 0.8421868849441245]),
+        (0.1, 0.2, [0.6518534658253119, 0.48467379199625577, 1.0734368849441243]),  # the first drops its smaller share
+    ],
+)
+def test_binary_cross_entropy_of_mixed_labels_is_timms(smoothing, threshold, expected):
+    labels = MixedLabels(*map(jnp.asarray, (BCE_LABELS, BCE_OTHERS, BCE_SHARES)))
+    found = binary_cross_entropy(jnp.asarray(BCE_LOGITS), labels, smoothing, threshold)
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+def test_the_other_loss_is_minimised_by_all_heads_and_the_cross_entropy_shown():
+    config = base.get_config()
+    assert other_loss(config) is None
+    config.loss, config.target_threshold = "binary_cross_entropy", 0.2
+    logits, labels = jnp.asarray(BCE_LOGITS), jnp.asarray(BCE_LABELS)
+    loss, sums = weighted_loss((logits, [2 * logits]), labels, (0.3,), other=other_loss(config))
+    binary, aux = binary_cross_entropy(logits, labels), binary_cross_entropy(2 * logits, labels)
+    assert float(loss) == pytest.approx(float((binary + 0.3 * aux).mean()), rel=1e-6)
+    assert float(sums["loss"]) == pytest.approx(plain_cross_entropy(np.array(BCE_LOGITS), BCE_LABELS).sum(), rel=1e-6)
+    assert float(sums["total_loss"]) == pytest.approx(3 * float(loss), rel=1e-6)
+    assert sums.keys() == zero_sums(1, other_loss=True).keys()
+    assert weighted_loss(logits, labels, other=other_loss(config))[1].keys() == zero_sums(other_loss=True).keys()
 
 
 def test_a_head_without_a_weight_is_an_error():

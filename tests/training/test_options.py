@@ -105,6 +105,12 @@ NO_EFFECT = {
     "aux_heads": ("conv1", "aux_weight"),
     "rmsprop_decay": ("0.5", "optimizer=rmsprop"),
     "rmsprop_epsilon": ("0.5", "optimizer=rmsprop"),
+    "target_threshold": ("0.2", "loss=binary_cross_entropy"),
+    "adam_betas": ("0.9,0.95", "optimizer=adamw or lamb"),
+    "adam_epsilon": ("1e-6", "optimizer=adamw or lamb"),
+    "trust_coefficient": ("0.01", "optimizer=lars"),
+    "teacher_weight": ("0.3", "teacher"),
+    "teacher_temperature": ("2", "teacher"),
     "warmup_learning_rate": ("0.01", "warmup_epochs"),
     "warmup_shape": ("constant", "warmup_epochs"),
     "step_epochs": ("30,60", "schedule=step"),
@@ -129,10 +135,13 @@ def test_a_typed_option_without_effect_is_refused(name):
         ("crop_padding=2", "train_crop=none"),
         ("final_learning_rate=0.001", "schedule=constant"),
         ("nesterov=True", "momentum=0"),
+        ("nesterov=True", "optimizer=adamw"),
+        ("momentum=0.8", "optimizer=lamb"),
         ("decay_norm_and_bias=False", "weight_decay=0"),
         ("num_epochs=3", "num_steps=5"),
         ("step_epochs=1", "step_steps=1", "schedule=step"),
         ("bn_virtual_batch_size=8",),
+        ("stochastic_depth_rate=0.1",),
     ],
 )
 def test_combinations_without_effect_are_refused(words):
@@ -140,19 +149,19 @@ def test_combinations_without_effect_are_refused(words):
         resolve("base", *(f"--config.{word}" for word in words))
 
 
-@pytest.mark.parametrize("model", ["lenet5", "alexnet", "resnet18"])
-def test_dropout_may_be_typed_for_every_network_that_has_it(model):
-    assert resolve("base", f"--config.model={model}", "--config.dropout_rate=0.5").dropout_rate == 0.5
-    assert resolve("base", f"--config.model={model}", "--config.dropout_rate=0").dropout_rate == 0
-
-
 def test_dropout_is_refused_for_a_network_without_it(monkeypatch):
     def build(num_classes, channels, dropout_rate):
         return LeNet5(num_classes, channels, dropout_rate=0)
 
     monkeypatch.setitem(models.REGISTRY, "lenet5", dataclasses.replace(models.REGISTRY["lenet5"], build=build))
-    with pytest.raises(ValueError, match="dropout_rate=0.5 has no effect: lenet5 has no dropout layer"):
+    with pytest.raises(ValueError, match="dropout_rate=0.5 has no effect: lenet5 has no"):
         resolve("base", "--config.dropout_rate=0.5")
+
+
+@pytest.mark.parametrize("word", ["dropout_rate=0.3", "bn_virtual_batch_size=8", "stochastic_depth_rate=0.1"])
+def test_options_of_layers_that_the_network_has_are_accepted(word):
+    recipe = {"dropout_rate": "alexnet"}.get(word.partition("=")[0], "cifar10_resnet20")
+    resolve(recipe, f"--config.{word}", "--config.batch_size=64")
 
 
 def test_a_recipe_may_carry_what_an_override_switches_off():
@@ -179,6 +188,31 @@ def test_none_can_be_typed_where_it_is_a_value():
         elif option.type is not bool and not isinstance(option.default, tuple):
             with pytest.raises(ValueError, match=f"{name}=None"):
                 parse("base", f"--config.{name}=None")
+
+
+def test_sizes_by_epoch_are_typed_as_pairs():
+    for text in ("((0,128),(30,160))", "((0, 128), (30.0, 160))"):
+        assert resolve("resnet50", f"--config.train_sizes={text}").train_sizes == ((0, 128), (30, 160))
+    assert resolve("resnet50", "--config.train_sizes=((0,160))").train_sizes == ((0, 160),)
+    for text, message in {
+        "128,160": "is not made of pairs",
+        "((0,128),(30,160,1))": "is not made of pairs",
+        "((1,128),)": "begin at 0",
+        "((0,128),(30,160),(20,192))": "in order",
+        "((0,128.5),)": "whole numbers",
+        "((0,0),)": "out of range",
+    }.items():
+        with pytest.raises(ValueError, match=message):
+            resolve("resnet50", f"--config.train_sizes={text}")
+    with pytest.raises(ValueError, match="train_sizes=40 does not fit inception_v3 .*; use at least 75"):
+        resolve("inception_v3", "--config.train_sizes=((0,40),)")
+    with pytest.raises(ValueError, match="train_sizes needs batches from the host"):
+        resolve("base", "--config.train_sizes=((0,28),)", "--config.cache=device")
+
+
+def test_a_batch_too_small_for_its_copies_is_refused():
+    with pytest.raises(ValueError, match="batch_size=8 is too small for repeated_augmentation=6; give at least 24"):
+        resolve("base", "--config.batch_size=8", "--config.repeated_augmentation=6")
 
 
 def test_tuples_are_typed_with_commas():

@@ -27,6 +27,16 @@ def test_the_program_that_is_checked_before_the_run_is_the_one_that_runs(cache, 
         assert sum(text.startswith(words) for text in caplog.messages) == 1, caplog.messages
 
 
+def test_each_size_of_the_training_images_is_compiled_once_and_announced(tmp_path, caplog, capsys):
+    config = small_config(train_sizes=((0, 28), (0.02, 32), (9, 40)), num_steps=3)  # epoch 9 is never reached
+    with jax.log_compiles(), caplog.at_level(logging.WARNING, "jax"):
+        train.train(config, tmp_path / "run", Interruption())
+    for words in ("Finished tracing train_step ", "Finished XLA compilation of jit(train_step) "):
+        assert sum(text.startswith(words) for text in caplog.messages) == 2, caplog.messages
+    lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("compiling")]
+    assert lines == [f"compiling the training step for images of {size} pixels" for size in (28, 32)]
+
+
 def refusal(config, workdir, capsys):
     with pytest.raises(SystemExit) as ended:
         train.train(config, workdir, Interruption())
@@ -48,7 +58,7 @@ def refusal(config, workdir, capsys):
 def test_the_compiler_runs_out_of_memory(most, options, advice, tmp_path, capsys, monkeypatch):
     """There are eight devices, so each batch size is a multiple of eight."""
 
-    def trace(program):
+    def trace(program, image_size):
         if program.config.batch_size > most:
             raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore lines")
         assert not program.cache or program.abstract_batch()["order"].shape == (2, 1437)

@@ -8,10 +8,11 @@ from flax import nnx
 from configs import base
 from input_pipeline.class_names import IMAGENETTE, imagenet_words
 from models import get_stages
+from models.vit import resize_positions
 from training.configuration import resolve_network
 from training.program import make_program
 from training.state import make_mesh, make_model, select
-from training.transfer import initialize_from, load_source, save_weights
+from training.transfer import Source, initialize_from, load_source, save_weights
 
 PETS = ("ant", "bee", "cat", "dog")
 
@@ -87,3 +88,17 @@ def test_a_head_of_other_classes_stays_new_and_says_why(start, theirs, ours, num
         ours, initial = (nnx.traversals.flatten_mapping(params)[path] for params in (begun.state["params"], fresh))
         assert np.array_equal(ours, initial)
     assert not np.allclose(their_outputs[0], our_outputs[0])
+
+
+def test_position_embeddings_for_another_image_size_are_interpolated():
+    configs, mesh = [], make_mesh(1)
+    for size in (32, 48):
+        config = base.get_config()
+        config.update({"model": "vit_tiny_patch16_224", "image_size": size, "num_classes": 4, "num_steps": 1})
+        configs.append(resolve_network(config))
+    theirs, ours = (make_program(config, mesh, 1).initial_state() for config in configs)
+    old = np.asarray(theirs["params"]["embedding"]["position"])
+    begun = initialize_from(ours, Source("run", theirs["params"], PETS), configs[1], PETS)
+    new = begun.state["params"]["embedding"]["position"]
+    assert not begun.new and (old.shape[1], new.shape[1]) == (1 + 2 * 2, 1 + 3 * 3)
+    np.testing.assert_allclose(new, resize_positions(old, (3, 3)), rtol=1e-5, atol=1e-7)
