@@ -349,4 +349,5 @@ def _check_config(path: str) -> None:
         )
     if missing:
         raise ValueError(f"config file {path} lacks {', '.join(missing)}; let it start from base.get_config()")
-    configuration.apply_typed(flag.value, config_flags.get_override_values(flag))
+    if "vary" not in flags.FLAGS:  # sweep.py checks the options of each of its runs
+        configuration.apply_typed(flag.value, config_flags.get_override_values(flag))
