@@ -19,7 +19,7 @@ from training.state import make_model
 from training.transfer import save_weights
 
 # One member of each family; those with large files or long programs take 20 seconds to three minutes each.
-LONG = ("alexnet", "densenet", "googlenet", "inception", "vgg", "xception", "zfnet")
+LONG = ("alexnet", "convnext", "densenet", "googlenet", "inception", "vgg", "xception", "zfnet")
 QUICK = set(SMALL.values()) - {SMALL[family] for family in LONG}
 NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in REGISTRY]
 
