@@ -1,4 +1,5 @@
 # make demo: a network learns handwritten digits.   make test: the tests.   make test-all: also the slow tests.
+# make tour: runs the commands of docs/tour.md and of the README, and writes their outputs and pictures into the pages.
 PYTHON ?= python3
 VENV ?= .venv
 REQUIREMENTS ?= requirements.txt
@@ -6,10 +7,14 @@ RUN = $(VENV)/bin/python
 # Each process takes whole files of tests, about 2 GB of memory and a core.
 PYTEST = $(RUN) -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
 
-.PHONY: demo test test-all smoke test-lowest lint format
+.PHONY: demo tour test test-all smoke test-lowest lint format
 
 demo: $(VENV)/installed
 	$(RUN) train.py --config=configs/lenet5_digits.py
+
+tour: $(VENV)/installed
+	$(RUN) benchmarks/tour.py
+	$(RUN) benchmarks/tour.py --page=README.md
 
 test: $(VENV)/installed
 	$(PYTEST)

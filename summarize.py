@@ -2,10 +2,13 @@
 
 With a model, or a recipe in --config, the table has a row for each layer: its shape, its parameters, its
 multiply-accumulates (MACs) for one image, and its receptive field; with --wide also the memory of its output for the
-batch, one image by default. Without a model, the table has a row for each network, with the published accuracy in
-percent. All numbers are counted in the traced program, which allocates no array; those of the table of all networks are
-stored in models/figures.csv. The tables are Markdown. --picture=FILE.png draws the sides and the channels of the maps
-over the depth, for the model or, without one, for six well-known networks.
+batch, one image by default. Without a model, the table has a row for each network, or for each of --models, with the
+published accuracy in percent. All numbers are counted in the traced program, which allocates no array; those of the
+table of all networks are stored in models/figures.csv. The tables are Markdown. --picture=FILE.png draws the sides and
+the channels of the maps over the depth, for the model, for those of --models or for six well-known networks.
+
+python summarize.py --map=28x28x256 --layer="googlenet.Inception(256, (128, 64, 192, 64, 96, 64))" has the costs of a
+layer of models/ by itself; several --layer=CALL follow one another.
 
 python summarize.py --workdir=DIR --effective_receptive_field=FILE.png [--images=64] draws how much each pixel of the
 run's evaluation images influences the unit in the middle of the last map, by the gradient with the newest weights.
@@ -24,18 +27,27 @@ import pathlib
 from absl import flags
 from ml_collections import config_flags
 
-from analysis import effective_receptive_field, summary_report
+import models
+from analysis import effective_receptive_field, layer_chain, summary_report, throughput_report
 from analysis.costs import Layer
 from analysis.shape import draw_shapes
-from analysis.summary import Summary, summarize
+from analysis.summary import Summary, match_networks, summarize
 from training import command_line
 
 BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/; default: base.py.")
+_MODELS = flags.DEFINE_list("models", None, "Names or patterns such as vgg*: the table has only these networks.")
+_LAYER = flags.DEFINE_multi_string(
+    "layer", [], "A layer by itself, as in 'Conv(3, 64, kernel=3)'; again: the next one."
+)
+_MAP = flags.DEFINE_string("map", None, "For --layer: height, width and channels of the first map, as in 28x28x256.")
 _BACKWARD = flags.DEFINE_bool("backward", False, "Also count the backward pass of a training step.")
 _SORT = flags.DEFINE_string("sort", None, "A column to sort by, numbers from the largest; default: not sorted.")
 _WIDE = flags.DEFINE_bool("wide", False, "Show all columns and whole names of the layers, however wide.")
+_NO_BIASES = flags.DEFINE_bool(
+    "no_biases", False, "The table of lectures: elements of each map of one image, parameters without biases."
+)
 _STORE = flags.DEFINE_bool("store", False, "Count the figures of all networks anew into models/figures.csv.")
 _JSON = flags.DEFINE(
     command_line.PATH, "json", None, "A file for the result; -: standard output, which then has nothing else."
@@ -44,6 +56,9 @@ _CSV = flags.DEFINE(
     command_line.PATH, "csv", None, "A file for the rows; -: standard output, which then has nothing else."
 )
 _PICTURE = flags.DEFINE(command_line.PATH, "picture", None, "A file for a picture of maps and channels over the depth.")
+_REPORT = flags.DEFINE(
+    command_line.PATH, "report", None, "A folder for pictures of the published accuracies over cost and parameters."
+)
 _WORKDIR = flags.DEFINE(
     command_line.PATH, "workdir", None, "For --effective_receptive_field: the folder that train.py made."
 )
@@ -62,37 +77,72 @@ def main() -> None:
             return summary_report.write_figures()
         flag = flags.FLAGS["config"]
         typed = config_flags.get_override_values(flag)
+        several = config_flags.get_config_filename(flag) == str(BASE) and "model" not in typed
+        check_flags(several)
+        if _LAYER.value:
+            return summarize_layers()
         if "batch_size" not in typed:
             _CONFIG.value.batch_size = 1
-        if config_flags.get_config_filename(flag) == str(BASE) and "model" not in typed:
-            summarize_all_networks(natural=set(typed) <= {"batch_size"})
+        if several:
+            summarize_networks(natural=set(typed) <= {"batch_size"})
         else:
             summarize_network()
+
+
+def check_flags(several: bool) -> None:
+    """Raises ValueError for flags that contradict each other; several: whether no single network was named."""
+    if bool(_LAYER.value) != bool(_MAP.value):
+        raise ValueError("give both --layer=CALL and --map=HEIGHTxWIDTHxCHANNELS")
+    if not several and (_MODELS.value or _LAYER.value or _REPORT.value):
+        raise ValueError("--models, --layer and --report are not for a single network; leave the recipe or model out")
+    if several and _NO_BIASES.value and not _LAYER.value:
+        raise ValueError("--no_biases is for one network; give it, as in --config.model=vgg16")
+    if (_NO_BIASES.value or _LAYER.value) and (_BACKWARD.value or _SORT.value or _WIDE.value):
+        raise ValueError("--no_biases and --layer have tables of their own; leave --backward, --sort and --wide out")
+
+
+def summarize_layers() -> None:
+    """Prints and writes the table of the layers of --layer."""
+    shape = layer_chain.parse_map(_MAP.value or "")
+    layers = layer_chain.list_chain(_LAYER.value, shape, biases=not _NO_BIASES.value)
+    rows = [summary_report.as_row(layer) for layer in layers]
+    write_files(rows, rows)
+    if "-" not in (_JSON.value, _CSV.value):
+        command_line.say(summary_report.describe_chain(layers, shape))
 
 
 def summarize_network() -> None:
     """Prints and writes the table of one network's layers."""
     column = summary_report.find_column(_SORT.value, Layer, _BACKWARD.value)
-    summary = summarize(_CONFIG.value, _BACKWARD.value)
+    summary = summarize(_CONFIG.value, _BACKWARD.value, biases=not _NO_BIASES.value)
     rows = summary_report.sort_rows([summary_report.as_row(layer) for layer in summary.all_layers], column)
     write_files(summary_report.as_row(summary) | {"layers": rows}, rows)
     if _PICTURE.value:
         draw_shapes([summary], pathlib.Path(_PICTURE.value))
     if "-" not in (_JSON.value, _CSV.value):
-        command_line.say(summary_report.describe_layers(summary, rows, _WIDE.value))
+        whole = summary_report.describe_layers(summary, rows, _WIDE.value)
+        command_line.say(summary_report.describe_memory(summary) if _NO_BIASES.value else whole)
 
 
-def summarize_all_networks(natural: bool) -> None:
-    """Prints and writes the table of all networks; if no option but the batch size was typed, from stored figures."""
+def summarize_networks(natural: bool) -> None:
+    """Prints and writes the table of all networks or of --models; natural: no option but the batch size was typed.
+
+    With natural options the figures are the stored ones.
+    """
+    names = match_networks(_MODELS.value or models.REGISTRY)
     column = summary_report.find_column(_SORT.value, Summary, _BACKWARD.value)
     stored = natural and not _BACKWARD.value
-    rows = summary_report.sort_rows(summary_report.network_rows(_CONFIG.value, _BACKWARD.value, stored), column)
+    rows = summary_report.sort_rows(summary_report.network_rows(_CONFIG.value, names, _BACKWARD.value, stored), column)
     write_files(rows, rows)
     if _PICTURE.value:
-        landmarks = summary_report.summarize_networks(_CONFIG.value, summary_report.LANDMARKS)
-        draw_shapes(list(landmarks), pathlib.Path(_PICTURE.value))
+        drawn = names if _MODELS.value else summary_report.LANDMARKS
+        summaries = summary_report.summarize_networks(_CONFIG.value, drawn)
+        draw_shapes(list(summaries), pathlib.Path(_PICTURE.value))
     if "-" not in (_JSON.value, _CSV.value):
         command_line.say(summary_report.describe_networks(rows))
+    if _REPORT.value:
+        pictures = throughput_report.draw([], pathlib.Path(_REPORT.value))
+        command_line.say(f"pictures: {', '.join(map(str, pictures))}")
 
 
 def write_files(result: dict | list, rows: list[dict]) -> None:

@@ -2,9 +2,10 @@
 
 python sweep.py --config=configs/googlenet.py --vary=aux_weight=0,0.1,(0.3,0.4) --vary=seed=0:3 trains nine runs: each
 weight with the seeds 0, 1 and 2. Values are separated by commas; a tuple has brackets; A:B means A, A+1, ..., B-1.
-Options for all runs are typed as for train.py: --config.num_epochs=5. Runs go into the folders that train.py would
-choose, with their output in FOLDER.log. The same command skips finished runs and continues those that were cut. At the
-end comes the table of compare.py.
+Options for all runs are typed as for train.py: --config.num_epochs=5; runs where such an option has no effect are
+trained without it. Runs go into the folders that train.py would choose, or into folders of the same names in --workdir,
+with their output in FOLDER.log. The same command skips finished runs and continues those that were cut. At the end
+comes the table of compare.py.
 
 Exit codes: 0 all runs are finished; 1 a run failed, and the last line names it; 2 bad flags; 130 and 143 after SIGINT
 and SIGTERM, once the runs in progress have saved a checkpoint.
@@ -15,6 +16,8 @@ if __name__ == "__main__":
 
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
 
+import pathlib
+
 from absl import flags
 from ml_collections import config_flags
 
@@ -23,6 +26,7 @@ from training import command_line, sweep
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
 _VARY = flags.DEFINE_multi_string("vary", [], "OPTION=VALUES: train with each value; several: each combination.")
+_WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "Folder of the runs' folders; default: runs/RECIPE.")
 _JOBS = flags.DEFINE_integer("jobs", 1, "Runs at the same time, which share the machine.", lower_bound=1)
 _PRINT = flags.DEFINE_bool("print", False, "Only print the commands of unfinished runs, for a cluster's queue.")
 flags.mark_flag_as_required("config")
@@ -33,7 +37,8 @@ def main() -> int:
     flag = flags.FLAGS["config"]
     recipe, common = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
     with command_line.refusing_bad_input():
-        trials = sweep.list_trials(recipe, common, _VARY.value, _CONFIG.value)
+        folder = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
+        trials = sweep.list_trials(recipe, common, _VARY.value, _CONFIG.value, folder)
         if _PRINT.value:
             command_line.say("\n".join(trial.command for trial in trials if not trial.is_finished))
             return 0

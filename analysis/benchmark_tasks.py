@@ -1,7 +1,6 @@
 """The tasks of benchmark.py: what its flags ask to measure, how to measure it, and the columns of the tables."""
 
 import contextlib
-import fnmatch
 import functools
 import itertools
 import pathlib
@@ -15,6 +14,7 @@ from ml_collections import ConfigDict
 import models
 from analysis import nvidia_smi, roofline, throughput
 from analysis.rows import Row
+from analysis.summary import match_networks
 from analysis.tables import Column
 from configs._option import nearest_name
 from training.platform import prepare_platform
@@ -94,7 +94,7 @@ def list_tasks(
       ValueError: if a value is invalid.
       OSError: if the dataset of the only network cannot be read.
     """
-    names = list(dict.fromkeys(name for word in model_words or [config.model] for name in match(word)))
+    names = match_networks(model_words or [config.model])
     dtypes = dtypes or [config.dtype]
     for flag, words, choices in (("mode", modes, MODES), ("dtype", dtypes, DTYPES)):
         for word in words:
@@ -128,11 +128,6 @@ def list_tasks(
                     measured_inputs.add(images)
         tasks.append(Task(mode, own, auto=batch_size is None and mode != "input"))
     return tasks
-
-
-def match(word: str) -> list[str]:
-    """Returns the networks that a name, a pattern or "all" stands for; raises ValueError if there is none."""
-    return fnmatch.filter(models.REGISTRY, "*" if word == "all" else word) or [models.get_entry(word).name]
 
 
 def positive_number(flag: str, word: str) -> int:

@@ -224,6 +224,7 @@ def list_layers(
     model: nnx.Module,
     batch_size: int,
     backward_macs: collections.Counter[str] | None = None,
+    biases: bool = True,
 ) -> list[Layer]:
     """Returns the layers of a traced network in the order of execution.
 
@@ -238,6 +239,7 @@ def list_layers(
       model: the network, whose modules give their names and parameters.
       batch_size: of the traced network.
       backward_macs: of the whole batch, by layer, from count_backward_macs.
+      biases: whether they count as parameters.
     """
     modules = _leaf_modules(model)
     groups: dict[tuple, list[Traced]] = {}
@@ -289,7 +291,7 @@ def list_layers(
                 kernel=kernel,
                 stride=stride,
                 output_shape=output.shape[1:],
-                parameters=_count_parameters(module) if module else 0,
+                parameters=count_parameters(module, biases) if module else 0,
                 macs=sum(traced.repeats * count_macs(traced.equation) for traced in group) // batch_size,
                 backward_macs=None if backward_macs is None else backward_macs[owner] // batch_size // share,
                 activation_bytes=output.size * output.dtype.itemsize,
@@ -372,8 +374,11 @@ def _words(module: nnx.Module) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(module).__name__).lower()
 
 
-def _count_parameters(module: nnx.Module) -> int:
-    return sum(variable.get_value().size for variable in nnx.to_flat_state(nnx.state(module, nnx.Param)).leaves)
+def count_parameters(module: nnx.Module, biases: bool = True) -> int:
+    """Returns the number of a module's trainable numbers, with or without its biases."""
+    flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
+    pairs = zip(flat.paths, flat.leaves, strict=True)
+    return sum(variable.get_value().size for path, variable in pairs if biases or path[-1] != "bias")
 
 
 def _numbered(layers: list[Layer]) -> list[Layer]:

@@ -93,6 +93,7 @@ def draw_shapes(summaries: list[Summary], path: pathlib.Path) -> None:
             handles, labels = (one + two for one, two in zip(*legends, strict=True))
     for panel in grid.flat[len(summaries) :]:
         panel.remove()
-    figure.legend(handles, labels, loc="outside upper center", ncols=columns, frameon=False)
+    # The three labels fit beside each other only over three panels.
+    figure.legend(handles, labels, loc="outside upper center", ncols=3 if columns == 3 else 1, frameon=False)
     figure.supxlabel("convolutions and dense layers so far, branches one after the other", fontsize="medium")
     figure.savefig(path, dpi=90)

@@ -1,8 +1,9 @@
 """The summary of a network: its layers, their costs and the totals."""
 
 import csv
+import fnmatch
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import jax
@@ -12,12 +13,12 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import models
-from analysis.costs import IN_PLACE, Layer, count_backward_macs, list_layers
+from analysis.costs import IN_PLACE, Layer, count_backward_macs, count_parameters, list_layers
 from analysis.receptive_field import image_axes
 from models.layers import Dropout
 from training.configuration import resolve_network
 from training.program import make_program
-from training.state import count_parameters, make_mesh, make_model
+from training.state import make_mesh, make_model
 
 FIGURES = pathlib.Path(models.__file__).parent / "figures.csv"
 
@@ -59,22 +60,23 @@ class Summary:
     all_layers: list[Layer]
 
 
-def summarize(config: ConfigDict, backward: bool = False) -> Summary:
+def summarize(config: ConfigDict, backward: bool = False, biases: bool = True) -> Summary:
     """Traces a network, and with `backward` also its training step; allocates and computes nothing.
 
     Args:
       config: options as typed; options that are None get the network's own values.
       backward: whether to count the backward pass.
+      biases: whether biases count as parameters.
 
     Raises:
       ValueError: if an option does not fit the network.
     """
     config = resolve_network(config)
     with jax.enable_x64(config.dtype == "float64"):
-        return _summarize(config, backward)
+        return _summarize(config, backward, biases)
 
 
-def _summarize(config: ConfigDict, backward: bool) -> Summary:
+def _summarize(config: ConfigDict, backward: bool, biases: bool) -> Summary:
     model = make_model(config, training=False)
     size, entry = config.image_size, models.get_entry(config.model)
     variables = tuple(nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat))
@@ -82,7 +84,7 @@ def _summarize(config: ConfigDict, backward: bool) -> Summary:
     jaxpr = jax.make_jaxpr(_make_apply_with_dropout(model))(*variables, images).jaxpr
     inputs = [*(None for _ in jaxpr.invars[:-1]), image_axes(size, size)]
     backward_macs = count_backward_macs(trace_train_step(config, make_mesh(1)).jaxpr.jaxpr) if backward else None
-    all_layers = list_layers(jaxpr, inputs, model, config.batch_size, backward_macs)
+    all_layers = list_layers(jaxpr, inputs, model, config.batch_size, backward_macs, biases)
     layers = [layer for layer in all_layers if layer.kind not in IN_PLACE]
     maps = [layer for layer in layers if len(layer.output_shape) > 1 and layer.kind != "adaptive average pool"]
     return Summary(
@@ -91,8 +93,8 @@ def _summarize(config: ConfigDict, backward: bool) -> Summary:
         channels=config.channels,
         batch_size=config.batch_size,
         dtype=config.dtype,
-        parameters=count_parameters(variables[0]),
-        parameters_with_aux=_count_with_own_heads(config, entry),
+        parameters=count_parameters(model, biases),
+        parameters_with_aux=_count_with_own_heads(config, entry, biases),
         macs=sum(layer.macs for layer in layers),
         backward_macs=None if backward_macs is None else backward_macs.total() // config.batch_size,
         activation_bytes=sum(layer.activation_bytes for layer in layers),
@@ -114,6 +116,22 @@ def _make_apply_with_dropout(model: nnx.Module) -> Callable[[dict, dict, jax.Arr
         return nnx.merge(graph, params, batch_stats, keys)(images)
 
     return apply
+
+
+def match_networks(words: Iterable[str]) -> list[str]:
+    """Returns the networks that names, patterns such as vgg*, or "all" stand for, each once.
+
+    >>> match_networks(["vgg1?", "lenet5"])
+    ['vgg11', 'vgg13', 'vgg16', 'vgg19', 'lenet5']
+
+    Raises:
+      ValueError: if a name is unknown.
+    """
+    names: dict[str, None] = {}
+    for word in words:
+        found = fnmatch.filter(models.REGISTRY, "*" if word == "all" else word)
+        names |= dict.fromkeys(found or [models.get_entry(word).name])
+    return list(names)
 
 
 def stored_figures() -> dict[str, dict[str, int | None]]:
@@ -144,9 +162,9 @@ def trace_train_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Traced:
     return make_program(config, mesh, steps_per_epoch=1).trace()
 
 
-def _count_with_own_heads(config: ConfigDict, entry: models.Entry) -> int | None:
+def _count_with_own_heads(config: ConfigDict, entry: models.Entry, biases: bool) -> int | None:
     if not entry.aux_heads:
         return None
     config = config.copy_and_resolve_references()
     config.aux_heads = entry.aux_heads
-    return count_parameters(nnx.to_pure_dict(nnx.state(make_model(config, training=True), nnx.Param)))
+    return count_parameters(make_model(config, training=True), biases)

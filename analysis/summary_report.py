@@ -3,6 +3,7 @@
 import csv
 import dataclasses
 import io
+import math
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -41,18 +42,20 @@ def summarize_networks(config: ConfigDict, names: Iterable[str], backward: bool 
         yield summarize(config, backward)
 
 
-def network_rows(config: ConfigDict, backward: bool, stored: bool = False) -> list[Row]:
-    """Returns a row for each network of the registry: its totals and the published accuracies, in percent.
+def network_rows(config: ConfigDict, names: Iterable[str], backward: bool, stored: bool = False) -> list[Row]:
+    """Returns a row for each of some networks: its totals and the published accuracies, in percent.
 
     Args:
       config: the options that all networks share.
+      names: of the networks.
       backward: whether to count the backward pass.
       stored: whether to take the figures of models/figures.csv, which are for the natural options; only networks that
         the file lacks are counted.
     """
     figures = stored_figures() if stored else {}
     rows, reference = [], read_reference()
-    for name, entry in models.REGISTRY.items():
+    for name in names:
+        entry = models.get_entry(name)
         published = reference.get(name, {})
         counted = figures.get(name) or count_figures(next(summarize_networks(config, [name], backward)))
         if stored and name in figures:
@@ -167,6 +170,32 @@ def describe_layers(summary: Summary, rows: list[Row], wide: bool = False) -> st
     """
     table, shares = _table(rows) if wide else _narrow_table(rows), _table(_shares(summary))
     return f"{table}\n\n{_totals(summary)}\n\nThe share of each part, %:\n\n{shares}"
+
+
+def describe_chain(layers: list[Layer], shape: tuple[int, int, int]) -> str:
+    """Returns the table of layers without a network, which got one map of a shape (H, W, C), and their totals."""
+    macs, parameters = (sum(getattr(layer, name) for layer in layers) for name in ("macs", "parameters"))
+    totals = f"on a map of {_shape(shape)}: {parameters:,} parameters, {macs:,} MACs"
+    return f"{_narrow_table([as_row(layer) for layer in layers])}\n\n{totals}"
+
+
+def describe_memory(summary: Summary) -> str:
+    """Returns the table of lectures: the elements of each map for one image, beside the parameters of its layer.
+
+    The summary is one without biases. Stanford's CS231n shows this table for VGG-16.
+    """
+    image = (summary.image_size, summary.image_size, summary.channels)
+    rows: list[Row] = [{"name": "image", "kind": "", "output": image, "elements": math.prod(image), "parameters": 0}]
+    for layer in summary.layers:
+        output = layer.output_shape
+        rows.append({"name": layer.name, "kind": layer.kind, "output": output, "elements": math.prod(output)})
+        rows[-1]["parameters"] = layer.parameters
+    elements = sum(row["elements"] for row in rows)
+    item = summary.activation_bytes / summary.batch_size / (elements - math.prod(image))
+    return (
+        f"{_table(rows)}\n\nelements of all maps of one image: {elements:,}, {elements * item / 1e6:.1f} MB in "
+        f"{summary.dtype}\nparameters without biases: {summary.parameters:,}"
+    )
 
 
 def describe_networks(rows: list[Row]) -> str:

@@ -57,7 +57,13 @@ BATCH_NORM_OUTPUT = partial(Classifier, kernel_initializer=Normal(0.01))
 class Inception(Module):
     """An Inception module with dimension reductions: Fig. 2(b)."""
 
-    def __init__(self, in_features: int, widths: tuple[int, ...], conv: Callable[..., Module], last_kernel: int):
+    def __init__(
+        self,
+        in_features: int,
+        widths: tuple[int, ...],
+        conv: Callable[..., Module] = PAPER_CONV,
+        last_kernel: int = 5,
+    ):
         """Builds the four branches; the third's last kernel is 5x5 in the paper, 3x3 in torchvision."""
         width1, reduce2, width2, reduce3, width3, width4 = widths
         self.branch1 = conv(in_features, width1, kernel=1)
@@ -82,7 +88,13 @@ class Inception(Module):
 class NaiveInception(Module):
     """An Inception module without 1x1 convolutions before the large ones or after the pooling: Fig. 2(a)."""
 
-    def __init__(self, in_features: int, widths: tuple[int, ...], conv: Callable[..., Module], last_kernel: int):
+    def __init__(
+        self,
+        in_features: int,
+        widths: tuple[int, ...],
+        conv: Callable[..., Module] = PAPER_CONV,
+        last_kernel: int = 5,
+    ):
         """Builds the branches; of a row of Table 1 it takes the widths of 1x1, 3x3 and 5x5."""
         width1, _, width2, _, width3, _ = widths
         self.branch1 = conv(in_features, width1, kernel=1)

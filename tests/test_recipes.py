@@ -34,7 +34,7 @@ SLOW |= {
     "vgg16_modern",
 }
 SLOW |= {"vgg16_bn_modern", "densenet121_ra", "inception_v3_ra", "mobilenet_v1_ra4", "imagenette_20", "imagenette_80"}
-SLOW |= {"imagenette_5", "resnet18_16epochs"}
+SLOW |= {"imagenette_5", "resnet18_16epochs", "convnext_tiny", "vit_s16"}
 
 RECIPES = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 
@@ -49,6 +49,7 @@ def test_recipe(name, tmp_path, monkeypatch):
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     config = importlib.import_module(f"configs.{name}").get_config()
     config.dataset, config.synthetic_examples, config.num_classes = "synthetic", 8, 10
+    config.train_split = None
     config.image_size = min(models.get_entry(config.model).image_size, 96)
     config.train_sizes = tuple((epoch, min(size, 64)) for epoch, size in config.train_sizes)
     config.batch_size = 8 if config.repeated_augmentation < 4 else 16

@@ -238,7 +238,7 @@ def describe_program() -> str:
     """Returns the text of --help: what the program does, its flags, and where to begin."""
     lines = [(sys.modules["__main__"].__doc__ or "").strip(), "", "Flags:"]
     for flag in _flags_of_ours():
-        name = f"--[no]{flag.name}" if flag.boolean else f"--{flag.name}"
+        name = f"--[no]{flag.name}" if flag.boolean and not flag.name.startswith("no_") else f"--{flag.name}"
         value = flag.default_as_str if flag.default not in (None, False, "", []) else ""
         name += f"={value}".replace("'", "") if value else ""
         left = f"  {name:19} " if len(name) < 20 else f"  {name}  "
@@ -349,4 +349,5 @@ def _check_config(path: str) -> None:
         )
     if missing:
         raise ValueError(f"config file {path} lacks {', '.join(missing)}; let it start from base.get_config()")
-    configuration.apply_typed(flag.value, config_flags.get_override_values(flag))
+    if "vary" not in flags.FLAGS:  # sweep.py checks the options of each of its runs
+        configuration.apply_typed(flag.value, config_flags.get_override_values(flag))

@@ -57,14 +57,24 @@ class Trial(NamedTuple):
         return (self.workdir / "summary.json").exists()
 
 
-def list_trials(recipe: str, common: Mapping[str, Any], varied: Iterable[str], config: ConfigDict) -> list[Trial]:
+def list_trials(
+    recipe: str,
+    common: Mapping[str, Any],
+    varied: Iterable[str],
+    config: ConfigDict,
+    folder: pathlib.Path | None = None,
+) -> list[Trial]:
     """Returns the runs of a sweep, the last option varied fastest.
+
+    A run does not get a common option that has no effect there, if the option has one in another run: with aux_weight=0
+    there is no head that aux_heads could name.
 
     Args:
       recipe: path of the config file.
       common: the options typed for all runs, and their values.
       varied: texts OPTION=VALUES.
       config: the recipe with the common options in it, to check the values.
+      folder: of the runs' folders; None: the one that train.py would choose.
 
     Raises:
       ValueError: if an option or a value is invalid, or if two runs would have the same folder.
@@ -84,16 +94,28 @@ def list_trials(recipe: str, common: Mapping[str, Any], varied: Iterable[str], c
     trials = []
     if len(combinations := list(itertools.islice(itertools.product(*choices.values()), MOST_RUNS + 1))) > MOST_RUNS:
         raise ValueError(f"--vary gives more than {MOST_RUNS:,} runs; give fewer values")
+    options, configs = [], []
     for texts in combinations:
-        own = {name: command_line.parse_option(name, text) for name, text in zip(choices, texts, strict=True)}
-        checked = config.copy_and_resolve_references()
-        checked.update(own)
-        apply_typed(checked, {**common, **own})
-        typed = {name: words_of(value) for name, value in common.items()} | dict(zip(choices, texts, strict=True))
+        options.append({name: command_line.parse_option(name, text) for name, text in zip(choices, texts, strict=True)})
+        configs.append(config.copy_and_resolve_references())
+        configs[-1].update(options[-1])
+    useless = {name for name in common if all(base.OPTIONS[name].unmet_need(each) for each in configs)}
+    for texts, own, checked in zip(combinations, options, configs, strict=True):
+        kept = {
+            name: value
+            for name, value in common.items()
+            if name in useless or not base.OPTIONS[name].unmet_need(checked)
+        }
+        apply_typed(checked, {**kept, **own})  # refuses useless options
+        typed = {name: words_of(value) for name, value in kept.items()} | dict(zip(choices, texts, strict=True))
         program = "train.py" if pathlib.Path.cwd() == ROOT else str(ROOT / "train.py")
         words = (program, f"--config={recipe}", *(f"--config.{name}={text}" for name, text in typed.items()))
         name = ",".join(f"{option}={text}" for option, text in zip(choices, texts, strict=True))
-        trials.append(Trial(words, default_workdir(recipe, {**common, **own}), name))
+        workdir = default_workdir(recipe, {**kept, **own})
+        if folder:
+            workdir = folder / workdir.name
+            words += (f"--workdir={workdir}",)
+        trials.append(Trial(words, workdir, name))
     twice = {trial.name for trial in trials if sum(other.workdir == trial.workdir for other in trials) > 1}
     if twice:
         raise ValueError(f"--vary gives {min(twice)} more than once; give each value once")
@@ -156,7 +178,9 @@ def train_all(trials: list[Trial], jobs: int) -> tuple[list[Trial], int]:
 def _start(trial: Trial) -> subprocess.Popen:
     """Starts a run in a process group of its own, so that a signal from the terminal reaches it once, through us."""
     trial.log.parent.mkdir(parents=True, exist_ok=True)
-    words = [sys.executable, str(ROOT / trial.words[0]), *trial.words[1:], f"--workdir={trial.workdir}"]
+    words = [sys.executable, str(ROOT / trial.words[0]), *trial.words[1:]]
+    if trial.words[-1] != f"--workdir={trial.workdir}":
+        words.append(f"--workdir={trial.workdir}")  # by then the default could be an older run's folder
     with open(trial.log, "a") as log:
         return subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, process_group=0)
 

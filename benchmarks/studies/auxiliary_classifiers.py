@@ -18,7 +18,8 @@ from training import command_line
 NETWORKS = "googlenet", "googlenet_bn"  # the paper's network, and the same with batch normalisation
 WEIGHTS = 0.0, 0.3
 SEEDS = {"full": 3, "cpu": 1, "reduced": 1}
-FIRST = "gradient_norm/conv1"
+NORM = "gradient_norm/"  # and the name of a part of the network
+FIRST = f"{NORM}conv1"
 LEFT = 2.0  # nats of the main classifier's loss; ten classes at random are ln 10 = 2.303
 
 
@@ -92,29 +93,45 @@ def significant(values: Iterable[float]) -> str:
     return " ± ".join(f"{part:.2g}" for part in parts)
 
 
+def norms_by_depth(row: study.Row) -> dict[str, float]:
+    """Returns the mean gradient norm of each part in the first quarter of the training, without the classifiers."""
+    curves = row["curves"]["train"]
+    parts = [name.removeprefix(NORM) for name in curves if name.startswith(NORM) and not name.endswith("head")]
+    parts.sort(key=lambda part: (part.removesuffix("_reduce"), not part.endswith("_reduce")))
+    return {part: study.mean_over_steps(curves, f"{NORM}{part}", 0, 0.25) for part in parts}
+
+
 def draw(rows: list[study.Row], path: pathlib.Path) -> None:
-    """Draws the main classifier's loss and the first convolution's gradient norm over the iterations, a line a seed."""
+    """Draws the main classifier's loss and gradient norms, a line a seed.
+
+    The norms are those of the first convolution over the iterations, and those of all parts in the first quarter.
+    """
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 7), layout="constrained")
-    panels = figure.subplots(2, 2, sharex=True, sharey="row")
+    figure = Figure(figsize=(11, 10.5), layout="constrained")
+    panels = figure.subplots(3, 2, sharey="row")
     for row in rows:
         network, _, weight = row["name"].rpartition("_aux_")
         column, color = NETWORKS.index(network), f"C{WEIGHTS.index(float(weight))}"
         label = f"auxiliary losses' weight {weight}" if row["seed"] == 0 else None
         steps, norms = row["curves"]["train"]["step"], row["curves"]["train"][FIRST]
-        for axes, values in zip(panels[:, column], (main_loss(row), norms), strict=True):
+        for axes, values in zip(panels[:2, column], (main_loss(row), norms), strict=True):
             axes.plot(steps, values, color=color, label=label, linewidth=1)
+        panels[2, column].plot(*zip(*norms_by_depth(row).items(), strict=True), "o-", color=color, linewidth=1)
     for axes, network in zip(panels[0], ("without batch normalisation", "with batch normalisation"), strict=True):
         axes.set_title(network)
     panels[0, 0].set_ylabel("training loss of the main classifier (nats)")
     panels[1, 0].set_ylabel("gradient norm of the first convolution")
-    panels[1, 0].set_yscale("log")
+    panels[2, 0].set_ylabel("gradient norm by depth, first quarter")
+    for axes in panels[1:, 0]:
+        axes.set_yscale("log")
     panels[0, 0].legend(fontsize="small")
     for axes in panels.flat:
         axes.grid(alpha=0.3)
-    for axes in panels[1]:
+    for axes in panels[:2].flat:
         axes.set_xlabel("iterations")
+    for axes in panels[2]:
+        axes.tick_params("x", rotation=90)
     study.save_figure(figure, path)
 
 

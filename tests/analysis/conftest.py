@@ -2,13 +2,9 @@
 
 import functools
 
-import jax
-import numpy as np
 import pytest
-from flax import nnx
 
-from analysis.costs import list_layers
-from analysis.receptive_field import image_axes
+from analysis.layer_chain import trace_module
 from analysis.summary import summarize
 from configs import base
 
@@ -29,15 +25,4 @@ def summary_of():
 @pytest.fixture
 def layers_of():
     """Lists the layers of a module on maps (1, H, W, C)."""
-
-    def layers_of(module, height, width, channels):
-        graph, params, rest = nnx.split(module, nnx.Param, ...)
-        params, rest = nnx.to_pure_dict(params), nnx.to_pure_dict(rest)
-        maps = jax.ShapeDtypeStruct((1, height, width, channels), np.float32)
-        jaxpr = jax.make_jaxpr(lambda params, rest, maps: nnx.merge(graph, params, rest)(maps))(
-            params, rest, maps
-        ).jaxpr
-        inputs = [None] * (len(jaxpr.invars) - 1) + [image_axes(height, width)]
-        return list_layers(jaxpr, inputs, module, batch_size=1)
-
-    return layers_of
+    return lambda module, height, width, channels: trace_module(module, (height, width, channels))

@@ -11,7 +11,7 @@ from flax import nnx
 from jax import lax
 
 from analysis.costs import count_backward_macs, count_bytes, count_flops, count_macs, walk
-from models.googlenet import PAPER_CONV, Inception, NaiveInception
+from models.googlenet import Inception, NaiveInception
 from models.layers import BatchNorm, Conv, Module
 
 
@@ -78,14 +78,14 @@ def test_micro_batches_cost_what_the_batch_costs(summary_of):
 
 def test_inception_modules(layers_of):
     # On 28x28x256, with 128 1x1, 192 3x3 and 96 5x5 filters: lecture notes on GoogLeNet (cs231n, lecture 9).
-    naive = layers_of(NaiveInception(256, (128, 0, 192, 0, 96, 0), PAPER_CONV, last_kernel=5), 28, 28, 256)
+    naive = layers_of(NaiveInception(256, (128, 0, 192, 0, 96, 0)), 28, 28, 256)
     assert [layer.macs for layer in naive if layer.macs] == [25_690_112, 346_816_512, 481_689_600]
     assert sum(layer.macs for layer in naive) == 854_196_224
     (pool,) = (layer for layer in naive if layer.kind == "max pool")
     assert np.prod(pool.output_shape) == 200_704
     assert naive[-1].kind == "concatenation" and naive[-1].output_shape == (28, 28, 672)
 
-    bottlenecks = layers_of(Inception(256, (128, 64, 192, 64, 96, 64), PAPER_CONV, last_kernel=5), 28, 28, 256)
+    bottlenecks = layers_of(Inception(256, (128, 64, 192, 64, 96, 64)), 28, 28, 256)
     macs = sorted(layer.macs for layer in bottlenecks if layer.macs)
     assert macs == [12_845_056] * 3 + [25_690_112, 86_704_128, 120_422_400]
     assert sum(macs) == 271_351_808

@@ -106,7 +106,7 @@ def test_attention_has_rows_for_its_products_and_its_field_is_global(summary_of)
 
 
 def test_accuracies_are_ranked_only_within_a_protocol():
-    rows = sort_rows(network_rows(base.get_config(), backward=False, stored=True), "top1")
+    rows = sort_rows(network_rows(base.get_config(), REGISTRY, backward=False, stored=True), "top1")
     protocols = [row["protocol"] for row in rows]
     assert list(dict.fromkeys(protocols)) == ["ImageNet", "CIFAR-10", "ImageNet, 10 crops", None]
     assert protocols == sorted(protocols, key=list(dict.fromkeys(protocols)).index)

@@ -58,6 +58,23 @@ def test_every_combination_is_a_command_with_a_folder_of_its_own(folder):
     assert trials[3].workdir == pathlib.Path("runs/base/aux_weight=0.3+0.4,num_epochs=2.0,seed=1")
 
 
+def test_the_runs_may_have_another_folder(folder):
+    config = base.get_config()
+    (trial,) = sweep.list_trials("configs/base.py", {}, ["seed=3"], config, pathlib.Path("somewhere"))
+    assert trial.workdir == pathlib.Path("somewhere/seed=3")
+    assert trial.command.endswith("--config.seed=3 --workdir=somewhere/seed=3")
+    assert sweep.train_all([trial], jobs=1) == ([], 0)
+    assert (folder / "somewhere/seed=3/summary.json").exists()
+
+
+def test_a_common_option_is_left_out_of_the_runs_where_it_has_no_effect(folder):
+    plain, headed = list_trials("aux_weight=0,0.3", aux_heads=("conv3",))
+    assert "aux_heads" not in plain.command and plain.workdir == pathlib.Path("runs/base/aux_weight=0")
+    assert "--config.aux_heads=conv3" in headed.command and "aux_heads=conv3" in headed.workdir.name
+    with pytest.raises(ValueError, match="aux_heads=conv3 has no effect: it needs aux_weight"):
+        list_trials("seed=0,1", aux_heads=("conv3",))
+
+
 @pytest.mark.parametrize(
     ("varied", "message"),
     [
