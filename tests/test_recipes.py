@@ -13,7 +13,7 @@ import models
 import train
 from configs import base
 from configs._option import text_of
-from training import configuration
+from training import configuration, published_weights
 from training.interruption import Interruption
 from training.state import make_mesh
 
@@ -95,3 +95,26 @@ def test_the_page_of_recipes_has_the_options_of_each(name):
     for option, text in listed.items():
         value = config[option]
         assert float(text) == value if isinstance(value, float) else text == text_of(value), option
+
+
+# The weights that the sources published, and whether the header's first accuracy is that at the test size.
+WEIGHTS = {
+    "resnet50_a1": ("timm/resnet50.a1_in1k", False),
+    "resnet50_a3": ("timm/resnet50.a3_in1k", True),
+    "resnet18_a1": ("timm/resnet18.a1_in1k", False),
+    "resnet152_a1h": ("timm/resnet152.a1h_in1k", False),
+    "resnet50_tv2": ("torchvision/resnet50.IMAGENET1K_V2", False),
+    "mobilenet_v1_ra4": ("timm/mobilenetv1_100.ra4_e3600_r224_in1k", False),
+    "densenet121_ra": ("timm/densenet121.ra_in1k", False),
+}
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+def test_the_accuracies_in_the_headers_are_those_of_the_published_weights(name):
+    weights, at_test_size = published_weights.find(WEIGHTS[name][0]), WEIGHTS[name][1]
+    header = importlib.import_module(f"configs.{name}").__doc__
+    first, second = re.search(r"Published: ([\d.]+) % top-1(?:[^;\n]*; ([\d.]+) % at \d+ pixels)?", header).groups()
+    known = (weights.test_top1, None) if at_test_size else (weights.top1, weights.test_top1 if second else None)
+    for found, expected in zip((first, second), known, strict=True):
+        assert (found is None) == (expected is None)
+        assert found is None or float(found) == pytest.approx(expected, abs=0.051 if len(found) == 4 else 1e-9)

@@ -265,7 +265,9 @@ def test_a_recipe_that_does_not_exist_is_answered_with_one_that_is_near(name, me
     assert re.search(message, capsys.readouterr().err)
 
 
-@pytest.mark.parametrize(("name", "message"), [("ViT", "list_models lists all"), ("ResNet-50", "mean 'resnet50'")])
+@pytest.mark.parametrize(
+    ("name", "message"), [("transformer", "list_models lists all"), ("ResNet-50", "mean 'resnet50'")]
+)
 def test_a_model_that_does_not_exist_is_answered_with_one_that_is_near(name, message):
     with pytest.raises(ValueError, match=f"unknown model '{name}'; .*{message}"):
         models.get_entry(name)
