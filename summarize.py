@@ -103,7 +103,7 @@ def check_flags(several: bool) -> None:
 
 def summarize_layers() -> None:
     """Prints and writes the table of the layers of --layer."""
-    shape = layer_chain.parse_map(_MAP.value)
+    shape = layer_chain.parse_map(_MAP.value or "")
     layers = layer_chain.list_chain(_LAYER.value, shape, biases=not _NO_BIASES.value)
     rows = [summary_report.as_row(layer) for layer in layers]
     write_files(rows, rows)

@@ -57,22 +57,24 @@ def list_chain(texts: Sequence[str], shape: tuple[int, int, int], biases: bool =
     layers = [parse_layer(text) for text in texts]
     (_, first), *others = layers
     is_block = isinstance(first, Module) and len(list(nnx.iter_modules(first))) > 1
-    return trace_module(first if is_block and not others else Chain(layers), shape, biases)
+    module: Any = first if is_block and not others else Chain(layers)
+    return trace_module(module, shape, biases)
 
 
 def trace_module(module: nnx.Module, shape: tuple[int, int, int], biases: bool = True) -> list[Layer]:
     """Returns the layers of a module on one map of a shape (H, W, C)."""
-    graph, params, rest = nnx.split(module, nnx.Param, ...)
+    graph, *state = nnx.split(module, nnx.Param, ...)
+    params, rest = map(nnx.to_pure_dict, state)
 
     def apply(params: dict, rest: dict, maps: jax.Array) -> jax.Array:
         return nnx.merge(graph, params, rest)(maps)
 
     maps = jax.ShapeDtypeStruct((1, *shape), np.float32)
     try:
-        jaxpr = jax.make_jaxpr(apply)(nnx.to_pure_dict(params), nnx.to_pure_dict(rest), maps).jaxpr
+        jaxpr = jax.make_jaxpr(apply)(params, rest, maps).jaxpr
     except (TypeError, ValueError) as error:  # shapes that do not fit; JAX raises both
         raise ValueError(f"a layer does not fit the map before it: {str(error).splitlines()[0]}") from None
-    inputs = [*(None for _ in jaxpr.invars[:-1]), image_axes(*shape[:2])]
+    inputs: list = [None] * (len(jaxpr.invars) - 1) + [image_axes(*shape[:2])]
     return list_layers(jaxpr, inputs, module, batch_size=1, biases=biases)
 
 
@@ -85,7 +87,7 @@ def parse_layer(text: str) -> tuple[str, Callable[[Any], Any]]:
     try:
         call = ast.parse(text, mode="eval").body
         assert isinstance(call, ast.Call)
-        arguments = [ast.literal_eval(value) for value in call.args]
+        arguments: list[Any] = [ast.literal_eval(value) for value in call.args]
         options = {str(keyword.arg): ast.literal_eval(keyword.value) for keyword in call.keywords}
         file, _, name = f"layers.{ast.unparse(call.func)}".rpartition(".")
         file = file.removeprefix("layers.")
@@ -94,14 +96,15 @@ def parse_layer(text: str) -> tuple[str, Callable[[Any], Any]]:
     if file not in ("layers", *models.FAMILIES):
         raise ValueError(f"--layer={text!r}: models/ has no file {file}{nearest_name(file, models.FAMILIES)}")
     module = importlib.import_module(f"models.{file}")
-    layer = getattr(module, name, None)
-    if not callable(layer) or getattr(layer, "__module__", "") != module.__name__:
+    layer: Any = getattr(module, name, None)
+    if getattr(layer, "__module__", "") != module.__name__ or not callable(layer):
         public = [other for other in vars(module) if not other.startswith("_")]
         raise ValueError(f"--layer={text!r}: models/{file}.py has no layer {name}{nearest_name(name, public)}")
     row = re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()
     try:
         if inspect.isclass(layer):
-            return row, layer(*arguments, **options)
+            made: Any = layer(*arguments, **options)
+            return row, made
         inspect.signature(layer).bind(None, *arguments, **options)
     except TypeError as error:
         raise ValueError(f"--layer={text!r}: {error}") from None

@@ -4,8 +4,12 @@ python benchmarks/compiled_traffic.py --models=resnet50,vgg16 [--json=FILE] comp
 that --target describes and lists its kernels, the bytes that they read and write, and the least time that they take at
 the device's rates of copying and multiplying. It needs `pip install "jax[cuda13]"`. Without a GPU XLA cannot autotune,
 so the programs have its default kernels; benchmark.py measures the speed on a real machine.
+
+--recipes=resnet50_a1,resnet50_tv2 compiles the steps of recipes instead, at each size of their images, and also lists
+the least hours of the whole run and the memory that it needs.
 """
 
+import importlib
 import os
 import pathlib
 import sys
@@ -20,20 +24,24 @@ import numpy as np
 from absl import flags
 from jax.experimental import topologies
 from jax.sharding import AxisType, Mesh
+from ml_collections import ConfigDict
 
 import models
+from analysis import memory, tables
 from analysis import rows as row_files
-from analysis import tables
 from analysis.compiled_traffic import ROLES, SMALL, bound_seconds, bytes_by_role, find_kernels
 from analysis.costs import count_bytes
 from analysis.rows import Row
-from analysis.summary import trace_train_step
 from configs import base
 from training import command_line, configuration
 from training.environment import describe_environment
+from training.program import make_program
 
 NETWORKS = ["resnet50", "vgg16", "googlenet_bn_3x3", "inception_v3", "densenet121", "mobilenet_v1"]
 
+IMAGES = {"imagenet2012": (1_281_167, 1000), "imagenette/160px-v2": (9_469, 10)}  # of the training split, and classes
+
+_RECIPES = flags.DEFINE_list("recipes", [], "Recipes, in place of --models; with their own batch, images and type.")
 _MODELS = flags.DEFINE_list("models", NETWORKS, "Names of models.REGISTRY.")
 _TARGET = flags.DEFINE_string("target", str(ROOT / "benchmarks/h200.txtpb"), "A file with XLA's description of a GPU.")
 _BATCH_SIZE = flags.DEFINE_integer("batch_size", 256, "Images a step.", lower_bound=1)
@@ -55,21 +63,46 @@ def target_mesh(description: pathlib.Path) -> Mesh:
     return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
 
 
-def measure(model: str, mesh: Mesh) -> Row:
-    """Compiles the training step of a network and returns its row."""
+def model_config(model: str) -> ConfigDict:
+    """Returns the options of a single step of a network."""
     config = base.get_config()
     config.update({"model": model, "num_classes": models.get_entry(model).num_classes, "dtype": _DTYPE.value})
     config.update({"batch_size": _BATCH_SIZE.value, "image_size": _IMAGE_SIZE.value, "weight_decay": 1e-4})
-    config = configuration.resolve_network(config)
-    traced = trace_train_step(config, mesh)
+    config.num_steps = 1
+    return configuration.resolve_network(config)
+
+
+def recipe_config(recipe: str) -> ConfigDict:
+    """Returns the resolved options of a recipe; its batches come from the host."""
+    config = importlib.import_module(f"configs.{recipe}").get_config()
+    config.cache = ""
+    images, classes = IMAGES[config.dataset]
+    return configuration.resolve_run(configuration.resolve_network(config), classes, images)
+
+
+def measure_recipe(recipe: str, mesh: Mesh) -> list[Row]:
+    """Compiles the training step of a recipe at each size of its images and returns a row for each."""
+    config = recipe_config(recipe)
+    program = make_program(config, mesh, IMAGES[config.dataset][0] / config.batch_size)
+    begins = [*program.image_sizes, config.num_steps]
+    rows = []
+    for first, stop, size in zip(begins, begins[1:], program.image_sizes.values(), strict=False):
+        row = measure(config, mesh, size)
+        rows.append({"recipe": recipe, **row, "steps": stop - first, "hours": (stop - first) * row["bound_ms"] / 3.6e6})
+    return rows
+
+
+def measure(config: ConfigDict, mesh: Mesh, image_size: int) -> Row:
+    """Compiles a training step and returns its row."""
+    traced = make_program(config, mesh, steps_per_epoch=1).trace(image_size)
     compiled = traced.lower().compile({"xla_gpu_autotune_level": 0})
     kernels = find_kernels(compiled.as_text())
     seconds = bound_seconds(kernels, _BYTES.value, _FLOPS.value)
     return {
-        "model": model,
+        "model": config.model,
         "target": pathlib.Path(_TARGET.value).stem,
         "batch_size": config.batch_size,
-        "image_size": config.image_size,
+        "image_size": image_size,
         "dtype": config.dtype,
         "kernels": len(kernels),
         "small_kernels": sum(kernel.moved < SMALL for kernel in kernels),
@@ -78,10 +111,21 @@ def measure(model: str, mesh: Mesh) -> Row:
         "bound_ms": 1e3 * seconds,
         "bound_images_per_second": config.batch_size / seconds,
         "memory_gigabytes": compiled.memory_analysis().temp_size_in_bytes / 1e9,
+        "total_gigabytes": memory.compiled_bytes(compiled) / 1e9,
         "gigabytes_by_role": {role: moved / 1e9 for role, moved in bytes_by_role(kernels).items()},
         "bytes_per_second": _BYTES.value,
         "flops_per_second": _FLOPS.value,
     }
+
+
+def recipe_line(recipe: str, rows: list[Row]) -> list[str]:
+    """Returns a recipe's line of the table in docs/recipes.md."""
+    own = [row for row in rows if row["recipe"] == recipe]
+    hours, images = sum(row["hours"] for row in own), sum(row["steps"] * row["batch_size"] for row in own)
+    sizes, needed = ", ".join(str(row["image_size"]) for row in own), max(row["total_gigabytes"] for row in own)
+    length = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+    rate = images / (3600 * hours)
+    return [f"`{recipe}`", sizes, f"{own[0]['batch_size']:,}", length, f"{rate:,.0f}", f"{needed:.1f}"]
 
 
 def main() -> None:
@@ -91,25 +135,45 @@ def main() -> None:
             row_files.check_file("json", _JSON.value)
         for model in _MODELS.value:
             models.get_entry(model)
+        for recipe in _RECIPES.value:
+            recipe_config(recipe)
         mesh = target_mesh(pathlib.Path(_TARGET.value))
     environment = describe_environment()
     command = {"command": " ".join(["python", *sys.argv]), "git_commit": environment["git_commit"]}
     command |= {f"{name}_version": version for name, version in environment["versions"].items()}
-    rows = []
-    for model in _MODELS.value:
-        rows.append(measure(model, mesh) | command)
-        if _JSON.value:
-            same = ("model", "target", "batch_size", "image_size", "dtype")
-            row_files.record(pathlib.Path(_JSON.value), rows[-1], same)
+    rows: list[Row] = []
+    for name in _RECIPES.value or _MODELS.value:
+        if _RECIPES.value:
+            found = measure_recipe(name, mesh)
+        else:
+            config = model_config(name)
+            found = [measure(config, mesh, config.image_size)]
+        rows += [row | command for row in found]
+        for row in rows[-len(found) :] if _JSON.value else ():
+            same = ("recipe", "model", "target", "batch_size", "image_size", "dtype")
+            row_files.record(pathlib.Path(_JSON.value), row, [key for key in same if key in row])
         jax.clear_caches()
-    headings = ["network", "kernels", "under 4 MB", "GB", "analytic minimum", "bound (ms)", "images/s", "memory (GB)"]
+    headings = [
+        "network",
+        "pixels",
+        "kernels",
+        "under 4 MB",
+        "GB",
+        "analytic minimum",
+        "bound (ms)",
+        "images/s",
+        "memory (GB)",
+    ]
     lines = []
     for row in rows:
         counts = f"{row['kernels']:,}", f"{row['small_kernels']:,}"
         sizes = (f"{row[key]:.1f}" for key in ("gigabytes", "least_gigabytes", "bound_ms"))
         rate = f"{row['bound_images_per_second']:,.0f}"
-        lines.append([row["model"], *counts, *sizes, rate, f"{row['memory_gigabytes']:.1f}"])
+        lines.append([row["model"], str(row["image_size"]), *counts, *sizes, rate, f"{row['memory_gigabytes']:.1f}"])
     tables.print_boxed(headings, lines)
+    if _RECIPES.value:
+        headings = ["recipe", "pixels", "images a step", "least time", "images/s", "memory of the step (GB)"]
+        print(tables.markdown(headings, [recipe_line(name, rows) for name in _RECIPES.value]))
     lines = [[role, *(f"{row['gigabytes_by_role'][role]:.2f}" for row in rows)] for role in ROLES]
     tables.print_boxed(["gigabytes by role", *(row["model"] for row in rows)], lines)
 

@@ -4,7 +4,7 @@ import dataclasses
 import difflib
 import fnmatch
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 _INTERVAL = re.compile(r"([\[(])([^,]+), ([^\])]+)([\])]) ?(.*)")
@@ -115,7 +115,7 @@ class Option:
         return next((need for need in filter(None, self.needs.split(" and ")) if not _is_met(need, config)), None)
 
 
-def _values_by_epoch(name: str, pairs: tuple) -> list:
+def _values_by_epoch(name: str, pairs: Sequence) -> list:
     """Returns the values of pairs (epoch, value); raises ValueError if they are none, or if the epochs do not rise."""
     example = "give an epoch and a value in each: ((0, 128), (30, 160))"
     if not all(isinstance(pair, (tuple, list)) and len(pair) == 2 for pair in pairs):

@@ -6,7 +6,7 @@ From a folder: --config.dataset=image_folder:/data/imagenette2-160
 Published: 91.57 % (fastai's leaderboard at 128 px and 20 epochs, mean of 5; another network and recipe).
 Measured: nothing yet on a GPU; docs/results.md has what two CPU cores reach in half an hour.
 Choices: in few epochs a shallow network, small batches (and so many steps) and large crops give the best accuracy.
-benchmarks/studies/imagenette.py has the differences for 5 and 80 epochs.
+imagenette_5.py, imagenette_20.py and imagenette_80.py are for a GPU.
 """
 
 from ml_collections import ConfigDict

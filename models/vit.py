@@ -5,7 +5,7 @@ Beyer, Zhai, Kolesnikov 2022, Better plain ViT baselines for ImageNet-1k.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
@@ -290,8 +290,10 @@ FILES_NAMES = (  # in torchvision's published files, and in timm's, whose base n
     (r"^head\.", "heads.head."),
 )
 
-_torchvision = partial(Entry, paper="Dosovitskiy 2020", torch_names=TORCHVISION_NAMES, old_torch_names=FILES_NAMES)
-_timm = partial(Entry, paper="Dosovitskiy 2020", torch_names=TIMM_NAMES, **TENSORFLOW_PIXELS)
+_torchvision: Callable[..., Entry] = partial(
+    Entry, paper="Dosovitskiy 2020", torch_names=TORCHVISION_NAMES, old_torch_names=FILES_NAMES
+)
+_timm: Callable[..., Entry] = partial(Entry, paper="Dosovitskiy 2020", torch_names=TIMM_NAMES, **TENSORFLOW_PIXELS)
 ENTRIES = (
     _torchvision("vit_b_16", partial(ViT, 16, 768)),
     _torchvision("vit_b_32", partial(ViT, 32, 768)),

@@ -4,11 +4,16 @@ import importlib
 import json
 import math
 import pathlib
+import re
 
+import jax
 import pytest
 
 import models
 import train
+from configs import base
+from configs._option import text_of
+from training import configuration
 from training.interruption import Interruption
 from training.state import make_mesh
 
@@ -19,7 +24,17 @@ SLOW |= {"inception_v4", "resnet101", "resnet152", "resnet50_v1", "vgg16", "vgg1
 SLOW |= {"alexnet_ungrouped", "zfnet_wide", "vgg11", "vgg13", "vgg16_c", "vgg19", "vgg11_bn", "vgg13_bn", "vgg19_bn"}
 SLOW |= {"googlenet_bn_3x3", "resnet101_v1", "resnet152_v1", "plain18", "densenet169", "densenet201", "squeezenet1_1"}
 SLOW |= {"resnet34", "plain34", "nin", "resnet18", "alexnet", "squeezenet1_0", "cifar10_resnet110"}
-SLOW |= {"imagenette_googlenet", "finetune"}
+SLOW |= {
+    "imagenette_googlenet",
+    "finetune",
+    "resnet50_a1",
+    "resnet50_a3",
+    "resnet50_tv2",
+    "resnet152_a1h",
+    "vgg16_modern",
+}
+SLOW |= {"vgg16_bn_modern", "densenet121_ra", "inception_v3_ra", "mobilenet_v1_ra4", "imagenette_20", "imagenette_80"}
+SLOW |= {"imagenette_5", "resnet18_16epochs", "convnext_tiny", "vit_s16"}
 
 RECIPES = sorted(path.stem for path in (pathlib.Path(__file__).parent.parent / "configs").glob("[!_]*.py"))
 
@@ -31,11 +46,15 @@ def parameter(name):
 @pytest.mark.parametrize("name", map(parameter, RECIPES))
 def test_recipe(name, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "make_mesh", lambda: make_mesh(1))  # eight copies of VGG would not fit into memory
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
     config = importlib.import_module(f"configs.{name}").get_config()
     config.dataset, config.synthetic_examples, config.num_classes = "synthetic", 8, 10
+    config.train_split = None
     config.image_size = min(models.get_entry(config.model).image_size, 96)
-    config.batch_size, config.eval_batch_size, config.num_steps, config.warmup_epochs = 8, 8, 2, 0.0
-    config.compilation_cache_dir, config.init_from = "", ""
+    config.train_sizes = tuple((epoch, min(size, 64)) for epoch, size in config.train_sizes)
+    config.batch_size = 8 if config.repeated_augmentation < 4 else 16
+    config.eval_batch_size, config.num_steps, config.warmup_epochs = 8, 2, 0.0
+    config.compilation_cache_dir, config.init_from, config.bn_virtual_batch_size = "", "", 0
     train.train(config, tmp_path / name, Interruption())
 
     summary = json.loads((tmp_path / name / "summary.json").read_text())
@@ -43,6 +62,36 @@ def test_recipe(name, tmp_path, monkeypatch):
     assert summary["step"] == 2 and summary["model"] == config.model
     assert {"train", "validation"} == {row["split"] for row in rows}
     assert all(math.isfinite(row["loss"]) for row in rows)
+    assert ("total_loss" in rows[0]) == (any(config.aux_weight) or config.loss != "cross_entropy")
     heads = [name for name in rows[0] if name.startswith("aux")]
     assert len(heads) == (len(models.get_entry(config.model).aux_heads) if any(config.aux_weight) else 0)
     assert (tmp_path / name / "curves.png").stat().st_size > 1000
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_the_options_of_a_recipe_do_not_contradict_each_other_at_full_size(name, monkeypatch):
+    monkeypatch.setattr(configuration, "_check_image_size", lambda config: None)  # slow, and tested elsewhere
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    config = importlib.import_module(f"configs.{name}").get_config()
+    config = configuration.resolve_run(configuration.resolve_network(config), num_classes=10, num_images=1_281_167)
+    for option in base.OPTIONS:
+        base.OPTIONS[option].check(option, config[option])
+
+
+PAGE = (pathlib.Path(__file__).parent.parent / "docs" / "recipes.md").read_text()
+SECTIONS = dict(re.findall(r"^## `(\w+)`\n(.*?)(?=^## |\Z)", PAGE, re.DOTALL | re.MULTILINE))
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_the_page_of_recipes_has_the_options_of_each(name):
+    """The table has each option that differs from the recipe it starts from, with the recipe's value."""
+    config = importlib.import_module(f"configs.{name}").get_config()
+    parent = re.search(r"As `(\w+)`, but:", SECTIONS[name])
+    start = importlib.import_module(f"configs.{parent[1]}").get_config() if parent else base.get_imagenet_config()
+    differing = {option for option in base.OPTIONS if config[option] != start[option]}
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in SECTIONS[name].splitlines()]
+    listed = {row[0]: row[1] for row in rows if row[0] in base.OPTIONS}
+    assert differing <= listed.keys()
+    for option, text in listed.items():
+        value = config[option]
+        assert float(text) == value if isinstance(value, float) else text == text_of(value), option

@@ -149,19 +149,25 @@ def test_combinations_without_effect_are_refused(words):
         resolve("base", *(f"--config.{word}" for word in words))
 
 
+@pytest.mark.parametrize("word", ["dropout_rate=0.3", "bn_virtual_batch_size=8", "stochastic_depth_rate=0.1"])
+def test_options_of_layers_that_the_network_has_are_accepted(word):
+    recipe = {"dropout_rate": "alexnet"}.get(word.partition("=")[0], "cifar10_resnet20")
+    resolve(recipe, f"--config.{word}", "--config.batch_size=64")
+
+
+@pytest.mark.parametrize("model", ["lenet5", "alexnet", "resnet18"])
+def test_dropout_may_be_typed_for_every_network_that_has_it(model):
+    assert resolve("base", f"--config.model={model}", "--config.dropout_rate=0.5").dropout_rate == 0.5
+    assert resolve("base", f"--config.model={model}", "--config.dropout_rate=0").dropout_rate == 0
+
+
 def test_dropout_is_refused_for_a_network_without_it(monkeypatch):
     def build(num_classes, channels, dropout_rate):
         return LeNet5(num_classes, channels, dropout_rate=0)
 
     monkeypatch.setitem(models.REGISTRY, "lenet5", dataclasses.replace(models.REGISTRY["lenet5"], build=build))
-    with pytest.raises(ValueError, match="dropout_rate=0.5 has no effect: lenet5 has no"):
+    with pytest.raises(ValueError, match="dropout_rate=0.5 has no effect: lenet5 has no dropout layer"):
         resolve("base", "--config.dropout_rate=0.5")
-
-
-@pytest.mark.parametrize("word", ["dropout_rate=0.3", "bn_virtual_batch_size=8", "stochastic_depth_rate=0.1"])
-def test_options_of_layers_that_the_network_has_are_accepted(word):
-    recipe = {"dropout_rate": "alexnet"}.get(word.partition("=")[0], "cifar10_resnet20")
-    resolve(recipe, f"--config.{word}", "--config.batch_size=64")
 
 
 def test_a_recipe_may_carry_what_an_override_switches_off():
