@@ -57,7 +57,7 @@ def test_a_command_has_flags_that_exist(command):
             assert f'"{flag}"' in source
         for recipe in re.findall(r"--config=(\S+)", part):
             assert (ROOT / recipe).exists()
-        assert all(word.startswith("--") or program == "prepare.py" for word in words)
+        assert all(word.startswith("--") or program in ("prepare.py", "compare.py") for word in words)
 
 
 @pytest.fixture(scope="module")

@@ -28,7 +28,7 @@ def test_the_page_shows_what_a_command_prints(command, shown):
     lines = program.run(*shlex.split(command.partition(" | ")[0])[1:]).rstrip().splitlines()
     if count := re.search(r" \| (head|tail) -n (\d+)$", command):
         lines = lines[: int(count[2])] if count[1] == "head" else lines[-int(count[2]) :]
-    assert lines == shown  # `make tour` writes new outputs
+    assert "\n".join(lines).rstrip() == "\n".join(shown)  # `make tour` writes new outputs
 
 
 @pytest.mark.parametrize("station", STATIONS)
