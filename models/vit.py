@@ -227,7 +227,7 @@ class ViT(Network):
                 maps = x[:, first:].reshape(patches.shape)
                 yield f"block{number}", maps
                 # The next block reads what was yielded, so that explanations can take the derivative by it.
-                rest = maps.reshape(len(x), -1, self.width)
+                rest = maps.reshape(x.shape[0], x.shape[1] - first, self.width)
                 x = jnp.concatenate((x[:, :first], rest), axis=1) if first else rest
 
     def classify(self, x: jax.Array) -> jax.Array:

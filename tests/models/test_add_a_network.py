@@ -33,7 +33,7 @@ class Tiny(Network):
         return self.head(global_average_pool(x))
 
 
-ENTRIES = (Entry("tiny", Tiny, "Nobody 2026", image_size=32, num_classes=10),)
+ENTRIES = (Entry("onelayer", Tiny, "Nobody 2026", image_size=32, num_classes=10),)
 '''
 
 
@@ -44,14 +44,14 @@ def test_a_file_and_its_name_in_the_list_of_families_are_enough(tmp_path):
     for path in [*ROOT.glob("*.py"), ROOT / "pyproject.toml"]:
         shutil.copy(path, tmp_path)
 
-    (tmp_path / "models" / "tiny.py").write_text(TINY)
+    (tmp_path / "models" / "onelayer.py").write_text(TINY)
     registry = tmp_path / "models" / "__init__.py"
     families = 'FAMILIES = ("lenet", '
     assert families in registry.read_text()
-    registry.write_text(registry.read_text().replace(families, 'FAMILIES = ("tiny", "lenet", '))
+    registry.write_text(registry.read_text().replace(families, 'FAMILIES = ("onelayer", "lenet", '))
 
     files = ("tests/models/test_registry.py", "tests/models/test_derivatives.py", "tests/analysis/test_summary.py")
-    command = (sys.executable, "-m", "pytest", "-q", "-m", "", "-k", "tiny", "-p", "no:cacheprovider", *files)
+    command = (sys.executable, "-m", "pytest", "-q", "-m", "", "-k", "onelayer", "-p", "no:cacheprovider", *files)
     tests = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     # Tests of the native size, any size (two), gradients (two), derivatives (two), and the sum of the layers.
     assert "8 passed" in tests.stdout and "failed" not in tests.stdout, tests.stdout + tests.stderr

@@ -46,7 +46,7 @@ def test_the_table():
             )
         # Besides the parameters a file has running statistics, and may have auxiliary heads.
         counted = float(REFERENCE[row.model]["parameters_with_aux"] or REFERENCE[row.model]["parameters"])
-        assert float(REFERENCE[row.model]["parameters"]) < row.mebibytes * 2**18 < 1.03 * counted, name
+        assert float(REFERENCE[row.model]["parameters"]) < (row.mebibytes + 0.001) * 2**18 < 1.03 * counted, name
     for name, top1 in DOCUMENTED.items():
         assert find(name).top1 == top1
     defaults = [name.rpartition(".")[0] for name, row in TABLE.items() if row.is_default]
