@@ -257,7 +257,8 @@ def test_a_word_that_is_not_understood_is_answered_with_what_to_type(words, mess
 
 
 @pytest.mark.parametrize(
-    ("name", "message"), [("resnet5", "did you mean .*configs/resnet50.py"), ("transformer", "--list_recipes lists all")]
+    ("name", "message"),
+    [("resnet5", "did you mean .*configs/resnet50.py"), ("transformer", "--list_recipes lists all")],
 )
 def test_a_recipe_that_does_not_exist_is_answered_with_one_that_is_near(name, message, capsys):
     with pytest.raises(SystemExit):
