@@ -3,6 +3,7 @@
 The process is a fork of a server that has imported the libraries, but has not started JAX. That saves seconds.
 """
 
+import importlib.metadata
 import itertools
 import multiprocessing
 import os
@@ -20,7 +21,9 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parent.parent
 TIMEOUT = 300  # seconds
 # These flags take two thirds off the time of compiling; the tests compile a lot and compute little.
-COMPILE_QUICKLY = "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false"
+COMPILE_QUICKLY = "--xla_backend_optimization_level=0"
+if importlib.metadata.version("jaxlib").startswith("0.10."):  # later versions have no such flag
+    COMPILE_QUICKLY += " --xla_cpu_use_fusion_emitters=false"
 
 _PROCESSES = multiprocessing.get_context("forkserver")
 _PROCESSES.set_forkserver_preload(
