@@ -291,7 +291,7 @@ def list_layers(
                 kernel=kernel,
                 stride=stride,
                 output_shape=output.shape[1:],
-                parameters=count_parameters(module, biases) if module else 0,
+                parameters=count_module_parameters(module, biases) if module else 0,
                 macs=sum(traced.repeats * count_macs(traced.equation) for traced in group) // batch_size,
                 backward_macs=None if backward_macs is None else backward_macs[owner] // batch_size // share,
                 activation_bytes=output.size * output.dtype.itemsize,
@@ -374,7 +374,7 @@ def _words(module: nnx.Module) -> str:
     return re.sub(r"(?<=[a-z])(?=[A-Z])", " ", type(module).__name__).lower()
 
 
-def count_parameters(module: nnx.Module, biases: bool = True) -> int:
+def count_module_parameters(module: nnx.Module, biases: bool = True) -> int:
     """Returns the number of a module's trainable numbers, with or without its biases."""
     flat = nnx.to_flat_state(nnx.state(module, nnx.Param))
     pairs = zip(flat.paths, flat.leaves, strict=True)

@@ -62,7 +62,16 @@ def list_chain(texts: Sequence[str], shape: tuple[int, int, int], biases: bool =
 
 
 def trace_module(module: nnx.Module, shape: tuple[int, int, int], biases: bool = True) -> list[Layer]:
-    """Returns the layers of a module on one map of a shape (H, W, C)."""
+    """Returns the layers of a module on one map, as traced.
+
+    Args:
+      module: maps (N, H, W, C) to an array.
+      shape: (H, W, C) of the map.
+      biases: whether they count as parameters.
+
+    Raises:
+      ValueError: if a layer does not fit the map before it.
+    """
     graph, *state = nnx.split(module, nnx.Param, ...)
     params, rest = map(nnx.to_pure_dict, state)
 

@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import models
-from analysis.costs import IN_PLACE, Layer, count_backward_macs, count_parameters, list_layers
+from analysis.costs import IN_PLACE, Layer, count_backward_macs, count_module_parameters, list_layers
 from analysis.receptive_field import image_axes
 from models.layers import Dropout
 from training.configuration import resolve_network
@@ -93,7 +93,7 @@ def _summarize(config: ConfigDict, backward: bool, biases: bool) -> Summary:
         channels=config.channels,
         batch_size=config.batch_size,
         dtype=config.dtype,
-        parameters=count_parameters(model, biases),
+        parameters=count_module_parameters(model, biases),
         parameters_with_aux=_count_with_own_heads(config, entry, biases),
         macs=sum(layer.macs for layer in layers),
         backward_macs=None if backward_macs is None else backward_macs.total() // config.batch_size,
@@ -167,4 +167,4 @@ def _count_with_own_heads(config: ConfigDict, entry: models.Entry, biases: bool)
         return None
     config = config.copy_and_resolve_references()
     config.aux_heads = entry.aux_heads
-    return count_parameters(make_model(config, training=True), biases)
+    return count_module_parameters(make_model(config, training=True), biases)

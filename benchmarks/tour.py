@@ -5,8 +5,8 @@ runs the commands in the order of the page, in the folder of the repository, and
 pictures of the page are written by the same commands. On two cores it takes less than an hour.
 
 Outputs are kept in runs/tour/outputs.json as soon as a command ends, so that the same command continues after a stop,
-and runs only what is new or changed on the page. To run all again, remove the folder runs/tour. --page=README.md does
-the same for the README, whose runs are in runs/readme. `make tour` does both.
+and runs only what is new or changed on the page. --page=README.md does the same for the README, whose runs are in
+runs/readme. `make tour` does both. To run all again, remove the folders runs/tour and runs/readme.
 """
 
 import json
@@ -87,7 +87,9 @@ def update(page: pathlib.Path, only: str | None = None) -> int:
         write_atomically(OUTPUTS, json.dumps(outputs, indent=2) + "\n")
         write_atomically(page, with_outputs(page.read_text(), outputs))
     write_atomically(page, with_outputs(page.read_text(), outputs))
-    command_line.say(f"{page} has the outputs of its {len(commands)} commands; to run all again: rm -r runs/tour")
+    command_line.say(
+        f"{page} has the outputs of its {len(commands)} commands; to run all again: rm -r runs/tour runs/readme"
+    )
     return 0
 
 

@@ -4,7 +4,7 @@ Hoffer 2019, Augment your batch; Berman 2019, MultiGrain, section 3.3; timm's an
 the sequence of the run has each record of the shuffled epochs c times in a row. An epoch has as many steps as without
 copies, so it sees one c-th of the images, and c epochs see each image c times.
 
-In a batch the copies are spread: mixup and cutmix mix neighbours, which shall be of different images.
+In a batch the copies are spread: mixup and cutmix mix neighbours, which must be different images.
 """
 
 import functools
@@ -17,13 +17,13 @@ Index = TypeVar("Index", int, jax.Array)
 
 
 @functools.cache
-def spread(batch_size: int, copies: int) -> int:
+def neighbour_distance(batch_size: int, copies: int) -> int:
     """Returns the distance in the sequence of two neighbours in a batch.
 
-    It is the smallest number for which neighbours are of different images and the batch has the same places of the
-    sequence; 1 if there is only one copy, or if no such number exists.
+    It is the smallest number that puts different images side by side and takes each place of the batch's part of the
+    sequence once; 1 if there is only one copy, or if no such number exists.
 
-    >>> spread(2048, 3), spread(9, 3), spread(4, 3)
+    >>> neighbour_distance(2048, 3), neighbour_distance(9, 3), neighbour_distance(4, 3)
     (3, 4, 1)
     """
     if copies == 1:
@@ -46,4 +46,4 @@ def place_of_record(step: Index, row: Index, batch_size: int, copies: int) -> In
     """
     if copies == 1:
         return step * batch_size + row
-    return (step * batch_size + row * spread(batch_size, copies) % batch_size) // copies
+    return (step * batch_size + row * neighbour_distance(batch_size, copies) % batch_size) // copies

@@ -25,7 +25,8 @@ from models.operations import store
 WIDTHS = {"T": (96, 192, 384, 768), "S": (96, 192, 384, 768), "B": (128, 256, 512, 1024)}  # section 3
 BLOCKS = {"T": (3, 3, 9, 3), "S": (3, 3, 27, 3), "B": (3, 3, 27, 3)}
 LAYER_SCALE = 1e-6  # appendix A.1
-# All kernels start from a normal distribution, cut so far out (2 = 100 deviations) that nothing is cut: appendix A.1.
+# Initial kernels are normal with a standard deviation of 0.02: appendix A.1. The paper truncates the distribution at
+# -2 and 2, which is 100 standard deviations from 0, so the truncation changes nothing.
 CONV = partial(Conv, kernel_initializer=Normal(0.02), bias_initializer=Constant(0))
 DENSE = partial(Dense, kernel_initializer=Normal(0.02), bias_initializer=Constant(0))
 

@@ -14,7 +14,7 @@ from configs import base
 from configs._option import text_of
 from input_pipeline import crops
 from input_pipeline.files import local_path
-from input_pipeline.repetition import spread
+from input_pipeline.repetition import neighbour_distance
 from training import fine_tuning, published_weights
 from training.inference import make_apply
 from training.platform import loops_are_fast
@@ -221,7 +221,7 @@ def _check_batches(config: ConfigDict) -> None:
             f"give a multiple of {devices}"
         )
     copies = config.repeated_augmentation
-    if copies > 1 and spread(config.batch_size, copies) == 1:
+    if copies > 1 and neighbour_distance(config.batch_size, copies) == 1:
         raise ValueError(
             f"batch_size={config.batch_size} is too small for repeated_augmentation={copies}; "
             f"give at least {4 * copies}"

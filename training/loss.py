@@ -39,8 +39,12 @@ def cross_entropy(logits: jax.Array, labels: Labels, label_smoothing: float = 0.
         return labels.share * own + (1 - labels.share) * other
     if not label_smoothing:
         return optax.softmax_cross_entropy_with_integer_labels(logits, labels)
-    targets = optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
-    return optax.softmax_cross_entropy(logits, targets)
+    return optax.softmax_cross_entropy(logits, _targets(logits, labels, label_smoothing))
+
+
+def _targets(logits: jax.Array, labels: jax.Array, label_smoothing: float) -> jax.Array:
+    """Returns the target of each class, (N, classes), for integer labels (N,)."""
+    return optax.smooth_labels(jax.nn.one_hot(labels, logits.shape[-1], dtype=logits.dtype), label_smoothing)
 
 
 def binary_cross_entropy(
@@ -49,7 +53,7 @@ def binary_cross_entropy(
     """Returns each image's binary cross-entropy in nats, the mean over the classes, shape (N,).
 
     Each class is a yes-or-no question with a sigmoid of its own (Wightman et al. 2021, ResNet strikes back, section 2),
-    so both labels of a mixed image can be right. The arguments are those of cross_entropy.
+    so both labels of a mixed image can be right.
 
     Args:
       logits: (N, classes).
@@ -57,15 +61,12 @@ def binary_cross_entropy(
       label_smoothing: share of the target spread over all classes, [0, 1).
       target_threshold: targets above it, after smoothing and mixing, become 1 and the others 0; 0: they stay.
     """
-
-    def spread(label: jax.Array) -> jax.Array:
-        return optax.smooth_labels(jax.nn.one_hot(label, logits.shape[-1], dtype=logits.dtype), label_smoothing)
-
     if isinstance(labels, MixedLabels):
         share = labels.share[:, None].astype(logits.dtype)
-        targets = share * spread(labels.label) + (1 - share) * spread(labels.other)
+        own, other = (_targets(logits, label, label_smoothing) for label in (labels.label, labels.other))
+        targets = share * own + (1 - share) * other
     else:
-        targets = spread(labels)
+        targets = _targets(logits, labels, label_smoothing)
     if target_threshold:
         targets = (targets > target_threshold).astype(logits.dtype)
     return optax.sigmoid_binary_cross_entropy(logits, targets).mean(-1)
@@ -189,8 +190,8 @@ def zero_sums(
 
     Args:
       num_aux_heads: how many auxiliary classifiers the network has.
-      other_loss: whether training minimises another loss than the main classifier's cross-entropy.
       gradient_parts: names of the network's parts whose gradient norms are logged; empty if none are.
+      other_loss: whether training minimises another loss than the main classifier's cross-entropy.
     """
     names = ["loss", "accuracy_top1", "accuracy_top5", "examples"]
     if num_aux_heads or other_loss:
