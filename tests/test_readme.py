@@ -19,8 +19,9 @@ TEXT = (ROOT / "README.md").read_text()
 SETUP = ("make", "source .venv/bin/activate")  # what every test needs
 # What is not in a fresh clone, and in the error of a command that needs it.
 ABSENT = {
-    r"--config=configs/resnet50\.py(?!.*weights)": "imagenet2012 is not prepared",
+    r"--config=configs/resnet50(_a1)?\.py(?!.*weights)": "dataset 'imagenet2012' is not prepared",
     r"/data/flowers": "/data/flowers",
+    r"imagenette": "imagenette2-160.tgz",
     r"--archive": "ILSVRC2012_img_train.tar",
     r"--weights=timm": "resnet50.a1_in1k",
     r"--weights=resnet50\.pth": "resnet50.pth",
