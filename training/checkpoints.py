@@ -83,7 +83,8 @@ class Checkpoints:
         """
         self._policy.best_step = best_step
         # np.array copies: the next step may overwrite the memory of this state while a thread still writes it to disk.
-        host = jax.tree.map(np.array, jax.device_get(state))
+        # On a GPU the axes of a kernel may lie in another order; the file has always the same one.
+        host = jax.tree.map(lambda leaf: np.array(leaf, order="C"), jax.device_get(state))
         for path, leaf in jax.tree.leaves_with_path(host):
             if not np.all(np.isfinite(leaf)):
                 raise FloatingPointError(f"{jax.tree_util.keystr(path)} is not finite after step {int(host['step'])}")

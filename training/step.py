@@ -16,7 +16,7 @@ from training.fine_tuning import frozen_paths, join_frozen, split_frozen
 from training.inference import make_apply, normalized
 from training.loss import Lesson, classification_sums, cross_entropy, gradient_norm_sums, other_loss, weighted_loss
 from training.platform import compiler_options, loops_are_fast
-from training.state import AVERAGED_BATCH_STATS, State
+from training.state import AVERAGED_BATCH_STATS, State, formats
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -29,6 +29,7 @@ def make_train_step(
     mesh: Mesh,
     cache: DeviceCache | None = None,
     teacher: Teacher | None = None,
+    target: State | None = None,
 ) -> Callable[[State, Sums, Batch], tuple[State, Sums]]:
     """Returns the jitted step: (state, sums, batch) -> (new state, sums including the batch's). It donates the state.
 
@@ -47,6 +48,7 @@ def make_train_step(
       mesh: the devices.
       cache: the training images, if they are on the devices already.
       teacher: the network that the run learns from too.
+      target: shapes, types, shardings and layouts of the state, which the step takes and returns; None: JAX's layouts.
     """
     augment = make_augmentation(config)
     graph, *_ = nnx.split(model, nnx.Param, nnx.BatchStat, models.DropoutKey)
@@ -145,12 +147,13 @@ def make_train_step(
         return jax.lax.fori_loop(0, cached["count"], train_on_cached, (state, sums))
 
     replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    of_state = formats(target) if target else replicated
     of_batch = {"image": split, "label": split, "teacher": replicated} if teacher else split
     return jax.jit(
         cached_train_steps if cache else train_step,
         donate_argnums=0,
-        in_shardings=(replicated, replicated, replicated if cache else of_batch),
-        out_shardings=(replicated, replicated),
+        in_shardings=(of_state, replicated, replicated if cache else of_batch),
+        out_shardings=(of_state, replicated),
         compiler_options=compiler_options(config),
     )
 
