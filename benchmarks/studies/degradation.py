@@ -9,10 +9,9 @@ With --torch_python=PATH --binaries=FOLDER, ResNet-20's seconds are compared wit
 
 import json
 import pathlib
-import shlex
+import re
 import shutil
 import subprocess
-import sys
 
 import study
 from absl import flags
@@ -32,7 +31,7 @@ _TORCH_STEPS = flags.DEFINE_integer("torch_steps", 64_000, "For the script: less
 
 def main() -> int:
     """Runs the program; returns its exit code."""
-    return run_pytorch() if _TORCH_PYTHON.value else study.main("degradation", list_runs, make_table, draw)
+    return run_pytorch() if _TORCH_PYTHON.value else study.main("degradation", list_runs, make_table, draw, judge)
 
 
 def list_runs(size: str) -> list[study.Run]:
@@ -82,39 +81,72 @@ def make_table(rows: list[study.Row]) -> str:
                 f"{PUBLISHED[name]:.2f}" if name in PUBLISHED and group[0]["steps"] == 64_000 else "",
                 study.spread((row["seconds"] for row in group), 0),
             ]
-            for name, group in sorted(study.by_name(rows).items(), key=lambda item: kind_and_depth(item[0]))
+            for name, group in by_depth(rows).items()
         ),
     )
 
 
-def kind_and_depth(name: str) -> tuple[str, int]:
-    """Returns the parts of a network's name, to sort by."""
-    kind = name.rstrip("0123456789")
-    return kind, int(name.removeprefix(kind))
+def by_depth(rows: list[study.Row], kind: str = "") -> dict[str, list[study.Row]]:
+    """Returns the groups of study.by_name, plain networks first, by their depth; of one kind of network or of all."""
+
+    def kind_and_depth(group: list[study.Row]) -> tuple[str, int]:
+        found = re.fullmatch(r"([a-z]+)(\d+)", group[0]["model"])
+        return found[1], int(found[2])
+
+    groups = study.by_name([row for row in rows if row["model"].startswith(kind)])
+    return dict(sorted(groups.items(), key=lambda item: kind_and_depth(item[1])))
 
 
 def draw(rows: list[study.Row], path: pathlib.Path) -> None:
-    """Draws Fig. 6: training error (dashed) and test error (bold) over the iterations, of the first seed."""
+    """Draws Fig. 6: training error (dashed) and test error (bold) over the iterations, with bands over the seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    dataset = "CIFAR-10" if "cifar" in rows[0]["dataset"] else rows[0]["dataset"]
+    figure.suptitle(f"Degradation and its cure on {dataset}{study.about_bands(rows)}")
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("plain", "resnet"), strict=True):
-        names = sorted((name for name in study.by_name(rows) if name.startswith(kind)), key=kind_and_depth)
-        for color, name in enumerate(names):
-            curves = study.by_name(rows)[name][0]["curves"]
+        for color, (name, group) in enumerate(by_depth(rows, kind).items()):
             for split, style in (("train", {"linestyle": "--", "linewidth": 1}), ("evaluation", {"linewidth": 2})):
-                errors = [100 * (1 - accuracy) for accuracy in curves[split]["accuracy_top1"]]
-                style |= {"marker": "o"} if len(errors) == 1 else {}
+                curves = [row["curves"][split] for row in group]
+                style |= {"marker": "o"} if len(curves[0]["step"]) == 1 else {}
                 label = name if split == "evaluation" else None
-                axes.plot(curves[split]["step"], errors, color=f"C{color}", label=label, **style)
+                values = [[100 * (1 - accuracy) for accuracy in curve["accuracy_top1"]] for curve in curves]
+                study.draw_seeds(axes, curves[0]["step"], values, color=f"C{color}", label=label, **style)
+        axes.set_title({"plain": "plain networks", "resnet": "residual networks"}[kind])
         axes.set_xlabel("iterations")
         axes.grid(alpha=0.3)
-        if names:
+        if axes.lines:
             axes.legend(title="bold: test error\ndashed: training error", fontsize="small", title_fontsize="small")
     figure.axes[0].set_ylabel("error (%)")
     if all(row["accuracy_top1"] > 0.8 for row in rows):
         figure.axes[0].set_ylim(0, 20)  # as in the paper
     study.save_figure(figure, path)
+
+
+def judge(rows: list[study.Row]) -> list[study.Claim]:
+    """Returns whether depth hurts plain networks and helps residual ones, on the hardware that has most rows."""
+    machines = [row["hardware"] for row in rows]
+    most = max(machines, key=machines.count)
+    groups = study.by_name([row for row in rows if row["hardware"] == most]).values()
+    claims = []
+    for kind, sign, claim in (
+        ("plain", 1, "A deeper plain network has a higher training error and a higher test error."),
+        ("resnet", -1, "A deeper residual network has a lower training error and a lower test error."),
+    ):
+        pair = [next((group for group in groups if group[0]["model"] == f"{kind}{depth}"), []) for depth in (20, 56)]
+        if not all(pair):
+            continue
+        results, verdicts = [], []
+        for key, split in (("train_accuracy_top1", "training"), ("accuracy_top1", "test")):
+            shallow, deep = ([100 * (1 - row[key]) for row in group] for group in pair)
+            more, half = study.difference(deep, shallow)
+            results.append(f"{split} error {study.spread(shallow)} and {study.spread(deep)} %")
+            verdicts.append(f"{study.verdict(sign * more, half)} ({split} error)")
+        row, seeds = pair[0][0], min(map(len, pair))
+        run = f"{kind}-20 and {kind}-56, {row['dataset']}, {row['steps']:,} iterations, {seeds} seed{'s' * (seeds > 1)}"
+        run += f", {study.hardware_name(most)}"
+        claims.append(study.Claim("He 2015, section 4.2", claim, run, "; ".join(results), "; ".join(verdicts)))
+    return claims
 
 
 def run_pytorch() -> int:
@@ -131,8 +163,7 @@ def run_pytorch() -> int:
     if result.returncode:
         return result.returncode
     row = {"name": "PyTorch", "seed": None} | json.loads(result.stdout.splitlines()[-1])
-    row |= {"command": shlex.join(["python", *sys.argv])}
-    study.record(files, row | {"git_commit": describe_environment()["git_commit"]})
+    study.record(files, row | {"command": study.study_command(), "git_commit": describe_environment()["git_commit"]})
     study.show(files, make_pytorch_table)
     return 0
 
@@ -141,7 +172,12 @@ def make_pytorch_table(rows: list[study.Row]) -> str:
     """Returns the seconds of a run of ResNet-20, ours from the rows of the full size."""
     ours = [row for row in study.read(study.files_of("degradation_full")) if row["name"] == "resnet20"]
     lines = [
-        [f"ours, seed {row['seed']}", f"{row['steps']:,}", f"{row['seconds']:.0f}", f"{row['images_per_second']:,.0f}"]
+        [
+            f"ours, {study.hardware_name(row['hardware'])}, seed {row['seed']}",
+            f"{row['steps']:,}",
+            f"{row['seconds']:.0f}",
+            f"{row['images_per_second']:,.0f}",
+        ]
         for row in ours
     ]
     for row in rows:
