@@ -125,9 +125,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
 
 def judge(rows: list[study.Row]) -> list[study.Claim]:
     """Returns whether depth hurts plain networks and helps residual ones, on the hardware that has most rows."""
-    machines = [row["hardware"] for row in rows]
-    most = max(machines, key=machines.count)
-    groups = study.by_name([row for row in rows if row["hardware"] == most]).values()
+    groups = study.by_name(study.of_one_machine(rows)).values()
     claims = []
     for kind, sign, claim in (
         ("plain", 1, "A deeper plain network has a higher training error and a higher test error."),
@@ -144,7 +142,7 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
             verdicts.append(f"{study.verdict(sign * more, half)} ({split} error)")
         row, seeds = pair[0][0], min(map(len, pair))
         run = f"{kind}-20 and {kind}-56, {row['dataset']}, {row['steps']:,} iterations, {seeds} seed{'s' * (seeds > 1)}"
-        run += f", {study.hardware_name(most)}"
+        run += f", {study.hardware_name(row['hardware'])}"
         claims.append(study.Claim("He 2015, section 4.2", claim, run, "; ".join(results), "; ".join(verdicts)))
     return claims
 

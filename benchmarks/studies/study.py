@@ -107,6 +107,7 @@ def main(
     make_table: Callable[[list[Row]], str],
     draw: Callable[[list[Row], pathlib.Path], None],
     judge: Callable[[list[Row]], list[Claim]] | None = None,
+    score: Callable[[Files], int] | None = None,
 ) -> int:
     """Trains the runs that are not finished, and shows all finished ones; returns the exit code.
 
@@ -120,6 +121,7 @@ def main(
       make_table: returns a Markdown table of the rows of all finished runs.
       draw: draws these rows into a file.
       judge: returns what these rows say about the papers' claims.
+      score: records more rows, of the finished runs; returns the exit code.
     """
     files = files_of(f"{name}_{SIZE.value}")
     exit_code = 0
@@ -129,6 +131,7 @@ def main(
         exit_code = _make(runs, files)
         if exit_code == 2:  # the run has printed one line that says why
             return exit_code
+        exit_code = (score(files) if score and not exit_code else 0) or exit_code
     show(files, make_table, draw, judge)
     return exit_code
 
@@ -178,6 +181,20 @@ def show(
         _put_into(ROOT / "docs" / "results.md", files.comment, text)
         if judge:
             _put_claims(files.comment, judge(rows))
+
+
+def finished(files: Files, name: str) -> dict[int, pathlib.Path]:
+    """Returns the workdirs of the finished runs of a name by their seeds."""
+    seeds = sorted(row["seed"] for row in read(files) if row["name"] == name)
+    workdirs = {seed: files.folder / f"{name},seed={seed}" for seed in seeds}
+    return {seed: workdir for seed, workdir in workdirs.items() if (workdir / "summary.json").exists()}
+
+
+def of_one_machine(rows: list[Row]) -> list[Row]:
+    """Returns the rows of the hardware that has most of them."""
+    machines = [row["hardware"] for row in rows]
+    most = max(machines, key=machines.count)
+    return [row for row in rows if row["hardware"] == most]
 
 
 def by_name(rows: list[Row]) -> dict[str, list[Row]]:
