@@ -17,7 +17,7 @@ from training import command_line
 
 NETWORKS = "googlenet", "googlenet_bn"  # the paper's network, and the same with batch normalisation
 WEIGHTS = 0.0, 0.3
-SEEDS = {"full": 3, "cpu": 1, "reduced": 1}
+SEEDS = {"full": 3, "cpu": 3, "reduced": 1}
 NORM = "gradient_norm/"  # and the name of a part of the network
 FIRST = f"{NORM}conv1"
 LEFT = 2.0  # nats of the main classifier's loss; ten classes at random are ln 10 = 2.303

@@ -41,7 +41,9 @@ Row = dict[str, Any]
 SIZES = ("full", "cpu", "reduced")
 CLAIMS = ROOT / "benchmarks" / "results" / "claims.json"  # of all studies: the table that opens docs/results.md
 
-SIZE = flags.DEFINE_enum("size", "full", SIZES, "full: for a GPU; cpu: two cores, half an hour; reduced: seconds.")
+SIZE = flags.DEFINE_enum(
+    "size", "full", SIZES, "full: for a GPU; cpu: for two cores, minutes to hours; reduced: seconds."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the runs; default: runs/ + study + size.")
 DATASET = flags.DEFINE_string("dataset", None, "Overrides --config.dataset; default: the recipe's.")
 _MINUTES = flags.DEFINE_float("minutes", None, "Stop, with a checkpoint, after so many minutes.", lower_bound=0.1)
