@@ -26,7 +26,7 @@ LENET = BRIEF | {"num_epochs": 12, "log_gradient_norms": True}
 AUX = LENET | {"aux_heads": ("conv3",)}
 # 179 images to train on, 1,618 to validate.
 FEW = BRIEF | {"model": "lenet5_relu", "validation_share": 0.9, "train_crop": "none", "num_steps": 800}
-FEW |= {"batch_size": 32, "eval_batch_size": 809}
+FEW |= {"batch_size": 32, "eval_batch_size": 816}
 DIGITS = {"dataset": "digits", "mean": (0.5,), "std": (0.5,), "random_flip": False, "cache": "", "keep_best": False}
 DIGITS |= {"schedule": "cosine", "evaluate_every_epochs": 0, "log_every_steps": 10}
 # The digits' own 8 pixels. The networks' paper starts at a rate of 0.1, too high for so few iterations without warm-up.

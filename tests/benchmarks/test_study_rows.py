@@ -13,10 +13,13 @@ FILES = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
 
 # In a process of its own, because the flags of the studies have the names of other programs' flags.
 CODE = """
-import json, pathlib, sys, tempfile
+import importlib, json, pathlib, sys, tempfile
 sys.path.insert(0, "benchmarks/studies")
+import digits
 import study
+from training import command_line, configuration
 
+configuration._check_image_size = lambda config: None  # traces each network
 study.flags.FLAGS(["study.py"])
 
 CPU = {"platform": "cpu", "devices": ["cpu"], "cpu_cores": 2}
@@ -42,6 +45,30 @@ def refusal(first, then):
     except ValueError as error:
         return str(error).removeprefix(str(folder))
 
+def refused(run):
+    config = importlib.import_module(f"configs.{run.recipe}").get_config()
+    words = [word.removeprefix("--config.").split("=", 1) for word in study._words(run) if "--config." in word]
+    typed = {name: command_line.parse_option(name, text) for name, text in words}
+    config.update(typed)
+    try:
+        configuration.apply_typed(config, typed)
+        configuration.resolve_run(configuration.resolve_network(config, typed), 10, 1437)
+    except ValueError as error:
+        return str(error)
+
+def verdicts(better):
+    curve = {"loss": [3, 1], "accuracy_top1": [0, 1], "gradient_norm/conv1": [1, 1]}
+    rows = [
+        {"name": name, "seed": seed, "hardware": CPU, "command": "", "steps": 20}
+        | {"curves": {"train": curve | {"step": [1, 10 + seed + 10 * (name not in better)]}}}
+        | {"accuracy_top1": 0.9 + 0.001 * seed - (name not in better) / 2}
+        | {"loss": 0.1 * seed + (name not in better), "train_accuracy_top1": 0.5 + 0.001 * seed + (name in better) / 3}
+        for seed in (0, 1)
+        for name in {name for pair in digits.COMPARISONS for name in (pair.ours, pair.theirs)}
+    ]
+    claims = digits.judge(rows)
+    return [[pair.ours, pair.theirs, claim.holds] for pair, claim in zip(digits.COMPARISONS, claims, strict=True)]
+
 here = {"dataset": "image_folder:/a/images"}
 print(json.dumps({
     "seeds": groups(with_config(row(0)), row(1), with_config(row(2))),
@@ -55,9 +82,13 @@ print(json.dumps({
     "another recipe's way to the same": refusal(({}, 0), ({"learning_rate": 0.1}, 0)),
     "no effect": refusal(({}, 0), ({"log_every_steps": 3}, 0)),
     "verdicts": [study.verdict(*pair) for pair in ((2, 1), (-2, 1), (1, 2), (0, 0), (1, float("nan")))],
+    "refused settings": list(filter(None, (refused(run) for run in digits.list_runs("cpu") if run.seed == 0))),
+    "settings": list(digits.SETTINGS),
+    "comparisons": verdicts(["resnet56"]),
     "interval": study.difference([1, 2, 3], [4, 5, 6]),
 }))
 """
+SCORED = ("ensemble", "1_view", "5_views", "10_views")
 PATHS = {
     "image_folder:/tmp/x/imagenette2-160": "image_folder:imagenette2-160",
     "--config.dataset=image_folder:/tmp/x/imagenette2-160/": "--config.dataset=image_folder:imagenette2-160",
@@ -94,6 +125,14 @@ def test_a_verdict_needs_an_interval_that_does_not_include_zero(found):
     assert found["verdicts"] == ["yes", "no, the opposite", "not shown", "not shown", "yes, in one seed"]
     # Welch's interval of two samples of variance 1 and size 3: t with 4 degrees of freedom is 2.776, times sqrt(2 / 3).
     assert found["interval"] == pytest.approx([-3, 2.7764 * (2 / 3) ** 0.5], abs=1e-3)
+
+
+def test_the_digits_settings_are_valid_and_their_comparisons_point_the_right_way(found):
+    assert found["refused settings"] == []
+    for ours, theirs, holds in found["comparisons"]:
+        assert {ours, theirs} <= set(found["settings"]) | {f"few_images_{each}" for each in SCORED}
+        if "resnet56" in (ours, theirs):  # the fake rows are better for it by every measure
+            assert holds == ("yes" if ours == "resnet56" else "no, the opposite")
 
 
 def test_rows_lose_the_folders_of_a_machine(found):
