@@ -82,20 +82,21 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
         pair = [groups.get(f"{network}_aux_{weight:g}") for weight in WEIGHTS]
         if not all(pair):
             continue
-        row, seeds = pair[0][0], min(map(len, pair))
-        run = f"GoogLeNet {words}, weight 0 and 0.3, {row['steps']:,} iterations of {row['dataset']}"
-        run += f", {seeds} seed{'s' * (seeds > 1)}, {study.hardware_name(row['hardware'])}"
+        row = pair[0][0]
+        run = (
+            f"GoogLeNet {words}, weights 0.3 and 0, {row['steps']:,} iterations on Imagenette; {study.seeds_of(*pair)}"
+        )
         for claim, unit, digits, value in (
-            ("Auxiliary losses raise the accuracy.", "% top-1", 2, lambda row: 100 * row["accuracy_top1"]),
+            ("Auxiliary classifiers raise the accuracy.", "% top-1", 2, lambda row: 100 * row["accuracy_top1"]),
             (
-                "Auxiliary losses raise the gradient of the first layer.",
-                "gradient norm of conv1, first quarter of the iterations",
+                "Auxiliary classifiers raise the gradient of the first layer.",
+                "gradient norm of conv1, first quarter",
                 3,
                 lambda row: study.mean_over_steps(row["curves"]["train"], FIRST, 0, 0.25),
             ),
         ):
             without, there = (list(map(value, group)) for group in pair)
-            result = f"{study.spread(without, digits)} and {study.spread(there, digits)} {unit}"
+            result = f"{study.spread(there, digits)} and {study.spread(without, digits)} {unit}"
             holds = study.verdict(*study.difference(there, without))
             claims.append(study.Claim("Szegedy 2014, section 5", claim, run, result, holds))
     return claims

@@ -7,6 +7,7 @@ said.
 """
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -146,12 +147,12 @@ SZEGEDY, HE = "Szegedy 2014, section 5", "He 2015, section 4"
 COMPARISONS = [
     *(
         Comparison(
-            SZEGEDY, claim, f"LeNet-5, auxiliary head on conv3 of weight {weight} and 0", name, "lenet5", measure
+            SZEGEDY, claim, f"LeNet-5, 12 epochs, a head on conv3 of weight {weight} and 0", name, "lenet5", measure
         )
         for claim, measure in (
-            ("An auxiliary classifier shortens the plateau at the start.", PLATEAU),
-            ("An auxiliary classifier raises the gradient of the first layer.", FIRST_GRADIENT),
-            ("An auxiliary classifier raises the accuracy.", TOP1),
+            ("Auxiliary classifiers shorten the plateau at the start.", PLATEAU),
+            ("Auxiliary classifiers raise the gradient of the first layer.", FIRST_GRADIENT),
+            ("Auxiliary classifiers raise the accuracy.", TOP1),
         )
         for weight in ("0.1", "0.3", "1")
         for name in (f"lenet5_aux_{weight}",)
@@ -328,10 +329,10 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
         if ours in groups and theirs in groups:
             values = [[of(row) for row in groups[name]] for name in (ours, theirs)]
             more, half = study.difference(*values)
-            result = f"{' and '.join(study.spread(each, digits) for each in values)} {unit}; "
-            result += f"difference {more:+.{digits}f} ± {half:.{digits}f}"
-            seeds = " and ".join(map(str, dict.fromkeys(map(len, values))))
-            claims.append(study.Claim(paper, claim, f"{run}; {seeds} seeds", result, study.verdict(sign * more, half)))
+            result = f"{' and '.join(study.spread(each, digits) for each in values)} {unit}"
+            result += "" if math.isnan(half) else f"; difference {more:+.{digits}f} ± {half:.{digits}f}"
+            run = f"{run}; {study.seeds_of(*values)}"
+            claims.append(study.Claim(paper, claim, run, result, study.verdict(sign * more, half)))
     return claims
 
 

@@ -173,6 +173,7 @@ def show(
         return command_line.say(f"there are no rows in {files.rows} yet")
     text = make_table(rows)
     command_line.say(text)
+    text += _measured_on(rows)
     try:
         if draw:
             draw(rows, files.figure)
@@ -257,6 +258,12 @@ def difference(ours: Iterable[float], theirs: Iterable[float]) -> tuple[float, f
     """Returns the mean of our seeds minus that of theirs, and half its 95 % interval (Welch's); NaN for one seed."""
     spreads = [Spread.of(values) for values in (ours, theirs)]
     return welch_interval(*spreads)
+
+
+def seeds_of(*groups: list[Any]) -> str:
+    """Returns in words how many seeds some groups have, such as 5 seeds, or 5 and 15 seeds."""
+    counts = list(dict.fromkeys(map(len, groups)))
+    return f"{' and '.join(map(str, counts))} seed{'s' * (counts != [1])}"
 
 
 def verdict(gain: float, half: float) -> str:
@@ -463,6 +470,17 @@ def _label(group: list[Row], namesakes: list[list[Row]]) -> str:
     differing = [name for name in ours if any(other.get(name) != ours[name] for other in others)]
     parts = [hardware_name(ours[name]) if name == "hardware" else f"{name}={text_of(ours[name])}" for name in differing]
     return group[0]["name"] + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _measured_on(rows: list[Row]) -> str:
+    """Returns a paragraph with the hardware and the versions of the rows; empty if they have none."""
+    versions = [row["versions"] for row in rows if "hardware" in row]
+    machines = [hardware_name(row["hardware"]) for row in rows if "hardware" in row]
+    texts = [
+        f"{machine}, JAX {each['jax']}, Python {each['python']}"
+        for machine, each in zip(machines, versions, strict=True)
+    ]
+    return f"\n\nMeasured on {'; '.join(dict.fromkeys(texts))}." if texts else ""
 
 
 def _put_claims(study: str, claims: list[Claim]) -> None:
