@@ -77,7 +77,7 @@ def with_layouts(target: State) -> State:
 
     def with_layout(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
         layout = KERNEL_LAYOUTS.get(next(iter(leaf.sharding.device_set)).platform)
-        if leaf.ndim < 4 or layout is None:
+        if leaf.ndim != 4 or layout is None:
             return leaf
         return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=Format(layout, leaf.sharding))
 
