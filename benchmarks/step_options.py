@@ -169,6 +169,14 @@ VARIANTS = {
     "average of the weights": Variant({**BFLOAT16, "ema_decay": 0.9999}),
     "float32 by TF32": Variant(),
     "float32 in full": Variant({"tf32": False}, base="float32 by TF32"),
+    # On a CPU, from JAX 0.12 on: convolutions by oneDNN in place of Eigen.
+    "oneDNN convolutions": Variant(
+        compiler_options={
+            "xla_cpu_experimental_onednn_custom_call": True,
+            "xla_cpu_experimental_ynn_fusion_type": "",
+        },
+        base="float32 by TF32",
+    ),
     "block sums not stored": Variant(functions={"cpu_operations.store": leave_to_xla}, base="float32 by TF32"),
 }
 COLUMNS = [
