@@ -72,15 +72,15 @@ def verdicts(better):
 
 def degradation_study(folder):
     error = {"plain20": 0.1, "plain56": 0.14, "resnet20": 0.09, "resnet56": 0.07, "resnet110": 0.0661}
-    rows = [
-        row(seed, H100, 64_000, model=model, dataset="cifar10", seconds=9.0)
-        | {"name": model, "steps": 64_000, "accuracy_top1": 1 - error[model] - 0.001 * seed}
-        | {"train_accuracy_top1": 1 - error[model] / 2 - 0.001 * seed}
-        | {"curves": dict.fromkeys(("train", "evaluation"), {"step": [32_000, 64_000], "accuracy_top1": [0.5, 0.9]})}
-        for seed in (0, 1)
-        for model in error
-        if (model, seed) != ("resnet110", 1)
-    ]
+    rows = []
+    for seed in (0, 1):
+        for model in error:
+            test, train = 1 - error[model] - 0.001 * seed, 1 - error[model] / 2 - 0.001 * seed
+            curves = {"train": [0.5, train], "evaluation": [0.5, test]}
+            curves = {split: {"step": [32_000, 64_000], "accuracy_top1": values} for split, values in curves.items()}
+            new = row(seed, H100, 64_000, model=model, dataset="cifar10", seconds=9.0, curves=curves)
+            rows.append(new | {"name": model, "steps": 64_000, "accuracy_top1": test, "train_accuracy_top1": train})
+    rows = [row for row in rows if (row["model"], row["seed"]) != ("resnet110", 1)]
     degradation.draw(rows, folder / "figure.png")
     table = [[cell.strip() for cell in line.split("|")][1:3] for line in degradation.make_table(rows).splitlines()]
     return table[2:], [[claim.claim, claim.holds] for claim in degradation.judge(rows)]
