@@ -212,21 +212,27 @@ def difference(setting: Setting, baseline: Setting) -> tuple[float, float, str] 
     if ours is None or theirs is None:
         return None
     if ours.deviation is not None and theirs.deviation is not None:
-        from scipy.special import stdtrit  # scipy comes with JAX
-
-        parts = [spread.deviation**2 / spread.number for spread in (ours, theirs) if spread.deviation is not None]
-        if not sum(parts):
-            return ours.mean - theirs.mean, 0.0, "seeds"
-        counts = [spread.number - 1 for spread in (ours, theirs)]
-        freedom = sum(parts) ** 2 / sum(part**2 / count for part, count in zip(parts, counts, strict=True))
-        half = float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(sum(parts))
-        return ours.mean - theirs.mean, half, "seeds"
+        return *welch_interval(ours, theirs), "seeds"
     images = [int(one.counted[0].evaluations[-1].get("examples", 0)) for one in (setting, baseline)]
     if not all(images):
         return ours.mean - theirs.mean, math.nan, "images"
     variance = sum(one.mean * (1 - one.mean) / count for one, count in zip((ours, theirs), images, strict=True))
     half = statistics.NormalDist().inv_cdf((1 + CONFIDENCE) / 2) * math.sqrt(variance)
     return ours.mean - theirs.mean, half, "images"
+
+
+def welch_interval(ours: Spread, theirs: Spread) -> tuple[float, float]:
+    """Returns the difference of two means and half its 95 % interval, Welch's; NaN where a spread is of one run."""
+    if ours.deviation is None or theirs.deviation is None:
+        return ours.mean - theirs.mean, math.nan
+    from scipy.special import stdtrit  # scipy comes with JAX
+
+    parts = [spread.deviation**2 / spread.number for spread in (ours, theirs)]
+    if not sum(parts):
+        return ours.mean - theirs.mean, 0.0
+    counts = [spread.number - 1 for spread in (ours, theirs)]
+    freedom = sum(parts) ** 2 / sum(part**2 / count for part, count in zip(parts, counts, strict=True))
+    return ours.mean - theirs.mean, float(stdtrit(freedom, (1 + CONFIDENCE) / 2)) * math.sqrt(sum(parts))
 
 
 def find_setting(groups: Sequence[Group], folder: str) -> Setting:

@@ -7,6 +7,7 @@ import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -17,6 +18,9 @@ State = dict[str, Any]
 AVERAGED_BATCH_STATS = "ema_batch_stats"
 SMALLEST_SHARDED = 2**16
 """The fewest numbers of an array that shard_params shards; smaller arrays need little memory."""
+# The order in memory of a convolution's kernel, (height, width, features in, features out), where it is not JAX's own:
+# cuDNN reads kernels with the last axis outermost.
+KERNEL_LAYOUTS = {"gpu": Layout((3, 0, 1, 2))}
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -91,6 +95,34 @@ def abstract_state(
         ),
         state,
     )
+
+
+def with_layouts(target: State) -> State:
+    """Returns the target with the layout that each array has during training: the order of its axes in memory.
+
+    On a GPU the kernels of convolutions, their momentum and their averages have cuDNN's order. In JAX's order XLA would
+    transpose them in every step. All other arrays have JAX's order, as all arrays have on other platforms.
+    """
+
+    def with_layout(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        layout = KERNEL_LAYOUTS.get(next(iter(leaf.sharding.device_set)).platform)
+        if leaf.ndim != 4 or layout is None:
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=Format(layout, leaf.sharding))
+
+    return jax.tree.map(with_layout, target)
+
+
+def formats(target: State) -> Any:
+    """Returns the sharding and the layout of each array of the state, as jax.jit takes them."""
+    return jax.tree.map(lambda leaf: leaf.format, target)
+
+
+def place(state: State, target: State) -> State:
+    """Returns the state with the target's layouts, as the training step takes it; without layouts the state itself."""
+    if all(leaf.format.layout is None for leaf in jax.tree.leaves(target)):
+        return state
+    return jax.jit(lambda state: state, out_shardings=formats(target))(state)
 
 
 def create_state(target: State, model: nnx.Module, seed: int) -> State:

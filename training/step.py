@@ -17,7 +17,7 @@ from training.fine_tuning import frozen_paths, join_frozen, split_frozen
 from training.inference import make_apply, normalized
 from training.loss import Lesson, classification_sums, cross_entropy, gradient_norm_sums, other_loss, weighted_loss
 from training.platform import compiler_options, loops_are_fast
-from training.state import AVERAGED_BATCH_STATS, State, abstract_state, sharding_of
+from training.state import AVERAGED_BATCH_STATS, State, formats, sharding_of
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -30,6 +30,7 @@ def make_train_step(
     mesh: Mesh,
     cache: DeviceCache | None = None,
     teacher: Teacher | None = None,
+    target: State | None = None,
 ) -> Callable[[State, Sums, Batch], tuple[State, Sums]]:
     """Returns the jitted step: (state, sums, batch) -> (new state, sums including the batch's). It donates the state.
 
@@ -48,6 +49,8 @@ def make_train_step(
       mesh: the devices.
       cache: the training images, if they are on the devices already.
       teacher: the network that the run learns from too.
+      target: shapes, types, shardings and layouts of the state, which the step takes and returns; None: JAX's layouts,
+        and every device holds the whole state.
     """
     replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     augment = make_augmentation(config)
@@ -151,8 +154,7 @@ def make_train_step(
         # The loop's length is an argument, so one compiled program serves any number of steps.
         return jax.lax.fori_loop(0, cached["count"], train_on_cached, (state, sums))
 
-    target = abstract_state(config, model, optimizer, mesh)
-    of_state = jax.tree.map(lambda leaf: leaf.sharding, target) if config.shard_params else replicated
+    of_state = formats(target) if target else replicated
     of_batch = {"image": split, "label": split, "teacher": replicated} if teacher else split
     return jax.jit(
         cached_train_steps if cache else train_step,

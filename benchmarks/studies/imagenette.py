@@ -54,19 +54,22 @@ def make_table(rows: list[study.Row]) -> str:
 
 
 def draw(rows: list[study.Row], path: pathlib.Path) -> None:
-    """Draws loss and top-1 over the epochs: training batches (dashed) and validation (bold), of the first seed."""
+    """Draws loss and top-1 over the epochs: training batches (dashed), validation (bold), bands over seeds."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(11, 4.2), layout="constrained")
+    figure = Figure(figsize=(11, 4.6), layout="constrained")
+    figure.suptitle(f"ResNet-18 learns Imagenette{study.about_bands(rows)}")
     panels = ("loss", "loss (nats)", 1), ("accuracy_top1", "top-1 accuracy (%)", 100)
     for axes, (metric, label, scale) in zip(figure.subplots(1, 2), panels, strict=True):
         for color, (name, group) in enumerate(study.by_name(rows).items()):
-            row = group[0]
+            epochs_per_step = group[0]["epochs"] / group[0]["steps"]
             for split, style in (("train", {"linestyle": "--", "linewidth": 1}), ("evaluation", {"linewidth": 2})):
-                curve = row["curves"][split]
-                epochs = [step * row["epochs"] / row["steps"] for step in curve["step"]]
-                values = [scale * value for value in curve[metric]]
-                axes.plot(epochs, values, color=f"C{color}", label=name if split == "evaluation" else None, **style)
+                curves = [row["curves"][split] for row in group]
+                epochs = [step * epochs_per_step for step in curves[0]["step"]]
+                values = [[scale * value for value in curve[metric]] for curve in curves]
+                style |= {"color": f"C{color}", "label": name if split == "evaluation" else None}
+                study.draw_seeds(axes, epochs, values, **style)
+        axes.set_title(label.partition(" (")[0])
         axes.set_xlabel("epochs")
         axes.set_ylabel(label)
         axes.grid(alpha=0.3)

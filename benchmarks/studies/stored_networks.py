@@ -8,7 +8,6 @@ must equal the published ones.
 import json
 import pathlib
 import re
-import shlex
 import subprocess
 import sys
 import time
@@ -83,8 +82,8 @@ def evaluate(weights: pathlib.Path, files: study.Files, overrides: dict) -> int:
             return code
     content, measured = (json.loads(path.read_text()) for path in (workdir / "config.json", result))
     about = {key: content[key] for key in ("hardware", "versions", "git_commit")}
-    row = {"name": name, "seed": None, "file": weights.name, "seconds": time.monotonic() - start}
-    study.record(files, row | measured | {"command": shlex.join(["python", *sys.argv])} | about)
+    row = {"name": name, "seed": None, "file": weights.name, "seconds": time.monotonic() - start} | measured | about
+    study.record(files, row | {"dataset": study.portable(row["dataset"]), "command": study.study_command()})
     return 0
 
 

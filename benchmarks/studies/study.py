@@ -2,11 +2,15 @@
 
 A study lists its runs and says how to show their rows; `main` does the rest. The same command continues a study that
 was stopped: runs whose workdir has a summary.json are finished, the other runs are resumed or started.
+
+The rows hold no paths of a machine, and only rows that differ in nothing but the seed are averaged.
 """
 
+import importlib
 import json
 import math
 import pathlib
+import re
 import shlex
 import signal
 import statistics
@@ -24,7 +28,9 @@ from absl import flags
 
 from analysis import rows as row_files
 from analysis import tables
-from configs._option import words_of
+from analysis.runs import Spread, welch_interval
+from configs import base
+from configs._option import text_of, words_of
 from training import command_line
 from training.metrics import is_evaluation, read_rows
 from training.workdir import write_atomically
@@ -33,8 +39,11 @@ jax.config.update("jax_platforms", "cpu")  # of this process only: the runs need
 
 Row = dict[str, Any]
 SIZES = ("full", "cpu", "reduced")
+CLAIMS = ROOT / "benchmarks" / "results" / "claims.json"  # of all studies: the table that opens docs/results.md
 
-SIZE = flags.DEFINE_enum("size", "full", SIZES, "full: for a GPU; cpu: two cores, half an hour; reduced: seconds.")
+SIZE = flags.DEFINE_enum(
+    "size", "full", SIZES, "full: for a GPU; cpu: for two cores, minutes to hours; reduced: seconds."
+)
 _WORKDIR = flags.DEFINE_string("workdir", None, "The folder of the runs; default: runs/ + study + size.")
 DATASET = flags.DEFINE_string("dataset", None, "Overrides --config.dataset; default: the recipe's.")
 _MINUTES = flags.DEFINE_float("minutes", None, "Stop, with a checkpoint, after so many minutes.", lower_bound=0.1)
@@ -60,6 +69,24 @@ class Run(NamedTuple):
     seed: int
 
 
+class Claim(NamedTuple):
+    """A line of the table that opens docs/results.md.
+
+    Attributes:
+      paper: first author and year, which the table is sorted by, and the section.
+      claim: what the paper says, in a sentence.
+      run: what was trained here.
+      result: of these runs.
+      holds: whether the result agrees with the claim, as `verdict` says it.
+    """
+
+    paper: str
+    claim: str
+    run: str
+    result: str
+    holds: str
+
+
 class Files(NamedTuple):
     """The files of a study of one size.
 
@@ -81,17 +108,22 @@ def main(
     list_runs: Callable[[str], list[Run]],
     make_table: Callable[[list[Row]], str],
     draw: Callable[[list[Row], pathlib.Path], None],
+    judge: Callable[[list[Row]], list[Claim]] | None = None,
+    score: Callable[[Files], int] | None = None,
 ) -> int:
     """Trains the runs that are not finished, and shows all finished ones; returns the exit code.
 
     Rows go to benchmarks/results/NAME_SIZE.json, the table into docs/results.md between its two comments, and the
     figure to docs/NAME_SIZE.png. With the reduced size or --json only the rows and a figure beside them are written.
+    The study's claims go into the table that opens docs/results.md.
 
     Args:
       name: of the study and its program.
       list_runs: returns the runs of a size, one of SIZES, in order.
       make_table: returns a Markdown table of the rows of all finished runs.
       draw: draws these rows into a file.
+      judge: returns what these rows say about the papers' claims.
+      score: records more rows, of the finished runs; returns the exit code.
     """
     files = files_of(f"{name}_{SIZE.value}")
     exit_code = 0
@@ -101,7 +133,8 @@ def main(
         exit_code = _make(runs, files)
         if exit_code == 2:  # the run has printed one line that says why
             return exit_code
-    show(files, make_table, draw)
+        exit_code = (score(files) if score and not exit_code else 0) or exit_code
+    show(files, make_table, draw, judge)
     return exit_code
 
 
@@ -121,21 +154,26 @@ def read(files: Files) -> list[Row]:
 
 
 def record(files: Files, row: Row) -> None:
-    """Adds a row to the file; it replaces a row of the same name and seed."""
-    row_files.record(files.rows, row, ("name", "seed"))
+    """Adds a row to the file; it replaces a row of the same name, seed, dataset and hardware."""
+    row_files.record(files.rows, row, [key for key in ("name", "seed", "dataset", "hardware") if key in row])
 
 
 def show(
     files: Files,
     make_table: Callable[[list[Row]], str],
     draw: Callable[[list[Row], pathlib.Path], None] | None = None,
+    judge: Callable[[list[Row]], list[Claim]] | None = None,
 ) -> None:
-    """Prints the table of the rows and draws their figure, and puts both into the docs if the study belongs there."""
+    """Prints the table of the rows and draws their figure, and puts both into the docs if the study belongs there.
+
+    The claims that `judge` returns replace those that the study made before.
+    """
     rows = read(files)
     if not rows:
         return command_line.say(f"there are no rows in {files.rows} yet")
     text = make_table(rows)
     command_line.say(text)
+    text += _measured_on(rows)
     try:
         if draw:
             draw(rows, files.figure)
@@ -144,11 +182,97 @@ def show(
         command_line.say("note: no figure, as matplotlib is not installed; install it and run with --report")
     if files.comment:
         _put_into(ROOT / "docs" / "results.md", files.comment, text)
+        if judge:
+            _put_claims(files.comment, judge(rows))
+
+
+def finished(files: Files, name: str) -> dict[int, pathlib.Path]:
+    """Returns the workdirs of the finished runs of a name by their seeds."""
+    seeds = sorted(row["seed"] for row in read(files) if row["name"] == name)
+    workdirs = {seed: files.folder / f"{name},seed={seed}" for seed in seeds}
+    return {seed: workdir for seed, workdir in workdirs.items() if (workdir / "summary.json").exists()}
+
+
+def of_one_machine(rows: list[Row]) -> list[Row]:
+    """Returns the rows of the hardware that has most of them."""
+    machines = [row["hardware"] for row in rows]
+    most = max(machines, key=machines.count)
+    return [row for row in rows if row["hardware"] == most]
 
 
 def by_name(rows: list[Row]) -> dict[str, list[Row]]:
-    """Returns the rows of each name, with all seeds, in the order in which the names first appear."""
-    return {name: [row for row in rows if row["name"] == name] for name in dict.fromkeys(row["name"] for row in rows)}
+    """Returns groups of rows that differ in nothing but the seed, in the order in which their names first appear.
+
+    Rows of one name may come from several machines, or have different options or datasets. They are then different
+    groups, and what differs stands behind the name in parentheses.
+    """
+    groups: dict[str, list[list[Row]]] = {name: [] for name in dict.fromkeys(row["name"] for row in rows)}
+    for row in rows:
+        same = next((group for group in groups[row["name"]] if conditions(group[0]) == conditions(row)), None)
+        same.append(row) if same else groups[row["name"]].append([row])
+    return {_label(group, namesakes): group for namesakes in groups.values() for group in namesakes}
+
+
+def conditions(row: Row) -> dict[str, Any]:
+    """Returns what must be equal in rows that are averaged: the hardware and all options but the seed."""
+    config = row["config"] if "config" in row else config_of(row["command"])  # older rows have only the command
+    return {"hardware": row.get("hardware")} | {name: value for name, value in config.items() if name != "seed"}
+
+
+def config_of(command: str) -> dict[str, Any]:
+    """Returns all options that affect the result of a command of train.py, as JSON has them; {} for other commands.
+
+    The values are those of the recipe and the command; null stands for the network's or the dataset's own value.
+    """
+    words = shlex.split(command)
+    recipe = next((word for word in words if word.startswith("--config=configs/")), None)
+    if recipe is None:
+        return {}
+    config = importlib.import_module(f"configs.{pathlib.Path(recipe).stem}").get_config()
+    typed = (word.removeprefix("--config.").split("=", 1) for word in words if word.startswith("--config."))
+    config.update({name: command_line.parse_option(name, text) for name, text in typed})
+    options = json.loads(config.to_json())
+    return {name: options[name] for name, option in base.OPTIONS.items() if option.affects_result}
+
+
+def portable(text: str) -> str:
+    """Returns a text in which only the last part is left of each path that is absolute or leaves this folder.
+
+    >>> portable("image_folder:/tmp/x/imagenette2-160")
+    'image_folder:imagenette2-160'
+    """
+    return re.sub(r"(^|[=:,\s])(?:~[^/\s,]*|\.\.)?/(?:[^/\s,]*/)*([^/\s,]+)/?", r"\1\2", text)
+
+
+def hardware_name(hardware: dict[str, Any] | None) -> str:
+    """Returns the hardware of a row in words, such as 2 CPU cores."""
+    if not hardware:
+        return "unknown hardware"
+    if hardware["platform"] == "cpu":
+        return f"{hardware['cpu_cores']} CPU cores"
+    kinds = hardware["devices"]
+    return " and ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+
+
+def difference(ours: Iterable[float], theirs: Iterable[float]) -> tuple[float, float]:
+    """Returns the mean of our seeds minus that of theirs, and half its 95 % interval (Welch's); NaN for one seed."""
+    spreads = [Spread.of(values) for values in (ours, theirs)]
+    return welch_interval(*spreads)
+
+
+def seeds_of(*groups: list[Any]) -> str:
+    """Returns in words how many seeds some groups have, such as 5 seeds, or 5 and 15 seeds."""
+    counts = list(dict.fromkeys(map(len, groups)))
+    return f"{' and '.join(map(str, counts))} seed{'s' * (counts != [1])}"
+
+
+def verdict(gain: float, half: float) -> str:
+    """Returns in words whether a claim holds that a gain is positive, from half the gain's 95 % interval."""
+    if math.isnan(half):
+        return f"{'yes' if gain > 0 else 'no'}, in one seed"
+    if abs(gain) <= half:
+        return "not shown"
+    return "yes" if gain > 0 else "no, the opposite"
 
 
 def spread(values: Iterable[float], digits: int = 2) -> str:
@@ -165,6 +289,28 @@ def mean_over_steps(curve: dict[str, list[float]], name: str, begin: float, end:
     logs = zip(steps, curve[name], lengths, strict=True)
     chosen = [(value, length) for step, value, length in logs if begin < step / steps[-1] <= end]
     return statistics.fmean(*zip(*chosen, strict=True))
+
+
+def draw_seeds(axes: Any, places: list[float], values: list[list[float]], **style: Any) -> None:
+    """Draws a line of the mean over the seeds, and a band from the lowest to the highest seed.
+
+    Args:
+      axes: of matplotlib.
+      places: on the x axis.
+      values: for each seed its values at these places.
+      style: of the line.
+    """
+    columns = list(zip(*values, strict=True))
+    (line,) = axes.plot(places, [statistics.fmean(column) for column in columns], **style)
+    if len(values) > 1:
+        lowest, highest = list(map(min, columns)), list(map(max, columns))
+        axes.fill_between(places, lowest, highest, color=line.get_color(), alpha=0.2, linewidth=0)
+
+
+def about_bands(rows: list[Row]) -> str:
+    """Returns the end of a figure's title, which says what its bands are; empty if each group has a single seed."""
+    seeds = max(len(group) for group in by_name(rows).values())
+    return f"; mean of up to {seeds} seeds, bands from the lowest to the highest" if seeds > 1 else ""
 
 
 def table(headings: list[str], lines: Iterable[list[Any]]) -> str:
@@ -202,8 +348,12 @@ def _make(runs: list[Run], files: Files) -> int:
     for run in runs:
         workdir = files.folder / f"{run.name},seed={run.seed}"
         if (workdir / "summary.json").exists():
-            if (run.name, run.seed) not in [(row["name"], row["seed"]) for row in read(files)]:
-                record(files, _row(run, workdir))
+            with command_line.refusing_bad_input():
+                _check_config(run, workdir)
+            row = _row(run, workdir)
+            same = [old for old in read(files) if (old["name"], old["seed"]) == (run.name, run.seed)]
+            if conditions(row) not in map(conditions, same):
+                record(files, row)
             continue
         left = end - time.monotonic() - to_save
         # A run handles a signal only after it compiled: none is started without time for that.
@@ -247,8 +397,18 @@ def _train(run: Run, workdir: pathlib.Path, seconds: float) -> int:
             signal.signal(number, handler)
     if workdir.exists():
         with open(workdir / "calls.jsonl", "a") as file:
-            file.write(json.dumps({"seconds": time.monotonic() - start, "exit_code": code}) + "\n")
+            call = {"seconds": time.monotonic() - start, "exit_code": code, "config": config_of(shlex.join(words))}
+            file.write(json.dumps(call) + "\n")
     return code
+
+
+def _check_config(run: Run, workdir: pathlib.Path) -> None:
+    """Raises ValueError if the finished run of a workdir had other options; train.py itself checks unfinished ones."""
+    ours, calls = config_of(shlex.join(_words(run))), _calls(workdir)
+    theirs = calls[-1].get("config", ours)  # folders of earlier versions do not say
+    differing = [f"{name}={theirs.get(name)!r}, not {ours[name]!r}" for name in ours if theirs.get(name) != ours[name]]
+    if differing:
+        raise ValueError(f"{workdir} has a run with {'; '.join(differing)}; give another --workdir")
 
 
 def _words(run: Run) -> list[str]:
@@ -265,12 +425,12 @@ def _words(run: Run) -> list[str]:
 def _row(run: Run, workdir: pathlib.Path) -> Row:
     """Returns the row of a finished run; accuracies are those of the last step, not of the best one."""
     content, summary = (json.loads((workdir / name).read_text()) for name in ("config.json", "summary.json"))
-    curves, calls = _curves(read_rows(workdir)), (workdir / "calls.jsonl").read_text().splitlines()
+    curves, calls = _curves(read_rows(workdir)), _calls(workdir)
     return {
         "name": run.name,
         "seed": run.seed,
         "model": summary["model"],
-        "dataset": summary["dataset"],
+        "dataset": portable(summary["dataset"]),
         "split": summary["split"],
         "examples": summary["examples"],
         "parameters": summary["parameters"],
@@ -281,13 +441,58 @@ def _row(run: Run, workdir: pathlib.Path) -> Row:
         # The mean over the training batches of the last tenth of the steps.
         "train_accuracy_top1": mean_over_steps(curves["train"], "accuracy_top1", 0.9, 1),
         "images_per_second": summary["images_per_second_median"],
-        "seconds": sum(json.loads(line)["seconds"] for line in calls),  # of the whole processes
+        "seconds": sum(call["seconds"] for call in calls),  # of the whole processes
         "calls": len(calls),
-        "command": shlex.join(_words(run)),
-        "study_command": shlex.join(["python", *(word for word in sys.argv if not word.startswith("--workdir"))]),
+        "command": shlex.join(map(portable, _words(run))),
+        "study_command": study_command(),
+        "config": config_of(shlex.join(map(portable, _words(run)))),
         **{name: content[name] for name in ("hardware", "versions", "git_commit")},
         "curves": curves,
     }
+
+
+def study_command() -> str:
+    """Returns the command of this process, without a machine's paths and without what does not change the result."""
+    words = [word for word in sys.argv[1:] if not word.startswith(("--workdir", "--minutes", "--json"))]
+    program = pathlib.Path(sys.argv[0]).absolute()
+    program = program.relative_to(ROOT) if program.is_relative_to(ROOT) else program.name
+    return shlex.join(["python", str(program), *map(portable, words)])
+
+
+def _calls(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """Returns seconds, exit code and options of each call of train.py in a workdir."""
+    return [json.loads(line) for line in (workdir / "calls.jsonl").read_text().splitlines()]
+
+
+def _label(group: list[Row], namesakes: list[list[Row]]) -> str:
+    """Returns the name of a group of rows, with what distinguishes it from other groups of the same name."""
+    ours, others = conditions(group[0]), [conditions(other[0]) for other in namesakes]
+    differing = [name for name in ours if any(other.get(name) != ours[name] for other in others)]
+    parts = [hardware_name(ours[name]) if name == "hardware" else f"{name}={text_of(ours[name])}" for name in differing]
+    return group[0]["name"] + (f" ({', '.join(parts)})" if parts else "")
+
+
+def _measured_on(rows: list[Row]) -> str:
+    """Returns a paragraph with the hardware and the versions of the rows; empty if they have none."""
+    versions = [row["versions"] for row in rows if "hardware" in row]
+    machines = [hardware_name(row["hardware"]) for row in rows if "hardware" in row]
+    texts = [
+        f"{machine}, JAX {each['jax']}, Python {each['python']}"
+        for machine, each in zip(machines, versions, strict=True)
+    ]
+    return f"\n\nMeasured on {'; '.join(dict.fromkeys(texts))}." if texts else ""
+
+
+def _put_claims(study: str, claims: list[Claim]) -> None:
+    """Stores a study's claims instead of its earlier ones, and makes the table of all studies' claims anew."""
+    stored = json.loads(CLAIMS.read_text()) if CLAIMS.exists() else []
+    stored = [claim for claim in stored if claim["study"] != study]
+    stored += [{"study": study} | claim._asdict() for claim in claims]
+    stored.sort(key=lambda claim: re.search(r"\d{4}", claim["paper"])[0])
+    write_atomically(CLAIMS, "[\n" + ",\n".join(map(json.dumps, stored)) + "\n]\n")
+    headings = ["paper", "claim", "what was run", "result", "does it hold?"]
+    lines = ([claim[name] for name in Claim._fields] for claim in stored)
+    _put_into(ROOT / "docs" / "results.md", "claims", table(headings, lines))
 
 
 def _curves(metrics: list[Row]) -> dict[str, dict[str, list[float]]]:

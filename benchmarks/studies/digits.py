@@ -1,0 +1,369 @@
+"""The papers' claims on the handwritten digits: python benchmarks/studies/digits.py [--minutes=9].
+
+Each setting of SETTINGS differs from another one in one option or in the network, and COMPARISONS says which two are
+compared, by which measure. Both were written before the runs, most of which take seconds on two cores, with five seeds.
+The digits are part of scikit-learn: 1,797 images of 8x8 pixels, a fifth of them for validation where nothing else is
+said.
+"""
+
+import json
+import math
+import pathlib
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+
+import study
+from absl import flags
+
+from training import command_line
+
+LOSS, ACCURACY = 2.0, 0.75  # nats; share of the training batches: Krizhevsky 2012, Fig. 1, has 25 % training error
+
+BRIEF = {"log_every_steps": 5, "evaluate_every_epochs": 0, "keep_best": False}
+LENET = BRIEF | {"num_epochs": 12, "log_gradient_norms": True}
+AUX = LENET | {"aux_heads": ("conv3",)}
+# 179 images to train on, 1,618 to validate.
+FEW = BRIEF | {"model": "lenet5_relu", "validation_share": 0.9, "train_crop": "none", "num_steps": 800}
+FEW |= {"batch_size": 32, "eval_batch_size": 816}
+DIGITS = {"dataset": "digits", "mean": (0.5,), "std": (0.5,), "random_flip": False, "cache": "", "keep_best": False}
+DIGITS |= {"schedule": "cosine", "evaluate_every_epochs": 0, "log_every_steps": 10}
+# The digits' own 8 pixels. The networks' paper starts at a rate of 0.1, too high for so few iterations without warm-up.
+TINY = DIGITS | {"channels": 1, "image_size": 8, "crop_padding": 1, "num_steps": 300, "batch_size": 64}
+TINY |= {"learning_rate": 0.02}
+# ResNet-34 has all three shortcuts in the registry; ResNet-20 has only the paper's.
+SHORTCUTS = DIGITS | {"image_size": 16, "train_crop": "pad", "crop_padding": 2, "eval_resize": 0, "num_steps": 150}
+SHORTCUTS |= {"batch_size": 64, "learning_rate": 0.02}
+
+
+class Setting(NamedTuple):
+    """What is trained with several seeds.
+
+    Attributes:
+      recipe: of configs/.
+      overrides: of its options.
+      seeds: how many.
+    """
+
+    recipe: str
+    overrides: dict
+    seeds: int = 5
+
+
+SETTINGS = {
+    "lenet5": Setting("lenet5_digits", LENET),
+    "lenet5_aux_0.1": Setting("lenet5_digits", AUX | {"aux_weight": 0.1}),
+    "lenet5_aux_0.3": Setting("lenet5_digits", AUX | {"aux_weight": 0.3}),
+    "lenet5_aux_1": Setting("lenet5_digits", AUX | {"aux_weight": 1.0}),
+    "lenet5_tanh": Setting("lenet5_digits", LENET | {"model": "lenet5_tanh"}),
+    "lenet5_relu": Setting("lenet5_digits", LENET | {"model": "lenet5_relu"}),
+    "momentum_0": Setting("lenet5_digits", LENET | {"model": "lenet5_relu", "momentum": 0.0}),
+    "momentum_0_rate_0.5": Setting(
+        "lenet5_digits", LENET | {"model": "lenet5_relu", "momentum": 0.0, "learning_rate": 0.5}
+    ),
+    "few_images": Setting("lenet5_digits", FEW, seeds=15),  # three ensembles of five
+    "few_images_dropout": Setting("lenet5_digits", FEW | {"dropout_rate": 0.5}),
+    "plain20": Setting("cifar10_resnet20", TINY | {"model": "plain20"}, seeds=3),
+    "plain56": Setting("cifar10_resnet20", TINY | {"model": "plain56"}, seeds=3),
+    "resnet20": Setting("cifar10_resnet20", TINY | {"model": "resnet20"}, seeds=3),
+    "resnet56": Setting("cifar10_resnet20", TINY | {"model": "resnet56"}, seeds=3),
+    "resnet34_a": Setting("resnet34", SHORTCUTS | {"model": "resnet34_a"}, seeds=3),
+    "resnet34_b": Setting("resnet34", SHORTCUTS, seeds=3),
+    "resnet34_c": Setting("resnet34", SHORTCUTS | {"model": "resnet34_c"}, seeds=3),
+}
+MEMBERS = 5  # of an ensemble
+RESIZE = 36  # pixels, for crops of 32 in the corners
+
+
+class Measure(NamedTuple):
+    """What is compared.
+
+    Attributes:
+      unit: in words.
+      of: returns it from a row.
+      sign: 1 if more is better, otherwise -1.
+      digits: after the decimal point.
+    """
+
+    unit: str
+    of: Callable[[study.Row], float]
+    sign: int = 1
+    digits: int = 2
+
+
+def first_step(row: study.Row, name: str, is_reached: Callable[[float], bool]) -> int:
+    """Returns the first logged iteration at which a metric of the training is reached; the last one if never."""
+    curve = row["curves"]["train"]
+    return next(
+        (step for step, value in zip(curve["step"], curve[name], strict=True) if is_reached(value)), row["steps"]
+    )
+
+
+TOP1 = Measure("% top-1", lambda row: 100 * row["accuracy_top1"])
+VALIDATION_LOSS = Measure("nats of validation loss", lambda row: row["loss"], sign=-1, digits=3)
+TRAINING_ERROR = Measure("% training error", lambda row: 100 * (1 - row["train_accuracy_top1"]), sign=-1)
+GAP = Measure(
+    "points of training above validation top-1",
+    lambda row: 100 * (row["train_accuracy_top1"] - row["accuracy_top1"]),
+    sign=-1,
+)
+PLATEAU = Measure(f"iterations to a loss of {LOSS:g}", lambda row: first_step(row, "loss", LOSS.__gt__), -1, 0)
+SPEED = Measure(
+    f"iterations to {100 * ACCURACY:g} % training top-1",
+    lambda row: first_step(row, "accuracy_top1", ACCURACY.__le__),
+    -1,
+    0,
+)
+FIRST_GRADIENT = Measure(
+    "gradient norm of conv1, first quarter",
+    lambda row: study.mean_over_steps(row["curves"]["train"], "gradient_norm/conv1", 0, 0.25),
+    digits=4,
+)
+
+
+class Comparison(NamedTuple):
+    """A claim: the measure is better in the first of two settings than in the second.
+
+    Attributes:
+      paper: who claims it.
+      claim: in a sentence.
+      run: what was run, in words.
+      ours: the setting that is better, if the claim holds.
+      theirs: the other one.
+      measure: by which they are compared.
+    """
+
+    paper: str
+    claim: str
+    run: str
+    ours: str
+    theirs: str
+    measure: Measure
+
+
+SZEGEDY, HE = "Szegedy 2014, section 5", "He 2015, section 4"
+COMPARISONS = [
+    *(
+        Comparison(
+            SZEGEDY, claim, f"LeNet-5, 12 epochs, a head on conv3 of weight {weight} and 0", name, "lenet5", measure
+        )
+        for claim, measure in (
+            ("Auxiliary classifiers shorten the plateau at the start.", PLATEAU),
+            ("Auxiliary classifiers raise the gradient of the first layer.", FIRST_GRADIENT),
+            ("Auxiliary classifiers raise the accuracy.", TOP1),
+        )
+        for weight in ("0.1", "0.3", "1")
+        for name in (f"lenet5_aux_{weight}",)
+    ),
+    Comparison(
+        "Krizhevsky 2012, section 3.1",
+        "ReLUs learn several times faster than tanh.",
+        "LeNet-5 with ReLU and with tanh, both with He's initial values",
+        "lenet5_relu",
+        "lenet5_tanh",
+        SPEED,
+    ),
+    *(
+        Comparison(
+            "Krizhevsky 2012, section 4.2",
+            claim,
+            "LeNet-5 with ReLU on 179 images, dropout 0.5 and 0",
+            "few_images_dropout",
+            "few_images",
+            measure,
+        )
+        for claim, measure in (
+            ("Dropout reduces overfitting.", GAP),
+            ("Dropout reduces the validation loss.", VALIDATION_LOSS),
+            ("Dropout raises the accuracy.", TOP1),
+        )
+    ),
+    *(
+        Comparison(
+            "Krizhevsky 2012, section 4.1",
+            f"The mean over {words} is more accurate than the centre alone.",
+            f"LeNet-5 with ReLU on 179 images, crops of 32 pixels from {RESIZE}",
+            f"few_images_{views}_views",
+            "few_images_1_view",
+            TOP1,
+        )
+        for views, words in ((5, "five crops"), (10, "ten crops, half of them mirrored,"))
+    ),
+    Comparison(
+        "Krizhevsky 2012, section 5",
+        "The mean of several networks' probabilities is more accurate than one network.",
+        f"three ensembles of {MEMBERS} LeNet-5 on 179 images, and their 15 members",
+        "few_images_ensemble",
+        "few_images",
+        TOP1,
+    ),
+    *(
+        Comparison(
+            "Sutskever 2013, section 3", "Momentum 0.9 learns faster than none.", run, "lenet5_relu", name, SPEED
+        )
+        for run, name in (
+            ("LeNet-5 with ReLU, both at a rate of 0.05", "momentum_0"),
+            ("LeNet-5 with ReLU, momentum 0.9 at a rate of 0.05, momentum 0 at 0.5", "momentum_0_rate_0.5"),
+        )
+    ),
+    Comparison(
+        "He 2015 (PReLU), section 2.2",
+        "Initial values of variance 2 / fan in shorten the plateau at the start.",
+        "LeNet-5 with tanh, He's initial values and LeCun's of 1998",
+        "lenet5_tanh",
+        "lenet5",
+        PLATEAU,
+    ),
+    *(
+        Comparison(f"{HE}.2", claim, f"{words} at 8 pixels, 300 iterations", ours, theirs, measure)
+        for measure in (TRAINING_ERROR, TOP1)
+        for claim, words, ours, theirs in (
+            ("A plain network of 20 layers is better than one of 56.", "plain-20 and plain-56", "plain20", "plain56"),
+            ("Shortcuts cure 56 layers.", "ResNet-56 and plain-56", "resnet56", "plain56"),
+            ("A residual network of 56 layers is better than one of 20.", "ResNet-56 and -20", "resnet56", "resnet20"),
+        )
+    ),
+    *(
+        Comparison(f"{HE}.1", claim, "ResNet-34 at 16 pixels, 150 iterations", ours, theirs, TOP1)
+        for claim, ours, theirs in (
+            ("Shortcuts with projections where the shape changes (B) beat zeros (A).", "resnet34_b", "resnet34_a"),
+            ("Projections on all shortcuts (C) beat B.", "resnet34_c", "resnet34_b"),
+        )
+    ),
+]
+
+
+def main() -> int:
+    """Runs the program; returns its exit code."""
+    return study.main("digits", list_runs, make_table, draw, judge, score)
+
+
+def list_runs(size: str) -> list[study.Run]:
+    """Returns the first seed of each setting, then the other seeds; the deep networks last."""
+    if size == "full":
+        raise ValueError("this study has no full size: the digits need no GPU; give --size=cpu, or leave it out")
+    if size == "reduced":
+        shorter = {"num_steps": 8, "log_every_steps": 2}
+        return [study.Run("few_images", "lenet5_digits", FEW | shorter, seed) for seed in range(MEMBERS)]
+    slow = [name for name in SETTINGS if name.startswith(("plain", "resnet"))]
+    return [
+        study.Run(name, setting.recipe, setting.overrides, seed)
+        for names in ([name for name in SETTINGS if name not in slow], slow)
+        for seed in range(max(setting.seeds for setting in SETTINGS.values()))
+        for name, setting in SETTINGS.items()
+        if name in names and seed < setting.seeds
+    ]
+
+
+def score(files: study.Files) -> int:
+    """Evaluates the networks of few_images as ensembles and in several crops; returns the exit code of a failure, or 0.
+
+    The rows have the name few_images_ensemble and the number of the ensemble as their seed; or few_images_5_views and
+    the like, and the seed of the network.
+    """
+    rows, workdirs = study.read(files), study.finished(files, "few_images")
+    for begin in range(0, len(workdirs) - MEMBERS + 1, MEMBERS):
+        members = dict(list(workdirs.items())[begin : begin + MEMBERS])
+        for name, words in (
+            ("few_images_ensemble", []),
+            ("few_images_1_view", [f"--resize={RESIZE}"]),
+            ("few_images_5_views", [f"--resize={RESIZE}", "--views=5"]),
+            ("few_images_10_views", [f"--resize={RESIZE}", "--views=10"]),
+        ):
+            number = begin // MEMBERS
+            seeds = [number] if name == "few_images_ensemble" else list(members)
+            if {(name, seed) for seed in seeds} <= {(row["name"], row["seed"]) for row in rows}:
+                continue
+            result, start = files.folder / f"{name}.json", time.monotonic()
+            command = [sys.executable, "evaluate.py", *words, f"--json={result.absolute()}"]
+            command += [f"--workdir={workdir.absolute()}" for workdir in members.values()]
+            if code := subprocess.run(command, cwd=study.ROOT).returncode:
+                return code
+            measured, about = (
+                json.loads(result.read_text()),
+                json.loads((workdirs[seeds[0]] / "config.json").read_text()),
+            )
+            scores = [measured] if name == "few_images_ensemble" else measured["members"]
+            for seed, each in zip(seeds, scores, strict=True):
+                row = {"name": name, "seed": seed, "model": measured["model"], "dataset": measured["dataset"]}
+                row |= {key: each[key] for key in ("accuracy_top1", "loss", "examples")}
+                row |= {"seconds": (time.monotonic() - start) / len(seeds), "members": list(members)}
+                row |= {"command": " ".join(["python", "evaluate.py", *words]), "study_command": study.study_command()}
+                study.record(files, row | {key: about[key] for key in ("hardware", "versions", "git_commit")})
+    return 0
+
+
+def make_table(rows: list[study.Row]) -> str:
+    """Returns the figures of each setting, with their spread over the seeds."""
+    headings = ["setting", "seeds", "iterations", "top-1, %", "training top-1, %", "validation loss, nats"]
+    headings += [PLATEAU.unit, SPEED.unit, "seconds a run"]
+    trained = ("train_accuracy_top1", "curves")
+    return study.table(
+        headings,
+        (
+            [
+                name,
+                len(group),
+                f"{group[0]['steps']:,}" if "steps" in group[0] else "",
+                study.spread(map(TOP1.of, group)),
+                study.spread(100 * row["train_accuracy_top1"] for row in group) if trained[0] in group[0] else "",
+                study.spread((row["loss"] for row in group), 3),
+                *(
+                    study.spread(map(measure.of, group), 0) if trained[1] in group[0] else ""
+                    for measure in (PLATEAU, SPEED)
+                ),
+                study.spread((row["seconds"] for row in group), 0),
+            ]
+            for name, group in study.by_name(rows).items()
+        ),
+    )
+
+
+def judge(rows: list[study.Row]) -> list[study.Claim]:
+    """Returns for each comparison of finished settings whether its claim holds."""
+    groups = study.by_name(study.of_one_machine(rows))
+    claims = []
+    for paper, claim, run, ours, theirs, (unit, of, sign, digits) in COMPARISONS:
+        if ours in groups and theirs in groups:
+            values = [[of(row) for row in groups[name]] for name in (ours, theirs)]
+            more, half = study.difference(*values)
+            result = f"{' and '.join(study.spread(each, digits) for each in values)} {unit}"
+            result += "" if math.isnan(half) else f"; difference {more:+.{digits}f} ± {half:.{digits}f}"
+            run = f"{run}; {study.seeds_of(*values)}"
+            claims.append(study.Claim(paper, claim, run, result, study.verdict(sign * more, half)))
+    return claims
+
+
+def draw(rows: list[study.Row], path: pathlib.Path) -> None:
+    """Draws the training loss of some settings over the iterations, a panel for each subject."""
+    from matplotlib.figure import Figure
+
+    groups = study.by_name(study.of_one_machine(rows))
+    panels = {
+        "auxiliary classifier on conv3 of LeNet-5": ("lenet5", "lenet5_aux_0.1", "lenet5_aux_0.3", "lenet5_aux_1"),
+        "activation and initial values of LeNet-5": ("lenet5", "lenet5_tanh", "lenet5_relu"),
+        "momentum, LeNet-5 with ReLU": ("lenet5_relu", "momentum_0", "momentum_0_rate_0.5"),
+        "degradation and its cure, 8 pixels": ("plain20", "plain56", "resnet20", "resnet56"),
+    }
+    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure.suptitle(f"The handwritten digits: training loss{study.about_bands(rows)}")
+    for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+        for name in names:
+            if name in groups:
+                curves = [row["curves"]["train"] for row in groups[name]]
+                study.draw_seeds(axes, curves[0]["step"], [curve["loss"] for curve in curves], label=name)
+        axes.set_title(title)
+        axes.set_xlabel("iterations")
+        axes.set_ylabel("loss of the main classifier (nats)")
+        axes.set_ylim(0, 3)
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend(fontsize="small")
+    study.save_figure(figure, path)
+
+
+if __name__ == "__main__":
+    flags.set_default(study.SIZE, "cpu")
+    command_line.run(main)

@@ -1,0 +1,175 @@
+"""Which rows of a study are averaged, which finished runs it recognises, and what its JSON files say about machines."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+from program import ROOT
+
+FILES = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+
+# In a process of its own, because the flags of the studies have the names of other programs' flags.
+CODE = """
+import importlib, json, pathlib, sys, tempfile
+sys.path.insert(0, "benchmarks/studies")
+import degradation
+import digits
+import study
+from training import command_line, configuration
+
+configuration._check_image_size = lambda config: None  # traces each network
+study.flags.FLAGS(["study.py"])
+
+CPU = {"platform": "cpu", "devices": ["cpu"], "cpu_cores": 2}
+H100 = {"platform": "gpu", "devices": ["NVIDIA H100"], "cpu_cores": 16}
+
+def row(seed, hardware=CPU, steps=8, **others):
+    command = f"python train.py --config=configs/cifar10_resnet20.py --config.num_steps={steps} --config.seed={seed}"
+    return {"name": "plain20", "seed": seed, "hardware": hardware, "command": command, **others}
+
+def with_config(row):
+    return row | {"config": study.config_of(row["command"])}
+
+def groups(*rows):
+    return {label: [row["seed"] for row in group] for label, group in study.by_name(list(rows)).items()}
+
+def refusal(first, then):
+    folder = pathlib.Path(tempfile.mkdtemp())
+    runs = [study.Run("a", "cifar10_resnet20", options, seed) for options, seed in (first, then)]
+    words = [" ".join(study._words(run)) for run in runs]
+    (folder / "calls.jsonl").write_text(json.dumps({"seconds": 1, "config": study.config_of(words[0])}))
+    try:
+        return study._check_config(runs[1], folder)
+    except ValueError as error:
+        return str(error).removeprefix(str(folder))
+
+def refused(run):
+    config = importlib.import_module(f"configs.{run.recipe}").get_config()
+    words = [word.removeprefix("--config.").split("=", 1) for word in study._words(run) if "--config." in word]
+    typed = {name: command_line.parse_option(name, text) for name, text in words}
+    config.update(typed)
+    try:
+        configuration.apply_typed(config, typed)
+        configuration.resolve_run(configuration.resolve_network(config, typed), 10, 1437)
+    except ValueError as error:
+        return str(error)
+
+def verdicts(better):
+    curve = {"loss": [3, 1], "accuracy_top1": [0, 1], "gradient_norm/conv1": [1, 1]}
+    rows = [
+        {"name": name, "seed": seed, "hardware": CPU, "command": "", "steps": 20}
+        | {"curves": {"train": curve | {"step": [1, 10 + seed + 10 * (name not in better)]}}}
+        | {"accuracy_top1": 0.9 + 0.001 * seed - (name not in better) / 2}
+        | {"loss": 0.1 * seed + (name not in better), "train_accuracy_top1": 0.5 + 0.001 * seed + (name in better) / 3}
+        for seed in (0, 1)
+        for name in {name for pair in digits.COMPARISONS for name in (pair.ours, pair.theirs)}
+    ]
+    claims = digits.judge(rows)
+    return [[pair.ours, pair.theirs, claim.holds] for pair, claim in zip(digits.COMPARISONS, claims, strict=True)]
+
+def degradation_study(folder):
+    error = {"plain20": 0.1, "plain56": 0.14, "resnet20": 0.09, "resnet56": 0.07, "resnet110": 0.0661}
+    rows = [
+        row(seed, H100, 64_000, model=model, dataset="cifar10", seconds=9.0)
+        | {"name": model, "steps": 64_000, "accuracy_top1": 1 - error[model] - 0.001 * seed}
+        | {"train_accuracy_top1": 1 - error[model] / 2 - 0.001 * seed}
+        | {"curves": dict.fromkeys(("train", "evaluation"), {"step": [32_000, 64_000], "accuracy_top1": [0.5, 0.9]})}
+        for seed in (0, 1)
+        for model in error
+        if (model, seed) != ("resnet110", 1)
+    ]
+    degradation.draw(rows, folder / "figure.png")
+    table = [[cell.strip() for cell in line.split("|")][1:3] for line in degradation.make_table(rows).splitlines()]
+    return table[2:], [[claim.claim, claim.holds] for claim in degradation.judge(rows)]
+
+here = {"dataset": "image_folder:/a/images"}
+print(json.dumps({
+    "seeds": groups(with_config(row(0)), row(1), with_config(row(2))),
+    "machines": groups(with_config(row(0)), row(1, H100), with_config(row(2))),
+    "options": groups(with_config(row(0)), with_config(row(1, steps=16))),
+    "other command": groups({"name": "a", "seed": None, "command": "python evaluate.py"}),
+    "portable": [study.portable(text) for text in sys.argv[1:]],
+    "same run": refusal((here, 0), (here, 0)),
+    "another dataset": refusal((here, 0), ({"dataset": "image_folder:/b/images"}, 0)),
+    "another option": refusal(({}, 0), ({"learning_rate": 0.01}, 0)),
+    "another recipe's way to the same": refusal(({}, 0), ({"learning_rate": 0.1}, 0)),
+    "no effect": refusal(({}, 0), ({"log_every_steps": 3}, 0)),
+    "verdicts": [study.verdict(*pair) for pair in ((2, 1), (-2, 1), (1, 2), (0, 0), (1, float("nan")))],
+    "refused settings": list(filter(None, (refused(run) for run in digits.list_runs("cpu") if run.seed == 0))),
+    "settings": list(digits.SETTINGS),
+    "comparisons": verdicts(["resnet56"]),
+    "degradation": degradation_study(pathlib.Path(tempfile.mkdtemp())),
+    "interval": study.difference([1, 2, 3], [4, 5, 6]),
+}))
+"""
+NETWORKS = ("plain20", "plain56", "resnet20", "resnet56", "resnet110")
+SCORED = ("ensemble", "1_view", "5_views", "10_views")
+PATHS = {
+    "image_folder:/tmp/x/imagenette2-160": "image_folder:imagenette2-160",
+    "--config.dataset=image_folder:/tmp/x/imagenette2-160/": "--config.dataset=image_folder:imagenette2-160",
+    "--weights=/a/b.th,../c/d.th,~/e.th": "--weights=b.th,d.th,e.th",
+    "/usr/bin/python3 /home/me/train.py": "python3 train.py",
+    "--config=configs/resnet50.py": "--config=configs/resnet50.py",
+    "imagenette/160px-v2": "imagenette/160px-v2",
+}
+
+
+@pytest.fixture(scope="module")
+def found():
+    """What the functions of study.py return."""
+    command = [sys.executable, "-c", CODE, *PATHS]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+def test_only_the_seeds_of_one_setting_on_one_machine_are_averaged(found):
+    assert found["seeds"] == {"plain20": [0, 1, 2]}  # row 1 is of an earlier version, which stored no options
+    assert found["machines"] == {"plain20 (2 CPU cores)": [0, 2], "plain20 (1 NVIDIA H100)": [1]}
+    assert found["options"] == {"plain20 (num_steps=8)": [0], "plain20 (num_steps=16)": [1]}
+    assert found["other command"] == {"a": [None]}
+
+
+def test_a_finished_run_with_other_options_or_another_dataset_is_refused(found):
+    assert found["same run"] is found["another recipe's way to the same"] is found["no effect"] is None
+    assert "dataset='image_folder:/a/images', not 'image_folder:/b/images'" in found["another dataset"]
+    assert "learning_rate=0.1, not 0.01" in found["another option"]
+
+
+def test_a_verdict_needs_an_interval_that_does_not_include_zero(found):
+    assert found["verdicts"] == ["yes", "no, the opposite", "not shown", "not shown", "yes, in one seed"]
+    # Welch's interval of two samples of variance 1 and size 3: t with 4 degrees of freedom is 2.776, times sqrt(2 / 3).
+    assert found["interval"] == pytest.approx([-3, 2.7764 * (2 / 3) ** 0.5], abs=1e-3)
+
+
+def test_the_digits_settings_are_valid_and_their_comparisons_point_the_right_way(found):
+    assert found["refused settings"] == []
+    for ours, theirs, holds in found["comparisons"]:
+        assert {ours, theirs} <= set(found["settings"]) | {f"few_images_{each}" for each in SCORED}
+        if "resnet56" in (ours, theirs):  # the fake rows are better for it by every measure
+            assert holds == ("yes" if ours == "resnet56" else "no, the opposite")
+
+
+def test_the_degradation_study_says_whether_the_papers_order_stands(found):
+    table, claims = found["degradation"]
+    assert table == [[name, str(seeds)] for name, seeds in zip(NETWORKS, (2, 2, 2, 2, 1), strict=True)]
+    assert [holds for _, holds in claims] == [
+        "yes (training error); yes (test error)",
+        "yes (training error); yes (test error)",
+        "yes",  # 9.05 %: 8.75 % is published
+        "yes",  # 7.05 %: 6.97 %
+        "yes",
+    ]
+    assert claims[2][0] == "ResNet-20 has a test error of 8.75 %."
+
+
+def test_rows_lose_the_folders_of_a_machine(found):
+    assert dict(zip(PATHS, found["portable"], strict=True)) == PATHS
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_stored_results_have_no_paths_of_a_machine(path: pathlib.Path):
+    assert not re.findall(r"""["'=:, ](?:/|~/|\.\./)(?:tmp|home|work|root|mnt|data|usr)\b[^"' ]*""", path.read_text())
