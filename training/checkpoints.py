@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 
 from input_pipeline.files import printable
 from training.processes import check_same, is_lost_connection, is_one_of_several
@@ -266,6 +267,7 @@ def _axis(leaf: Any) -> int | None:
     """Returns the axis along which an array is sharded, or None if each device holds the whole array."""
     if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
         return None
+    assert isinstance(leaf.sharding, NamedSharding)
     return next(axis for axis, name in enumerate(leaf.sharding.spec) if name)
 
 

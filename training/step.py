@@ -115,9 +115,9 @@ def make_train_step(
             images, labels = augment(images, labels, positions)
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         trained, frozen = split_frozen(state["params"], frozen_names)
-        whole = gathered((trained, frozen), mesh) if config.shard_params else (trained, frozen)
+        whole, whole_frozen = gathered((trained, frozen), mesh) if config.shard_params else (trained, frozen)
         gradient, (batch_stats, batch_sums) = compute(
-            *whole, state["batch_stats"], key, images, labels, batch.get("teacher")
+            whole, whole_frozen, state["batch_stats"], key, images, labels, batch.get("teacher")
         )
         if config.shard_params:  # each device needs the part of the gradient that updates its part of the parameters
             gradient = jax.tree.map(
