@@ -29,8 +29,8 @@ from analysis import tables
 from configs import base
 from training import command_line
 from training.configuration import resolve_network, resolve_run
-from training.conversion import export_weights
 from training.environment import describe_environment
+from training.export import export_workdir
 from training.state import make_model
 from training.transfer import save_weights
 from training.workdir import write_atomically
@@ -89,7 +89,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as temporary:
         folder, workdir = pathlib.Path(temporary), pathlib.Path(temporary) / "run"
         images = make_workdir(workdir)
-        weights, _ = export_weights(workdir)
+        weights = export_workdir(workdir, "safetensors").path
         theirs = [f"--data-dir={_FOLDER.value}", "--split=val", f"--model={_MODEL.value}", f"--checkpoint={weights}"]
         theirs += [f"--img-size={_IMAGE_SIZE.value}", "--crop-pct=0.875", "--interpolation=bilinear", "--device=cpu"]
         theirs += [f"--batch-size={_BATCH_SIZE.value}", "--num-classes=10", "--workers=2"]

@@ -61,6 +61,31 @@ def test_imports_point_downwards(name):
     assert not upwards, f"{name} imports {', '.join(sorted(upwards))}"
 
 
+def top_level_names(name):
+    """Returns the names that a module has once it is imported."""
+    return {
+        inner.id if isinstance(inner, ast.Name) else inner.asname or inner.name.split(".")[0]
+        for statement in ast.parse(MODULES[name].read_text()).body
+        for inner in ast.walk(statement)
+        if isinstance(inner, (ast.Name, ast.alias))
+    } | {
+        statement.name
+        for statement in ast.parse(MODULES[name].read_text()).body
+        if isinstance(statement, (ast.FunctionDef, ast.ClassDef))
+    }
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "benchmarks").rglob("*.py")), ids=lambda path: path.stem)
+def test_a_benchmark_imports_only_what_there_is(path):
+    """Most benchmarks run in no test, because they need PyTorch, a GPU or an idle machine."""
+    wanted = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+    for node in wanted:
+        if node.module in MODULES:
+            names = {alias.name for alias in node.names if f"{node.module}.{alias.name}" not in MODULES}
+            missing = names - top_level_names(node.module)
+            assert not missing, f"{node.module} has no {', '.join(sorted(missing))}"
+
+
 def module_level_calls(name):
     """Returns the calls that a module makes on import, except those in assignments, decorators and classes."""
     statements, calls = list(ast.parse(MODULES[name].read_text()).body), []
