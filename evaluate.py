@@ -15,9 +15,10 @@ import contextlib
 import csv
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
+import jax
 import numpy as np
 from absl import flags
 
@@ -99,7 +100,7 @@ def main() -> None:
         check_same_work(tested, datasets, views=_VIEWS.value, sizes=sizes, steps=[member.step for member in members])
         check_same_arrays([(member.params, member.batch_stats) for member in members])
         if _AVERAGE.value:
-            members = [with_new_statistics(member, mesh) for member in members]
+            members = [with_new_statistics(member, mesh, watched) for member in members]
 
     try:
         ensemble = Tally(len(class_names), classes, evaluation_report.MISTAKES if _REPORT.value else 0)
@@ -126,6 +127,15 @@ def main() -> None:
         command_line.refuse(str(error))
     except OSError as error:
         command_line.machine_failed(f"the result cannot be written: {error}")
+
+
+def watched(batches: Iterable[dict[str, jax.Array]], count: int) -> Iterator[dict[str, jax.Array]]:
+    """Yields the training batches of the batch statistics, `count` in all, and moves a progress bar."""
+    with tables.Display(count, to_errors=_JSON.value == "-") as display:
+        display.begin("batch statistics of the averaged weights")
+        for batch in batches:
+            yield batch
+            display.advance()
 
 
 def check_flags() -> None:

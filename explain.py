@@ -160,7 +160,7 @@ def load_runs(workdirs: list[pathlib.Path]) -> list[Run]:
             raise ValueError(f"--gradcam_stage={_STAGE.value} is no stage of {config.model}; choose from {stages}")
         runs.append(
             Run(
-                f"{workdir.name}, step {number}",
+                f"{workdir.name}\nstep {number}",
                 config,
                 model,
                 (params, batch_stats),

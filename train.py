@@ -144,6 +144,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
             checkpoints = Checkpoints(workdir, config.keep_checkpoints)
             state = state or checkpoints.restore(program.target) or start_state(config, program, train_data.class_names)
             check_same_arrays(state)
+            state = program.place(state)
         take_steps(workdir, interruption, feed, program, checkpoints, state, typed)
 
 

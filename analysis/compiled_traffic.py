@@ -6,9 +6,14 @@ text.
 """
 
 import math
+import pathlib
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+
+import numpy as np
+from jax.experimental import topologies
+from jax.sharding import AxisType, Mesh
 
 SMALL = 4e6  # bytes; smaller kernels work on parameters and statistics, and most of their time is the launch
 
@@ -81,6 +86,25 @@ class _Instruction:
     def attribute(self, pattern: str) -> str:
         found = re.search(pattern, self.text)
         return found[1] if found else ""
+
+
+def target_mesh(description: pathlib.Path) -> Mesh:
+    """Returns a mesh of one GPU that is described and need not be present.
+
+    JAX's CUDA plugin must be installed.
+
+    Args:
+      description: a file with XLA's description of a GPU, such as benchmarks/h200.txtpb.
+
+    Raises:
+      FileNotFoundError: if there is no such file.
+    """
+    if not description.is_file():
+        raise FileNotFoundError(f"--target={description} does not exist; give benchmarks/h200.txtpb")
+    topology = topologies.get_topology_desc(
+        "1x1x1", platform="cuda", topology="1x1x1", target_config=description.read_text()
+    )
+    return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def find_kernels(hlo: str) -> list[Kernel]:

@@ -274,8 +274,14 @@ def _place(values: dict[str, Any], like: dict[str, Any]) -> dict[str, Any]:
 
 
 def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
-    """Returns Spearman's correlation of the absolute values of two maps, -1 to 1: Adebayo et al. 2018, section 3."""
-    return float(np.corrcoef(_ranks(np.abs(a)), _ranks(np.abs(b)))[0, 1])
+    """Returns Spearman's correlation of the absolute values of two maps, -1 to 1: Adebayo et al. 2018, section 3.
+
+    It is 0 if one of the maps is the same everywhere, as Grad-CAM is where no feature speaks for the class.
+    """
+    ranks = [_ranks(np.abs(values)) for values in (a, b)]
+    if any(np.ptp(values) == 0 for values in ranks):
+        return 0.0
+    return float(np.corrcoef(*ranks)[0, 1])
 
 
 def _children(model: models.Network) -> list[str]:

@@ -227,7 +227,7 @@ def welch_interval(ours: Spread, theirs: Spread) -> tuple[float, float]:
         return ours.mean - theirs.mean, math.nan
     from scipy.special import stdtrit  # scipy comes with JAX
 
-    parts = [spread.deviation**2 / spread.number for spread in (ours, theirs)]
+    parts = [ours.deviation**2 / ours.number, theirs.deviation**2 / theirs.number]
     if not sum(parts):
         return ours.mean - theirs.mean, 0.0
     counts = [spread.number - 1 for spread in (ours, theirs)]

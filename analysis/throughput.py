@@ -249,7 +249,7 @@ def _training(
     replicated, _ = _shardings(mesh)
 
     def begin(compiled: jax.stages.Compiled) -> Callable[[], Any]:
-        state, sums = program.initial_state(), program.zero_sums()
+        state, sums = program.place(program.initial_state()), program.zero_sums()
 
         def step() -> Any:
             nonlocal state, sums

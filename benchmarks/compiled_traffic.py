@@ -20,16 +20,14 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 os.environ["TPU_SKIP_MDS_QUERY"] = "1"
 
 import jax
-import numpy as np
 from absl import flags
-from jax.experimental import topologies
-from jax.sharding import AxisType, Mesh
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 import models
 from analysis import memory, tables
 from analysis import rows as row_files
-from analysis.compiled_traffic import ROLES, SMALL, bound_seconds, bytes_by_role, find_kernels
+from analysis.compiled_traffic import ROLES, SMALL, bound_seconds, bytes_by_role, find_kernels, target_mesh
 from analysis.costs import count_bytes
 from analysis.rows import Row
 from configs import base
@@ -51,16 +49,6 @@ _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Data t
 _BYTES = flags.DEFINE_float("bytes_per_second", 3.0e12, "Rate at which the GPU copies, read and written.")
 _FLOPS = flags.DEFINE_float("flops_per_second", 790e12, "Rate at which the GPU multiplies matrices of --dtype.")
 _JSON = flags.DEFINE_string("json", None, "A file for the rows, and of those of other networks.")
-
-
-def target_mesh(description: pathlib.Path) -> Mesh:
-    """Returns a mesh of one GPU as a file describes it; raises OSError if there is no such file."""
-    if not description.is_file():
-        raise FileNotFoundError(f"--target={description} does not exist; give benchmarks/h200.txtpb")
-    topology = topologies.get_topology_desc(
-        "1x1x1", platform="cuda", topology="1x1x1", target_config=description.read_text()
-    )
-    return Mesh(np.array(topology.devices), ("data",), axis_types=(AxisType.Auto,))
 
 
 def model_config(model: str) -> ConfigDict:

@@ -362,26 +362,86 @@ def untrusted(bench: Bench) -> Iterator[str]:
     bench.notes.append(f"at most {peaks[largest] / 1e6:,.0f} MB ({largest})")
 
 
+def start_several(bench: Bench, workdir: pathlib.Path, count: int, *options: str, **of_the_last: Any) -> list[Run]:
+    """Starts several processes of one run, connected over loopback; the last one in a way of its own."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
+    return [
+        bench.train(
+            workdir,
+            *options or [bench.cache],
+            JAX_PROCESS_ID=str(index),
+            **variables,
+            **of_the_last if index == count - 1 else {},
+        )
+        for index in range(count)
+    ]
+
+
+def end_several(runs: list[Run], victim: int, exit_code: int) -> str:
+    """Waits for all processes but the victim; returns "" if each ends within 60 s, with one line that names it."""
+    start = time.monotonic()
+    for number, run in enumerate(runs):
+        if number == victim:
+            continue
+        problem = run.problem(exit_code)
+        if not problem and f"process {victim} on" not in run.errors:
+            problem = f"no line names process {victim}: {run.errors[:200]}"
+        if problem:
+            return f"process {number}: {problem}"
+    seconds = time.monotonic() - start
+    return "" if seconds <= 60 else f"the others ended after {seconds:.0f} s"
+
+
 def processes(bench: Bench) -> Iterator[str]:
-    """One of two or four processes is killed: the others end by themselves, with exit codes other than 0; the same
-    command, given again, ends with exit code 0."""
-    for count in () if bench.small else (2, 2, 4, 4):
-        workdir, victim = bench.new(), bench.random.randrange(count)
-
-        def start(count: int = count, workdir: pathlib.Path = workdir) -> list[Run]:
-            with socket.socket() as free:
-                free.bind(("127.0.0.1", 0))
-                address = f"127.0.0.1:{free.getsockname()[1]}"
-            variables = {"JAX_COORDINATOR_ADDRESS": address, "JAX_NUM_PROCESSES": str(count)}
-            return [bench.train(workdir, JAX_PROCESS_ID=str(index), **variables) for index in range(count)]
-
-        runs = start()
+    """One of two or four processes is killed (SIGKILL), hangs for two minutes (SIGSTOP), or cannot write its shards of
+    a checkpoint: the others end within 60 s, with exit code 4 and one line that names it. If process 0 is killed, JAX
+    ends the others, with a message of its own. A process that starts 15 s late is waited for. The same command, given
+    again, ends with exit code 0."""
+    cases = [(2, 1, "SIGKILL"), (4, 3, "SIGKILL"), (4, 1, "SIGKILL"), (4, 2, "SIGSTOP"), (4, 0, "SIGKILL")]
+    for count, victim, name in () if bench.small else cases:
+        workdir = bench.new()
+        runs = start_several(bench, workdir, count)
         runs[0].prints(r"step \d+/")
-        os.kill(runs[victim].process.pid, signal.SIGKILL)
-        codes = [run.end() for run in runs]
-        problem = f"exit codes {codes}" if None in codes or 0 in codes else ""
-        again = [run.end() for run in start()] if not problem else []
-        yield problem or ("" if again == [0] * count else f"again: exit codes {again}")
+        os.kill(runs[victim].process.pid, signal.Signals[name])
+        stopped = time.monotonic()
+        if victim == 0:
+            codes = [run.end() for run in runs[1:]]
+            problem = f"exit codes {codes}" if None in codes or 0 in codes else ""
+            slow = time.monotonic() - stopped > 60
+            problem = problem or ("the others ended after more than 60 s" if slow else "")
+        else:
+            problem = end_several(runs, victim, 4)
+        if name == "SIGSTOP":
+            time.sleep(max(0, 120 - (time.monotonic() - stopped)))
+            os.kill(runs[victim].process.pid, signal.SIGCONT)
+        runs[victim].end()
+        again = [run.end() for run in start_several(bench, workdir, count)] if not problem else []
+        problem = problem or ("" if again == [0] * count else f"again: exit codes {again}")
+        yield problem and f"{name} to process {victim} of {count}: {problem}"
+    yield from () if bench.small else _process_without_room(bench)
+    yield from () if bench.small else _late_process(bench)
+
+
+def _process_without_room(bench: Bench) -> Iterator[str]:
+    """With 1,000 classes the last layer is large enough to be sharded."""
+    workdir, options = bench.new(), (bench.cache, "--config.num_classes=1000", "--config.shard_params=True")
+    problem = end_several(start_several(bench, workdir, 2, *options, file_limit=50_000), 1, 4)
+    again = [run.end() for run in start_several(bench, workdir, 2, *options)] if not problem else []
+    problem = problem or ("" if again == [0, 0] else f"again: exit codes {again}")
+    yield problem and f"no room for the shards of process 1: {problem}"
+
+
+def _late_process(bench: Bench) -> Iterator[str]:
+    workdir = bench.new()
+    first, second = start_several(bench, workdir, 2)
+    os.kill(second.process.pid, signal.SIGSTOP)
+    time.sleep(15)
+    os.kill(second.process.pid, signal.SIGCONT)
+    codes = [first.end(), second.end()]
+    yield "" if codes == [0, 0] else f"a process that starts late: exit codes {codes}"
 
 
 def soak(bench: Bench) -> Iterator[str]:

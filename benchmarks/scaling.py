@@ -1,8 +1,9 @@
 """Reads the collectives of compiled training steps, and estimates the efficiency that they allow.
 
 python benchmarks/scaling.py [--target=cpu] [--json=FILE] compiles the step of train.py for 8, 64 and 1,024 devices,
-which need not exist. It lists the collectives and compares their time on several kinds of links with the time of a
-step on one device.
+which need not exist. It lists the collectives and the memory of a device, and compares the time of the collectives on
+several kinds of links with the time of a step on one device. For the networks that were measured on a GPU it also says
+what a host with eight of them needs.
 
 --target=cpu: virtual devices of this machine. A CPU does not send bfloat16.
 --target=tpu: slices of TPU v5p, with the compiler for TPUs; needs `pip install "jax[tpu]"`, and no TPU.
@@ -34,8 +35,8 @@ from jax.sharding import AxisType, Mesh
 from ml_collections import ConfigDict
 
 import models
+from analysis import memory, tables
 from analysis import rows as row_files
-from analysis import tables
 from analysis.collectives import FABRICS, communication_seconds, efficiency, find_collectives
 from analysis.summary import trace_train_step
 from configs import base
@@ -45,9 +46,15 @@ from training.state import make_mesh
 from training.workdir import write_atomically
 
 NETWORKS = ["alexnet", "vgg16", "googlenet", "inception_v3", "resnet50", "densenet121", "mobilenet_v1"]
+NETWORKS += ["vit_b_16"]
+OPTIMIZERS = {"vit_b_16": "adamw"}  # others: sgd with momentum
 TPU_SLICES = {8: "v5p:2x2x2", 64: "v5p:4x4x4", 1024: "v5p:8x8x16"}
 
+# ILSVRC2012_img_train.tar, and the files in it.
+IMAGENET_BYTES, IMAGENET_IMAGES = 147_897_477_120, 1_281_167
+
 _MODELS = flags.DEFINE_list("models", NETWORKS, "Names of models.REGISTRY.")
+_SHARDED = flags.DEFINE_list("sharded", ["vgg16", "vit_b_16"], "Networks that also get rows with shard_params.")
 _DEVICES = flags.DEFINE_list("devices", ["8", "64", "1024"], "Numbers of devices, at most 1,024 each.")
 _TARGET = flags.DEFINE_string("target", "cpu", "cpu, tpu, or a file with XLA's description of a GPU.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "The data type of the computation.")
@@ -97,8 +104,12 @@ def list_cases() -> list[tuple[ConfigDict, Mesh]]:
     meshes, cases = [target_mesh(int(word)) for word in _DEVICES.value], []
     for model in _MODELS.value:
         normalised = nnx.to_flat_state(nnx.state(models.create_model(model, abstract=True), nnx.BatchStat)).leaves
-        for bn_virtual_batch_size, mesh in itertools.product((32, 0) if normalised else (0,), meshes):
+        sharded = (False, True) if model in _SHARDED.value else (False,)
+        for bn_virtual_batch_size, shard_params, mesh in itertools.product(
+            (32, 0) if normalised else (0,), sharded, meshes
+        ):
             config = base.get_config()
+            config.update({"optimizer": OPTIMIZERS.get(model, "sgd"), "shard_params": shard_params})
             config.update({"model": model, "num_classes": 1000, "dtype": _DTYPE.value, "image_size": _IMAGE_SIZE.value})
             config.update({"bn_virtual_batch_size": bn_virtual_batch_size, "batch_size": _IMAGES.value * mesh.size})
             cases.append((configuration.resolve_network(config), mesh))
@@ -109,15 +120,18 @@ def read_collectives(config: ConfigDict, mesh: Mesh) -> dict:
     """Returns a row: the collectives of a network's training step."""
     start = time.perf_counter()
     step = trace_train_step(config, mesh).lower()
-    # Autotuning would need a GPU; it changes no collective.
+    # Autotuning, and Triton's matrix products, would need a GPU; they change no collective.
     on_gpu = _TARGET.value not in ("cpu", "tpu")
-    compiled = step.compile({"xla_gpu_autotune_level": 0} if on_gpu else None)
+    compiled = step.compile({"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False} if on_gpu else None)
     collectives = find_collectives(compiled.as_text())
     kinds = sorted({each.kind for each in collectives})
     return {
         "model": config.model,
         "bn_virtual_batch_size": config.bn_virtual_batch_size,
+        "shard_params": config.shard_params,
         "devices": mesh.size,
+        "state_bytes": compiled.memory_analysis().alias_size_in_bytes,  # the state is what the step takes and returns
+        "device_bytes": memory.compiled_bytes(compiled),
         "compile_seconds": time.perf_counter() - start,
         "count": {kind: sum(each.repeats for each in collectives if each.kind == kind) for kind in kinds},
         "bytes": {kind: sum(each.repeats * each.bytes for each in collectives if each.kind == kind) for kind in kinds},
@@ -125,30 +139,62 @@ def read_collectives(config: ConfigDict, mesh: Mesh) -> dict:
     }
 
 
+def print_demand() -> None:
+    """Prints what a host with eight GPUs takes from its loader and its storage, at rates that were measured.
+
+    The rates are those of results/against_pytorch_gpu.json (one GPU, no loading) and of results/input_pipelines.json;
+    a core of the loader is taken to need as much longer as ImageNet's files are larger.
+    """
+    gpu, loading = (
+        json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text())
+        for name in ("against_pytorch_gpu", "input_pipelines")
+    )
+    ours = next(row for row in loading["rows"] if row["pipeline"] == "ours")
+    kilobytes = IMAGENET_BYTES / IMAGENET_IMAGES / 1e3
+    a_core = ours["images_per_second"] / ours["cores"] * ours["mean_kilobytes"] / kilobytes
+    lines = []
+    for row in (row for row in gpu if row["mode"] == "train"):
+        rate = 8 * row["images_per_second"]
+        hours = 90 * IMAGENET_IMAGES / row["images_per_second"] / 3600
+        figures = f"{rate:,.0f}", f"{rate / a_core:,.0f}", f"{rate * kilobytes / 1e6:.1f}", f"{hours:.1f}"
+        lines.append([row["model"], row["device"], *figures])
+    columns = "images/s of 8 GPUs", "cores to decode", "GB/s to read", "device hours of 90 epochs of ImageNet"
+    title = f"A host with 8 GPUs; a core decodes {a_core:,.0f} of ImageNet's images ({kilobytes:.0f} kB) in a second"
+    tables.print_boxed(["network", "device", *columns], lines, title)
+
+
 def main() -> None:
     """Compiles, prints tables, writes JSON."""
     with command_line.refusing_bad_input():
         cases = list_cases()
+    print_demand()
     rows = []
     for config, mesh in cases:
         rows.append(read_collectives(config, mesh))
         jax.clear_caches()
 
     names, lines = {0: "whole batch", 32: "32 images"}, []
+    labels = "network", "state", "batch statistics", "devices"
+
+    def label(row: dict) -> tuple[str, ...]:
+        state = "sharded" if row["shard_params"] else "whole"
+        return row["model"], state, names[row["bn_virtual_batch_size"]], f"{row['devices']:,}"
+
     for row in rows:
         counts = ", ".join(f"{count} {kind}" for kind, count in row["count"].items())
         megabytes = ", ".join(f"{row['bytes'][kind] / 1e6:,.2f}" for kind in row["count"])
-        label = row["model"], names[row["bn_virtual_batch_size"]], f"{row['devices']:,}"
-        lines.append([*label, counts, megabytes, f"{row['compile_seconds']:.0f}"])
-    tables.print_boxed(["network", "batch statistics", "devices", "collectives", "MB", "seconds to compile"], lines)
+        sizes = f"{row['state_bytes'] / 1e6:,.0f}", f"{row['device_bytes'] / 1e6:,.0f}"
+        lines.append([*label(row), *sizes, counts, megabytes, f"{row['compile_seconds']:.0f}"])
+    columns = "state, MB a device", "step, MB a device", "collectives", "MB", "seconds to compile"
+    tables.print_boxed([*labels, *columns], lines)
     for milliseconds in map(float, _STEP_MS.value):
         title = f"Efficiency, %, without and with overlap of communication, if a step alone takes {milliseconds:g} ms"
         lines = []
         for row in rows:
             bounds = [efficiency(milliseconds / 1e3, row["seconds"][name]) for name in FABRICS]
             cells = [f"{100 * after:.1f} to {100 * behind:.1f}" for after, behind in bounds]
-            lines.append([row["model"], names[row["bn_virtual_batch_size"]], f"{row['devices']:,}", *cells])
-        tables.print_boxed(["network", "batch statistics", "devices", *FABRICS], lines, title)
+            lines.append([*label(row), *cells])
+        tables.print_boxed([*labels, *FABRICS], lines, title)
     if _JSON.value:
         setting = {
             "target": pathlib.Path(_TARGET.value).stem,

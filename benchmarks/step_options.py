@@ -23,6 +23,7 @@ import jax.numpy as jnp
 from absl import flags
 from jax import lax
 
+import training.program
 import training.step
 from analysis import rows, tables, throughput
 from analysis.rows import Row
@@ -31,8 +32,10 @@ from configs import resnet50
 from models import cpu_operations, gpu_operations, operations
 from training import command_line
 from training.platform import compiler_options, prepare_platform
+from training.state import State
 
 MODULES = {"operations": operations, "cpu_operations": cpu_operations, "gpu_operations": gpu_operations}
+MODULES |= {"program": training.program}
 CONVOLVE, NORMALIZE = operations.convolve, operations.normalize
 
 
@@ -81,10 +84,24 @@ def statistics_in_two_passes(x: jax.Array, shift: jax.Array) -> tuple[jax.Array,
     return mean, jnp.square(wide - mean).mean((1, 2, 3), keepdims=True)
 
 
+def statistics_in_one_reduction(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Computes both sums of the one pass in a single reduction of pairs, and not in two reductions that XLA fuses."""
+    distance, zero = x.astype(shift.dtype) - shift, jnp.zeros((), shift.dtype)
+    operands = distance, jnp.square(distance)
+    sums = lax.reduce(operands, (zero, zero), lambda a, b: (a[0] + b[0], a[1] + b[1]), (1, 2, 3))
+    mean, square = (each[:, None, None, None] * (x.shape[-1] * len(x) / x.size) for each in sums)
+    return mean + shift, jnp.maximum(square - jnp.square(mean), 0)
+
+
 def max_pool_by_xla(x: jax.Array, window: tuple[int, int], stride: int, padding: operations.Padding) -> jax.Array:
     """Computes max pooling with XLA's own gradient, select-and-scatter."""
     edges = ((0, 0), *padding, (0, 0))
     return lax.reduce_window(x, -jnp.inf, lax.max, (1, *window, 1), (1, stride, stride, 1), edges)
+
+
+def layouts_of_jax(target: State) -> State:
+    """Replaces program.with_layouts, so that kernels have JAX's order in memory on a GPU too."""
+    return target
 
 
 def strided_as_it_stands(*_: object) -> None:
@@ -129,6 +146,10 @@ VARIANTS = {
             "operations.mean_and_variance": statistics_in_two_passes,
         },
     ),
+    "kernels in the order of JAX": Variant(BFLOAT16, functions={"program.with_layouts": layouts_of_jax}),
+    "batch statistics in one reduction": Variant(
+        BFLOAT16, functions={"operations.mean_and_variance": statistics_in_one_reduction}
+    ),
     "batch norm differentiated by JAX": Variant(
         BFLOAT16, functions={"operations.normalize": normalize_without_own_gradient}
     ),
@@ -148,6 +169,14 @@ VARIANTS = {
     "average of the weights": Variant({**BFLOAT16, "ema_decay": 0.9999}),
     "float32 by TF32": Variant(),
     "float32 in full": Variant({"tf32": False}, base="float32 by TF32"),
+    # On a CPU, from JAX 0.12 on: convolutions by oneDNN in place of Eigen.
+    "oneDNN convolutions": Variant(
+        compiler_options={
+            "xla_cpu_experimental_onednn_custom_call": True,
+            "xla_cpu_experimental_ynn_fusion_type": "",
+        },
+        base="float32 by TF32",
+    ),
     "block sums not stored": Variant(functions={"cpu_operations.store": leave_to_xla}, base="float32 by TF32"),
 }
 COLUMNS = [

@@ -270,6 +270,12 @@ SECTIONS = {
             "[0, 100] of the weights' 2-norm",
             "distance up the gradient at which the gradient is taken (Foret 2021, SAM); doubles the time; 0: off",
         ),
+        "shard_params": Option(
+            False,
+            "",
+            "each device keeps a part of every large array of the state, and fetches the rest when it needs it",
+            affects_result=False,
+        ),
         "ema_decay": Option(
             0.0, "[0, 1) per step", "decay of the moving average of the weights, which is evaluated; 0: no average"
         ),

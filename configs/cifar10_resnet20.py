@@ -4,7 +4,7 @@ Paper: He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition, s
 Run: python train.py --config=configs/cifar10_resnet20.py
 Others of the table: --config.model=resnet56, or plain56, the same without shortcuts; ResNet-110 has its own recipe.
 Published: 91.25 % top-1 (8.75 % error).
-Measured: nothing yet.
+Measured: 91.79 % top-1 (8.21 % error) after the last step, one seed, one H100: docs/results.md.
 """
 
 from ml_collections import ConfigDict

@@ -223,3 +223,49 @@ def test_wrong_variables_are_refused(variables, message, monkeypatch):
         monkeypatch.setenv(name, value)
     with pytest.raises(ValueError, match=f"{message} is invalid"):
         join_processes(1.0)
+
+
+def test_a_sharded_run_writes_its_shards_in_parallel_and_goes_on_elsewhere(tmp_path):
+    """LeNet-5 has no array of 65,536 numbers, but with 1,000 classes its last layer is one."""
+    options = (*TRAIN, "--config.num_classes=1000", "--config.num_steps=30", "--config.evaluate_every_epochs=0")
+    finish(start(1, *options, f"--workdir={tmp_path / 'whole'}", devices=4))
+    processes = start(2, *options, "--config.shard_params=True", f"--workdir={tmp_path / 'run'}")
+    for line in processes[0].stdout:
+        if "step 10/30" in line:
+            processes[1].send_signal(signal.SIGTERM)
+            break
+    finish(processes, exit_code=143)
+    (saved,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert {path.name for path in (saved / "state").glob("ocdbt.process_*")} == {"ocdbt.process_0", "ocdbt.process_1"}
+    checksums = json.loads((saved / "checksums" / "metadata").read_text())
+    assert isinstance(checksums["['params']['head']['kernel']"], list)
+    finish(start(1, *options, "--config.shard_params=True", f"--workdir={tmp_path / 'run'}", devices=4))
+    assert_same_result(tmp_path / "run", tmp_path / "whole")
+    (line,) = finish(start(1, "evaluate.py", f"--workdir={tmp_path / 'run'}", "--json=-"))
+    assert '"examples": 360' in line
+
+
+def test_other_versions_of_a_library_are_refused(tmp_path):
+    program = tmp_path / "train.py"
+    program.write_text(f"""
+import importlib.metadata, os, runpy, sys
+found = importlib.metadata.version
+if os.environ["JAX_PROCESS_ID"] == "1":
+    importlib.metadata.version = lambda name: "0.1" if name == "optax" else found(name)
+sys.path.insert(0, {str(ROOT)!r})
+runpy.run_path({str(ROOT / "train.py")!r}, run_name="__main__")
+""")
+    processes = start(2, program, *TRAIN[1:], f"--workdir={tmp_path / 'run'}")
+    for lines in errors(processes):
+        (line,) = lines
+        assert "process 1 on" in line and "runs optax 0.1, not" in line and "install the same versions" in line
+    assert [process.returncode for process in processes] == [2, 2]
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_bad_option_is_one_line_and_exit_code_2_on_every_process(tmp_path):
+    for option in ("--config.batch_size=33", "--config.optimizer=sdg", "--config.dataset=image_folder:/nowhere"):
+        processes = start(2, *TRAIN, option, f"--workdir={tmp_path / 'run'}")
+        assert [len(lines) for lines in errors(processes)] == [1, 1]
+        assert [process.returncode for process in processes] == [2, 2]
+    assert not (tmp_path / "run").exists()

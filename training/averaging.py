@@ -64,12 +64,16 @@ def batch_statistics(
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 
-def statistics_batches(config: ConfigDict, mesh: Mesh) -> DeviceBatches:
-    """Returns the first training batches of the run, up to IMAGES_FOR_STATISTICS images or one epoch, on the mesh."""
+def statistics_batches(config: ConfigDict, mesh: Mesh) -> tuple[DeviceBatches, int]:
+    """Returns the first training batches of the run, up to IMAGES_FOR_STATISTICS images or one epoch, on the mesh.
+
+    Returns:
+      The batches and their number.
+    """
     dataset, config = input_pipeline.load_dataset(config, "train"), config.copy_and_resolve_references()
     unit = math.lcm(mesh.size, config.bn_virtual_batch_size or 1)
     config.train_sizes = ((0, config.train_sizes[-1][1]),) if config.train_sizes else ()
     config.batch_size = -(-config.batch_size // unit) * unit
     num_steps = math.ceil(min(len(dataset), IMAGES_FOR_STATISTICS) / config.batch_size)
     batches = input_pipeline.train_batches(dataset, config, num_steps=num_steps)
-    return input_pipeline.to_device(batches, mesh, config.prefetch_batches)
+    return input_pipeline.to_device(batches, mesh, config.prefetch_batches), num_steps

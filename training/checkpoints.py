@@ -16,6 +16,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
+from jax.sharding import NamedSharding
 
 from input_pipeline.files import printable
 from training.processes import check_same, is_lost_connection, is_one_of_several
@@ -82,16 +83,19 @@ class Checkpoints:
           OSError: if this checkpoint, or the one before, cannot be written.
         """
         self._policy.best_step = best_step
-        # np.array copies: the next step may overwrite the memory of this state while a thread still writes it to disk.
-        host = jax.tree.map(np.array, jax.device_get(state))
-        for path, leaf in jax.tree.leaves_with_path(host):
-            if not np.all(np.isfinite(leaf)):
-                raise FloatingPointError(f"{jax.tree_util.keystr(path)} is not finite after step {int(host['step'])}")
-        step = int(host["step"])
+        # Copies: the next step may overwrite the memory of this state while a thread still writes it to disk. Process 0
+        # writes the arrays that all processes hold whole; of sharded arrays each process writes its shards. On a
+        # GPU the axes of a kernel may lie in another order; the file has always the same one.
+        copied = jax.tree.map(lambda leaf: leaf.copy() if _axis(leaf) is not None else np.array(leaf, order="C"), state)
+        step = int(copied["step"])
+        for path, leaf in jax.tree.leaves_with_path(copied):
+            if not all(np.all(np.isfinite(part)) for _, part in _parts(leaf)):
+                raise FloatingPointError(f"{jax.tree_util.keystr(path)} is not finite after step {step}")
         if step in self._manager.all_steps():
             return
-        items = ocp.args.Composite(state=ocp.args.StandardSave(host), checksums=ocp.args.JsonSave(_checksums(host)))
-        size = f"{sum(leaf.nbytes for leaf in jax.tree.leaves(host)) / 1e6:,.1f} MB"
+        checksums = _checksums(copied)
+        items = ocp.args.Composite(state=ocp.args.StandardSave(copied), checksums=ocp.args.JsonSave(checksums))
+        size = f"{sum(leaf.nbytes for leaf in jax.tree.leaves(copied)) / 1e6:,.1f} MB"
         with self._naming_failure(self._last_saved):
             self._manager.wait_until_finished()
         self._last_saved = f"the checkpoint of step {step} ({size})"
@@ -177,7 +181,7 @@ class Checkpoints:
         )
         items = ocp.args.Composite(state=whole if "opt_state" in target else part)
         state = self._manager.restore(step, args=items)["state"]
-        found = _checksums(jax.device_get(state))
+        found = _checksums(state, checksums)
         wrong = [path for path in found if found[path] != checksums.get(path)]
         if wrong:
             raise ValueError(f"the checksum of {wrong[0]} does not match (and {len(wrong) - 1} others)")
@@ -256,12 +260,64 @@ def check_same_arrays(tree: Any) -> None:
       ValueError: in every process, if an array differs; the message names it.
     """
     if is_one_of_several():
-        check_same({f"checksum of {path}": value for path, value in _checksums(jax.device_get(tree)).items()})
+        check_same({f"checksum of {path}": value for path, value in _checksums(tree).items()})
 
 
-def _checksums(state: Any) -> dict[str, int]:
-    """Returns a dict from each array's path in the state to the CRC-32 of its bytes."""
-    return {
-        jax.tree_util.keystr(path): zlib.crc32(np.ascontiguousarray(leaf).data)
-        for path, leaf in jax.tree.leaves_with_path(state)
-    }
+def _axis(leaf: Any) -> int | None:
+    """Returns the axis along which an array is sharded, or None if each device holds the whole array."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated:
+        return None
+    assert isinstance(leaf.sharding, NamedSharding)
+    return next(axis for axis, name in enumerate(leaf.sharding.spec) if name)
+
+
+def _parts(leaf: Any, axis: int = 0) -> Iterator[tuple[int, np.ndarray]]:
+    """Yields the parts of an array that this process has to check: where each starts along the axis, and its values."""
+    if not isinstance(leaf, jax.Array):
+        yield 0, leaf
+        return
+    for shard in leaf.addressable_shards:
+        if shard.replica_id == 0:
+            yield shard.index[axis].start or 0 if leaf.ndim else 0, np.asarray(shard.data)
+
+
+def _checksums(state: Any, stored: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Returns a dict from each array's path in the state to its checksum; all processes must call it.
+
+    The checksum of an array that every device holds is the CRC-32 of its bytes. That of a sharded array is [axis, sum]
+    over the slices along the axis, of the CRC-32 of each, which starts at the slice's number: every process adds up its
+    slices, and the sum is the same for any number of devices.
+
+    Args:
+      state: nested dicts of arrays.
+      stored: checksums to compare with. If an array was sharded when it was saved, and is not now, or the other way
+        round, its checksum is made as it was then.
+    """
+    found: dict[str, Any] = {}
+    for path, leaf in jax.tree.leaves_with_path(state):
+        name = jax.tree_util.keystr(path)
+        axis = _axis(leaf)
+        if stored is not None:
+            axis = stored[name][0] if isinstance(stored.get(name), list) else None
+        if axis is None:
+            found[name] = zlib.crc32(np.ascontiguousarray(_whole(leaf)).data)
+            continue
+        slices = (
+            (start + number, row)
+            for start, part in _parts(leaf, axis)
+            for number, row in enumerate(np.ascontiguousarray(np.moveaxis(part, axis, 0)))
+        )
+        found[name] = [axis, sum(zlib.crc32(row.data, number) for number, row in slices) % 2**32]
+    sharded = [name for name in found if isinstance(found[name], list)]
+    if jax.process_count() > 1 and sharded:
+        sums = multihost_utils.process_allgather(np.array([found[name][1] for name in sharded], np.uint32))
+        for name, total in zip(sharded, sums.sum(0, dtype=np.uint64) % 2**32, strict=True):
+            found[name] = [found[name][0], int(total)]
+    return found
+
+
+def _whole(leaf: Any) -> np.ndarray:
+    """Returns an array on the host; parts that other processes hold are fetched."""
+    if not isinstance(leaf, jax.Array) or leaf.is_fully_replicated or leaf.is_fully_addressable:
+        return np.asarray(leaf)
+    return multihost_utils.process_allgather(leaf, tiled=True)

@@ -17,18 +17,22 @@ PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "nump
 
 def describe_environment() -> dict[str, Any]:
     """Returns versions, hardware and git commit, in the form in which results and workdirs record them."""
-    root = pathlib.Path(__file__).parent.parent
     return {
-        "versions": {"python": platform.python_version()}
-        | {name: version for name in PACKAGES if (version := _installed_version(name))},
+        "versions": describe_versions(),
         "hardware": {
             "platform": jax.default_backend(),
             "devices": [device.device_kind for device in jax.devices()],
             "cpu_cores": os.cpu_count(),
             "machine": platform.machine(),
         },
-        "git_commit": _git_commit(root),
+        "git_commit": git_commit(),
     }
+
+
+def describe_versions() -> dict[str, str]:
+    """Returns the versions of Python and of the libraries that the result of a run may depend on."""
+    versions = {name: _installed_version(name) for name in PACKAGES}
+    return {"python": platform.python_version()} | {name: version for name, version in versions.items() if version}
 
 
 def peak_host_memory() -> int:
@@ -47,7 +51,9 @@ def _installed_version(name: str) -> str | None:
         return None
 
 
-def _git_commit(root: pathlib.Path) -> str | None:
+def git_commit() -> str | None:
+    """Returns the git commit of this program, with "-dirty" if a file was changed since; None without git."""
+    root = pathlib.Path(__file__).parent.parent
     try:
         git = subprocess.run(
             ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True

@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline import prepare_image_libraries
@@ -69,7 +70,7 @@ def _silence_abandoned_reads() -> None:
 def prepare_platform(config: ConfigDict) -> None:
     """Applies the options that concern the whole process: float64, the precision of float32, the compilation cache.
 
-    It also sets up the image libraries. Programs call it before they make the first array.
+    It also sets up the image libraries, and starts cuDNN on GPUs. Programs call it before they make the first array.
     """
     jax.config.update("jax_enable_x64", config.dtype == "float64")
     prepare_image_libraries(config.max_image_pixels)
@@ -80,6 +81,24 @@ def prepare_platform(config: ConfigDict) -> None:
         # By default programs that compile in under a second, evaluation's or a small network's, are not kept.
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
         jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+    if jax.default_backend() == "gpu":
+        _start_cudnn()
+
+
+def _start_cudnn() -> None:
+    """Runs a small convolution on each GPU of this process, outside CUDA graphs.
+
+    cuDNN cannot start while a CUDA graph is being recorded: XLA then fails with "No DNN support for stream". A program
+    whose compilation timed its kernels has started cuDNN by that. A program from the compilation cache has not, and the
+    recording of its graph (compiler_options) would be the first use.
+    """
+    convolve = jax.jit(
+        lambda x, kernel: jax.lax.conv(x, kernel, (1, 1), "SAME"),
+        compiler_options={"xla_gpu_enable_command_buffer": ""},
+    )
+    ones = np.ones((1, 8, 8, 8), np.float32), np.ones((8, 8, 3, 3), np.float32)
+    for device in jax.local_devices():
+        jax.block_until_ready(convolve(*jax.device_put(ones, device)))
 
 
 @contextlib.contextmanager

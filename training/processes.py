@@ -26,6 +26,7 @@ from ml_collections import ConfigDict
 
 from input_pipeline import Dataset
 from input_pipeline.files import one_line
+from training.environment import describe_versions, git_commit
 
 _JAX_OPTIONS: Any = jax.config  # Any, because type checkers do not know the attributes of jax.config
 _OF_A_HOST = ("data_dir", "decode_threads", "prefetch_batches", "compilation_cache_dir")
@@ -48,7 +49,8 @@ def join_processes(timeout: float) -> None:
       timeout: seconds to wait for a process that does not start or does not answer.
 
     Raises:
-      ValueError: if one of the environment variables is missing or invalid.
+      ValueError: if one of the environment variables is missing or invalid, or if this process has other versions of
+        Python, of the libraries or of this program than process 0.
     """
     global _watch
     ours: dict[str, Any] = _variables()
@@ -64,6 +66,8 @@ def join_processes(timeout: float) -> None:
         "heartbeat_timeout_seconds": max(100, 3 * int(timeout)),
         "shutdown_timeout_seconds": 30,
     }
+    if ours:  # The variables say everything; otherwise JAX would ask Slurm or Kubernetes which GPU this process gets.
+        timeouts["cluster_detection_method"] = "deactivate"
     timer = threading.Timer(timeout, _end_waiting, [timeout])
     timer.daemon = True
     timer.start()
@@ -77,6 +81,7 @@ def join_processes(timeout: float) -> None:
         timer.cancel()
     if jax.distributed.is_initialized():
         _watch = _Watch(distributed.global_state.client, timeout)
+        _watch.check_versions()
         if distributed.global_state.process_id > 0:
             sys.stdout = open(os.devnull, "w")
 
@@ -183,6 +188,20 @@ class _Watch:
         self._threads = [threading.Thread(target=each, daemon=True) for each in (self._await_failure, self._await_loss)]
         for thread in self._threads:
             thread.start()
+
+    def check_versions(self) -> None:
+        """Raises ValueError if process 0 runs other software; collectives between two versions of JAX may hang."""
+        ours = describe_versions() | {"git_commit": git_commit()}
+        if self._number == 0:
+            self._client.key_value_set("versions", json.dumps(ours))
+            return
+        theirs = json.loads(self._client.blocking_key_value_get("versions", int(self._timeout * 1000)))
+        names = [name for name in ours if theirs.get(name) and ours[name] and theirs[name] != ours[name]]
+        if names:
+            differing = "; ".join(f"{name} {ours[name]}, not {theirs[name]}" for name in names)
+            raise ValueError(
+                f"{self._name(self._number)} runs {differing} as {self._name(0)}; install the same versions everywhere"
+            )
 
     def leave(self) -> None:
         """Waits until all processes call it, then disconnects this one and ends the threads."""

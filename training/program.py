@@ -18,7 +18,7 @@ from training.distillation import Teacher
 from training.fine_tuning import frozen_paths, split_frozen
 from training.loss import other_loss, zero_sums
 from training.optimizer import make_optimizer, make_schedule
-from training.state import State, abstract_state, create_state, make_model
+from training.state import State, abstract_state, create_state, make_model, place, with_layouts
 from training.step import Batch, Sums, make_eval_step, make_train_step
 
 
@@ -34,7 +34,7 @@ class Program:
       model: the abstract network in training mode.
       schedule: maps the optimizer step, 0 for the first, to the learning rate.
       optimizer: maps gradients to updates.
-      target: shapes, types and shardings of the state; a checkpoint is restored into it.
+      target: shapes, types, shardings and layouts of the state; a checkpoint is restored into it.
       sums: the metrics' sums at zero, on the host.
       image_sizes: side of the training images, in pixels, from each step on at which it changes.
       train_step: the jitted step of training.step.make_train_step.
@@ -63,8 +63,12 @@ class Program:
         return jax.jit(lambda steps_done: self.schedule(steps_done - 1))
 
     def initial_state(self) -> State:
-        """Returns the state before the first step, on the devices."""
+        """Returns the state before the first step, on the devices; `place` prepares it for the step."""
         return create_state(self.target, self.model, self.config.seed)
+
+    def place(self, state: State) -> State:
+        """Returns the state with the layouts in which `train_step` takes and returns it; see training.state."""
+        return place(state, self.target)
 
     def zero_sums(self) -> Sums:
         """Returns the metrics' sums at zero, on the devices."""
@@ -115,7 +119,7 @@ class Program:
         config = self.config.copy_and_resolve_references()
         config.batch_size = batch_size
         cache = self.cache and self.cache.with_config(config)
-        step = make_train_step(config, self.model, self.optimizer, self.mesh, cache, self.teacher)
+        step = make_train_step(config, self.model, self.optimizer, self.mesh, cache, self.teacher, self.target)
         return dataclasses.replace(self, config=config, cache=cache, train_step=step)
 
 
@@ -137,9 +141,9 @@ def make_program(
     """
     model, schedule = make_model(config, training=True), make_schedule(config, steps_per_epoch)
     optimizer = make_optimizer(config, schedule)
-    target = abstract_state(config, model, optimizer, mesh)
+    target = with_layouts(abstract_state(config, model, optimizer, mesh))
     gradient_parts = split_frozen(target["params"], frozen_paths(config))[0] if config.log_gradient_norms else ()
     sums = zero_sums(len(config.aux_heads), gradient_parts, bool(teacher or other_loss(config)))
-    train_step = make_train_step(config, model, optimizer, mesh, cache, teacher)
+    train_step = make_train_step(config, model, optimizer, mesh, cache, teacher, target)
     image_sizes = sizes_by_step(config, steps_per_epoch)
     return Program(config, mesh, cache, teacher, model, schedule, optimizer, target, sums, image_sizes, train_step)

@@ -2,7 +2,7 @@
 
 import contextlib
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -79,12 +79,20 @@ def load_average(workdir: pathlib.Path, mesh: Mesh, count: int) -> Member:
     return newest._replace(params=mean_weights([newest.params, *(member.params for member in others)]))
 
 
-def with_new_statistics(member: Member, mesh: Mesh) -> Member:
-    """Returns the member with batch statistics estimated anew on training images; without batch norm, the member."""
+def with_new_statistics(member: Member, mesh: Mesh, watch: Callable[[Iterable, int], Iterable]) -> Member:
+    """Returns the member with batch statistics estimated anew on training images; without batch norm, the member.
+
+    Args:
+      member: a network with other weights than its batch statistics belong to.
+      mesh: the devices.
+      watch: takes the training batches and their number and returns the same batches, to show the progress.
+    """
     if not jax.tree.leaves(member.batch_stats):
         return member
-    with statistics_batches(member.config, mesh) as batches:
-        batch_stats = batch_statistics(member.config, member.params, member.batch_stats, batches, mesh)
+    batches, count = statistics_batches(member.config, mesh)
+    with batches:
+        watched = watch(batches, count)
+        batch_stats = batch_statistics(member.config, member.params, member.batch_stats, watched, mesh)
     return member._replace(batch_stats=batch_stats)
 
 

@@ -1,11 +1,13 @@
-"""The training state: nested dicts of arrays, replicated over the mesh, which the jitted step takes and returns."""
+"""The training state: nested dicts of arrays on the mesh, which the jitted step takes and returns."""
 
+import math
 from typing import Any
 
 import jax
 import numpy as np
 import optax
 from flax import nnx
+from jax.experimental.layout import Format, Layout
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -14,6 +16,11 @@ from training.fine_tuning import freeze_batch_norms, frozen_paths, split_frozen
 
 State = dict[str, Any]
 AVERAGED_BATCH_STATS = "ema_batch_stats"
+SMALLEST_SHARDED = 2**16
+"""The fewest numbers of an array that shard_params shards; smaller arrays need little memory."""
+# The order in memory of a convolution's kernel, (height, width, features in, features out), where it is not JAX's own:
+# cuDNN reads kernels with the last axis outermost.
+KERNEL_LAYOUTS = {"gpu": Layout((3, 0, 1, 2))}
 
 
 def make_mesh(num_devices: int | None = None) -> Mesh:
@@ -43,10 +50,31 @@ def make_model(config: ConfigDict, training: bool) -> models.Network:
     return model
 
 
+def sharded_axis(shape: tuple[int, ...]) -> int | None:
+    """Returns the axis along which shard_params shards an array of this shape, the longest one; None: it stays whole.
+
+    The axis depends on nothing but the shape, so that the checksums of a checkpoint hold on any number of devices.
+    """
+    if math.prod(shape) < SMALLEST_SHARDED:
+        return None
+    return max(range(len(shape)), key=lambda axis: shape[axis])
+
+
+def sharding_of(shape: tuple[int, ...], mesh: Mesh) -> NamedSharding:
+    """Returns how an array lies on the mesh with shard_params: sharded where its axis divides, or else replicated."""
+    axis = sharded_axis(shape)
+    if axis is None or shape[axis] % mesh.size:
+        return NamedSharding(mesh, PartitionSpec())
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+
 def abstract_state(
     config: ConfigDict, model: nnx.Module, optimizer: optax.GradientTransformation | None, mesh: Mesh
 ) -> State:
     """Returns the shapes, types and shardings of the state; a checkpoint is restored into them.
+
+    Every device holds the whole state. With config.shard_params each device holds a part of every large array, as in
+    ZeRO (Rajbhandari 2020) and FSDP (Zhao 2023); only a state with an optimizer, one for training, is sharded.
 
     The entries are step (int32), params, batch_stats and, with an optimizer, opt_state, which has nothing of frozen
     parameters. If config.ema_decay is not 0, there are also ema, the averaged params, and, for networks with batch
@@ -60,12 +88,45 @@ def abstract_state(
         state["ema"] = params
         if jax.tree.leaves(batch_stats):
             state[AVERAGED_BATCH_STATS] = batch_stats
-    replicated = NamedSharding(mesh, PartitionSpec())
-    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=replicated), state)
+    replicated, sharded = NamedSharding(mesh, PartitionSpec()), config.shard_params and optimizer
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding_of(leaf.shape, mesh) if sharded else replicated
+        ),
+        state,
+    )
+
+
+def with_layouts(target: State) -> State:
+    """Returns the target with the layout that each array has during training: the order of its axes in memory.
+
+    On a GPU the kernels of convolutions, their momentum and their averages have cuDNN's order. In JAX's order XLA would
+    transpose them in every step. All other arrays have JAX's order, as all arrays have on other platforms.
+    """
+
+    def with_layout(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        layout = KERNEL_LAYOUTS.get(next(iter(leaf.sharding.device_set)).platform)
+        if leaf.ndim != 4 or layout is None:
+            return leaf
+        return jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=Format(layout, leaf.sharding))
+
+    return jax.tree.map(with_layout, target)
+
+
+def formats(target: State) -> Any:
+    """Returns the sharding and the layout of each array of the state, as jax.jit takes them."""
+    return jax.tree.map(lambda leaf: leaf.format, target)
+
+
+def place(state: State, target: State) -> State:
+    """Returns the state with the target's layouts, as the training step takes it; without layouts the state itself."""
+    if all(leaf.format.layout is None for leaf in jax.tree.leaves(target)):
+        return state
+    return jax.jit(lambda state: state, out_shardings=formats(target))(state)
 
 
 def create_state(target: State, model: nnx.Module, seed: int) -> State:
-    """Returns the state before the first step, on every device of the target's mesh.
+    """Returns the state before the first step, on the devices of the target's mesh.
 
     Args:
       target: from abstract_state.

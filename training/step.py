@@ -1,6 +1,7 @@
 """The jitted training and evaluation steps."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from training.fine_tuning import frozen_paths, join_frozen, split_frozen
 from training.inference import make_apply, normalized
 from training.loss import Lesson, classification_sums, cross_entropy, gradient_norm_sums, other_loss, weighted_loss
 from training.platform import compiler_options, loops_are_fast
-from training.state import AVERAGED_BATCH_STATS, State
+from training.state import AVERAGED_BATCH_STATS, State, formats, sharding_of
 
 Batch = dict[str, jax.Array]
 Sums = dict[str, jax.Array]
@@ -29,6 +30,7 @@ def make_train_step(
     mesh: Mesh,
     cache: DeviceCache | None = None,
     teacher: Teacher | None = None,
+    target: State | None = None,
 ) -> Callable[[State, Sums, Batch], tuple[State, Sums]]:
     """Returns the jitted step: (state, sums, batch) -> (new state, sums including the batch's). It donates the state.
 
@@ -47,7 +49,10 @@ def make_train_step(
       mesh: the devices.
       cache: the training images, if they are on the devices already.
       teacher: the network that the run learns from too.
+      target: shapes, types, shardings and layouts of the state, which the step takes and returns; None: JAX's layouts,
+        and every device holds the whole state.
     """
+    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     augment = make_augmentation(config)
     graph, *_ = nnx.split(model, nnx.Param, nnx.BatchStat, models.DropoutKey)
 
@@ -110,9 +115,14 @@ def make_train_step(
             images, labels = augment(images, labels, positions)
         key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
         trained, frozen = split_frozen(state["params"], frozen_names)
+        whole, whole_frozen = gathered((trained, frozen), mesh) if config.shard_params else (trained, frozen)
         gradient, (batch_stats, batch_sums) = compute(
-            trained, frozen, state["batch_stats"], key, images, labels, batch.get("teacher")
+            whole, whole_frozen, state["batch_stats"], key, images, labels, batch.get("teacher")
         )
+        if config.shard_params:  # each device needs the part of the gradient that updates its part of the parameters
+            gradient = jax.tree.map(
+                lambda leaf: jax.lax.with_sharding_constraint(leaf, sharding_of(leaf.shape, mesh)), gradient
+            )
         if mesh.size > 1:
             # Without this barrier XLA may fuse the update of a kernel with its cast to bfloat16, and the backward pass
             # then waits for the update: on a GPU ResNet-50 needs 36 consecutive all-reduces instead of 3.
@@ -144,15 +154,20 @@ def make_train_step(
         # The loop's length is an argument, so one compiled program serves any number of steps.
         return jax.lax.fori_loop(0, cached["count"], train_on_cached, (state, sums))
 
-    replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
+    of_state = formats(target) if target else replicated
     of_batch = {"image": split, "label": split, "teacher": replicated} if teacher else split
     return jax.jit(
         cached_train_steps if cache else train_step,
         donate_argnums=0,
-        in_shardings=(replicated, replicated, replicated if cache else of_batch),
-        out_shardings=(replicated, replicated),
+        in_shardings=(of_state, replicated, replicated if cache else of_batch),
+        out_shardings=(of_state, replicated),
         compiler_options=compiler_options(config),
     )
+
+
+def gathered(params: Any, mesh: Mesh) -> Any:
+    """Returns nested dicts of arrays, of which each device gets the whole, because the network needs it."""
+    return jax.lax.with_sharding_constraint(params, NamedSharding(mesh, PartitionSpec()))
 
 
 def average_decay(decay: float, step: jax.Array) -> jax.Array:
@@ -173,13 +188,14 @@ def make_eval_step(config: ConfigDict, model: nnx.Module, mesh: Mesh) -> Callabl
     apply = make_apply(config, model)
 
     def eval_step(params, batch_stats, batch):
+        params = gathered(params, mesh) if config.shard_params else params
         logits, labels = apply(params, batch_stats, batch["image"]), batch["label"]
         return classification_sums(logits, labels, cross_entropy(logits, labels), batch["mask"])
 
     replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     return jax.jit(
         eval_step,
-        in_shardings=(replicated, replicated, split),
+        in_shardings=(None if config.shard_params else replicated, replicated, split),
         out_shardings=replicated,
         compiler_options=compiler_options(config),
     )

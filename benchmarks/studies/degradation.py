@@ -7,6 +7,7 @@ network has a higher training and test error, the deeper residual network a lowe
 With --torch_python=PATH --binaries=FOLDER, ResNet-20's seconds are compared with those of plain_pytorch_resnet20.py.
 """
 
+import bisect
 import json
 import pathlib
 import re
@@ -73,23 +74,39 @@ def overrides(name: str, size: str) -> dict:
 
 
 def make_table(rows: list[study.Row]) -> str:
-    """Returns training and test errors, with their spread over the seeds."""
+    """Returns training and test errors, with their spread over the seeds.
+
+    If some runs were stopped early, further columns compare all of them after the same number of iterations.
+    """
     headings = ["network", "seeds", "iterations", "training error, %", "test error, %", "published, %", "seconds a run"]
-    return study.table(
-        headings,
-        (
-            [
-                name,
-                len(group),
-                f"{group[0]['steps']:,}",
-                study.spread(100 * (1 - row["train_accuracy_top1"]) for row in group),
-                study.spread(100 * (1 - row["accuracy_top1"]) for row in group),
-                f"{PUBLISHED[name]:.2f}" if name in PUBLISHED and group[0]["steps"] == 64_000 else "",
-                study.spread((row["seconds"] for row in group), 0),
-            ]
-            for name, group in by_depth(rows).items()
-        ),
-    )
+    common = min(row["steps"] for row in rows)
+    shortened = any(row["steps"] > common for row in rows)
+    headings += [f"{split} error after {common:,}, %" for split in ("training", "test") if shortened]
+    lines = []
+    for name, group in by_depth(rows).items():
+        steps = group[0]["steps"]
+        published = f"{PUBLISHED[name]:.2f}" if name in PUBLISHED and steps == 64_000 else ""
+        seconds = study.spread((row["seconds"] for row in group), 0)
+        errors, early = ([study.spread(error) for error in errors_after(group, at)] for at in (steps, common))
+        lines.append([name, len(group), f"{steps:,}", *errors, published, seconds, *(early if shortened else [])])
+    return study.table(headings, lines)
+
+
+def errors_after(rows: list[study.Row], steps: int) -> tuple[list[float], list[float]]:
+    """Returns the rows' training errors and test errors in %, after so many iterations of each run.
+
+    The training error is the mean over the batches of the last tenth of these iterations; the test error is that of the
+    last evaluation among them.
+    """
+    errors: tuple[list[float], list[float]] = ([], [])
+    for row in rows:
+        train, test = (
+            {name: values[: bisect.bisect_right(curve["step"], steps)] for name, values in curve.items()}
+            for curve in (row["curves"]["train"], row["curves"]["evaluation"])
+        )
+        errors[0].append(100 * (1 - study.mean_over_steps(train, "accuracy_top1", 0.9, 1)))
+        errors[1].append(100 * (1 - test["accuracy_top1"][-1]))
+    return errors
 
 
 def by_depth(rows: list[study.Row], kind: str = "") -> dict[str, list[study.Row]]:
@@ -130,7 +147,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
 
 
 def judge(rows: list[study.Row]) -> list[study.Claim]:
-    """Returns whether depth hurts plain networks and helps residual ones,, and whether the errors are as published.
+    """Returns whether depth hurts plain networks and helps residual ones, and whether the errors are as published.
 
     The rows are those of the hardware that has most of them.
     """
@@ -144,13 +161,15 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
         if not all(pair):
             continue
         results, verdicts = [], []
-        for key, split in (("train_accuracy_top1", "training"), ("accuracy_top1", "test")):
-            shallow, deep = ([100 * (1 - row[key]) for row in group] for group in pair)
+        steps = min(row["steps"] for group in pair for row in group)
+        for split, shallow, deep in zip(
+            ("training", "test"), *(errors_after(group, steps) for group in pair), strict=True
+        ):
             more, half = study.difference(deep, shallow)
             results.append(f"{split} error {study.spread(shallow)} and {study.spread(deep)} %")
             verdicts.append(f"{study.verdict(sign * more, half)} ({split} error)")
         row, names = pair[0][0], {"plain": "plain-20 and plain-56", "resnet": "ResNet-20 and ResNet-56"}[kind]
-        run = f"{names}, {row['steps']:,} iterations on CIFAR-10, {study.hardware_name(row['hardware'])}"
+        run = f"{names}, {steps:,} iterations on CIFAR-10, {study.hardware_name(row['hardware'])}"
         run += f"; {study.seeds_of(*pair)}"
         claims.append(study.Claim("He 2015, section 4.2", claim, run, "; ".join(results), "; ".join(verdicts)))
     for group in groups:

@@ -211,6 +211,7 @@ def test_rank_correlation():
     a = np.array([[0.0, 1.0], [2.0, -3.0]])
     assert rank_correlation(a, a**3) == pytest.approx(1) and rank_correlation(a, 3 - np.abs(a)) == pytest.approx(-1)
     assert rank_correlation(np.array([1, 2, 2, 4]), np.array([1, 2, 3, 4])) == pytest.approx(0.9486833)  # scipy 1.16
+    assert rank_correlation(a, np.zeros_like(a)) == 0  # not NaN
 
 
 @pytest.mark.parametrize("name", ["alexnet", "googlenet", "lenet5", "mobilenet_v1", "densenet121"])

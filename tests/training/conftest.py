@@ -40,7 +40,8 @@ def make_trainer():
         config = resolve_network(config)
         mesh = make_mesh(num_devices)
         program = make_program(config, mesh, steps_per_epoch=10)
-        return Trainer(config, mesh, program.train_step, program.initial_state(), program.zero_sums())
+        state = program.place(program.initial_state())
+        return Trainer(config, mesh, program.train_step, state, program.zero_sums())
 
     return make
 
