@@ -6,7 +6,7 @@
 set -euo pipefail
 cd "$(dirname "$0")/.."
 export PYTHON=$(realpath -s "${PYTHON:-python}") JAX_PLATFORMS=cpu FOLDER=$(mktemp -d)
-OPTIONS="--config=configs/lenet5_digits.py --config.num_steps=60 --config.log_every_steps=5 --config.compilation_cache_dir="
+OPTIONS="--config=configs/lenet5_digits.py --config.num_steps=60 --config.log_every_steps=5 --config.evaluate_every_epochs=0 --config.compilation_cache_dir="
 
 say() { echo "$(date +%T) $*"; }
 

@@ -244,6 +244,15 @@ def test_a_sharded_run_writes_its_shards_in_parallel_and_goes_on_elsewhere(tmp_p
     (line,) = finish(start(1, "evaluate.py", f"--workdir={tmp_path / 'run'}", "--json=-"))
     assert '"examples": 360' in line
 
+    # A damaged shard sends both processes back to the checkpoint before, although only one of them may read it.
+    (tmp_path / "run" / "summary.json").unlink()
+    newest = tmp_path / "run" / "checkpoints" / "30" / "state"
+    largest = max((path for path in newest.rglob("*") if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    finish(start(2, *options, "--config.shard_params=True", f"--workdir={tmp_path / 'run'}"))
+    assert (tmp_path / "run" / "damaged" / "30").is_dir()
+    assert_same_result(tmp_path / "run", tmp_path / "whole")
+
 
 def test_other_versions_of_a_library_are_refused(tmp_path):
     program = tmp_path / "train.py"

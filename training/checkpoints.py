@@ -19,7 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from input_pipeline.files import printable
-from training.processes import check_same, is_lost_connection, is_one_of_several
+from training.processes import check_same, first_text, is_lost_connection, is_one_of_several
 from training.state import AVERAGED_BATCH_STATS, State
 
 
@@ -122,13 +122,19 @@ class Checkpoints:
             raise ValueError(f"there is no checkpoint of step {step} in {self.directory}; there are {steps}")
         reasons = {}
         for candidate in steps[::-1] if step is None else [step]:
+            state, checksums, reason = {}, {}, ""
             try:
-                state = self._restore_checked(candidate, target)
+                state, checksums = self._read(candidate, target)
             except Exception as error:  # Orbax may raise any error when it reads a damaged file
                 if is_lost_connection(error):
                     raise
-                reasons[candidate] = str(error).strip().split("\n")[0][:200] or type(error).__name__
+                reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            # Each process reads its shards, so one alone may have found the damage.
+            if reason := first_text(reason) or first_text(_damage(state, checksums)):
+                reasons[candidate] = reason
                 continue
+            if AVERAGED_BATCH_STATS in target and AVERAGED_BATCH_STATS not in state:
+                state[AVERAGED_BATCH_STATS] = jax.tree.map(lambda leaf: leaf.copy(), state["batch_stats"])
             for damaged, reason in reasons.items():
                 print(printable(f"checkpoint {damaged} in {self.directory} is damaged: {reason}"), file=sys.stderr)
                 if not self._read_only:
@@ -169,7 +175,8 @@ class Checkpoints:
         with self._naming_failure(self._last_saved):
             self._manager.close()
 
-    def _restore_checked(self, step: int, target: State) -> State:
+    def _read(self, step: int, target: State) -> tuple[State, dict[str, Any]]:
+        """Returns the state of a checkpoint and its checksums, which have not been compared yet."""
         checksums = self._manager.restore(step, args=ocp.args.Composite(checksums=ocp.args.JsonRestore()))["checksums"]
         # Older versions did not average the batch statistics and evaluated the running ones, so the average starts
         # from the running ones.
@@ -180,14 +187,7 @@ class Checkpoints:
             wanted, restore_args=ocp.checkpoint_utils.construct_restore_args(wanted), partial_restore=True
         )
         items = ocp.args.Composite(state=whole if "opt_state" in target else part)
-        state = self._manager.restore(step, args=items)["state"]
-        found = _checksums(state, checksums)
-        wrong = [path for path in found if found[path] != checksums.get(path)]
-        if wrong:
-            raise ValueError(f"the checksum of {wrong[0]} does not match (and {len(wrong) - 1} others)")
-        if adds_average:
-            state[AVERAGED_BATCH_STATS] = jax.tree.map(lambda leaf: leaf.copy(), state["batch_stats"])
-        return state
+        return self._manager.restore(step, args=items)["state"], checksums
 
     def _set_aside(self, part: str) -> None:
         if jax.process_index() == 0:
@@ -261,6 +261,13 @@ def check_same_arrays(tree: Any) -> None:
     """
     if is_one_of_several():
         check_same({f"checksum of {path}": value for path, value in _checksums(tree).items()})
+
+
+def _damage(state: State, checksums: dict[str, Any]) -> str:
+    """Returns the name of an array that does not have its checksum, in a phrase, or ""; all processes must call it."""
+    found = _checksums(state, checksums)
+    wrong = [path for path in found if found[path] != checksums.get(path)]
+    return f"the checksum of {wrong[0]} does not match (and {len(wrong) - 1} others)" if wrong else ""
 
 
 def _axis(leaf: Any) -> int | None:

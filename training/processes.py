@@ -125,6 +125,12 @@ def check_same_work(config: ConfigDict, datasets: Sequence[Dataset], **others: A
     check_same(facts | {name: value for name, value in options.items() if name not in _OF_A_HOST} | others)
 
 
+def first_text(text: str) -> str:
+    """Returns the first text that is not empty of those of all processes, or ""; all of them must call it."""
+    texts = [each.rstrip("\n") for each in _gather(text + "\n")] if is_one_of_several() else [text]
+    return next(filter(None, texts), "")
+
+
 def check_same(facts: Mapping[str, Any]) -> None:
     """Checks that the facts are the same in all processes; all of them must call it.
 
