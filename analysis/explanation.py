@@ -278,10 +278,10 @@ def rank_correlation(a: np.ndarray, b: np.ndarray) -> float:
 
     It is 0 if one of the maps is the same everywhere, as Grad-CAM is where no feature speaks for the class.
     """
-    ranks = [_ranks(np.abs(values)) for values in (a, b)]
-    if any(np.ptp(values) == 0 for values in ranks):
+    ours, theirs = _ranks(np.abs(a)), _ranks(np.abs(b))
+    if np.ptp(ours) == 0 or np.ptp(theirs) == 0:
         return 0.0
-    return float(np.corrcoef(*ranks)[0, 1])
+    return float(np.corrcoef(ours, theirs)[0, 1])
 
 
 def _children(model: models.Network) -> list[str]:

@@ -122,7 +122,9 @@ class Checkpoints:
             raise ValueError(f"there is no checkpoint of step {step} in {self.directory}; there are {steps}")
         reasons = {}
         for candidate in steps[::-1] if step is None else [step]:
-            state, checksums, reason = {}, {}, ""
+            state: State = {}
+            checksums: dict[str, Any] = {}
+            reason = ""
             try:
                 state, checksums = self._read(candidate, target)
             except Exception as error:  # Orbax may raise any error when it reads a damaged file
