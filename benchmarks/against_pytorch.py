@@ -43,6 +43,8 @@ NETWORKS = {
     "resnet152": ("torchvision", "resnet152", ()),
     "densenet121": ("torchvision", "densenet121", ()),
     "mobilenetv1_100": ("timm", "mobilenet_v1", ()),
+    "legacy_xception": ("timm", "xception", ()),
+    "resnet20": ("studies", "resnet20", ()),  # of CIFAR-10: benchmarks/studies/plain_pytorch_resnet20.py
 }
 MODES, STYLES = ["train", "infer"], ["eager", "compiled", "cuda_graphs"]
 PAUSE_SECONDS = 0.5  # between turns, because the other side's threads spin for a while; then the caches are warmed
@@ -65,7 +67,9 @@ _TORCH_PYTHON = flags.DEFINE_string("torch_python", sys.executable, "A Python th
 _MODELS = flags.DEFINE_list("models", list(NETWORKS), f"Of {', '.join(NETWORKS)}: PyTorch's names.")
 _MODES = flags.DEFINE_list("mode", MODES, "train, infer or both.")
 _STYLES = flags.DEFINE_list("styles", STYLES, f"How PyTorch runs: {', '.join(STYLES)}, which only a GPU has.")
-_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images a step; default: 256 on a GPU, 8 on a CPU.")
+_BATCH_SIZE = flags.DEFINE_integer(
+    "batch_size", None, "Images a step; default: 256 on a GPU, 8 on a CPU, or 128 of CIFAR-10."
+)
 _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels a side; default: the network's own.")
 _ROUNDS = flags.DEFINE_integer("rounds", 7, "How often each side has its turn.")
 _SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn; at least one step.")
@@ -132,8 +136,9 @@ def compare(name: str) -> Iterator[Row]:
     """Yields a row for each mode of a network."""
     on_cpu = jax.default_backend() == "cpu"
     _, ours, aux_weights = NETWORKS[name]
+    batch_size = 256 if not on_cpu else 128 if name == "resnet20" else 8
     config = base.get_config()
-    config.update({"model": ours, "batch_size": _BATCH_SIZE.value or (8 if on_cpu else 256), "weight_decay": 1e-4})
+    config.update({"model": ours, "batch_size": _BATCH_SIZE.value or batch_size, "weight_decay": 1e-4})
     config.update({"image_size": _IMAGE_SIZE.value, "dtype": "float32" if on_cpu else "bfloat16"})
     config.update({"aux_weight": aux_weights or (0.0,), "compilation_cache_dir": ""})
     config = throughput.resolve(config, "train")

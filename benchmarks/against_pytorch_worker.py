@@ -7,6 +7,7 @@ output describes PyTorch and the device.
 """
 
 import json
+import pathlib
 import sys
 import time
 from collections.abc import Callable
@@ -20,6 +21,11 @@ LEARNING_RATE = 1e-6  # so small that the weights stay near their initial values
 
 def make_network(name: str, library: str, has_aux: bool) -> torch.nn.Module:
     """Returns a network with new weights; one with auxiliary heads has them for training only."""
+    if library == "studies":
+        sys.path.insert(0, str(pathlib.Path(__file__).parent / "studies"))
+        import plain_pytorch_resnet20
+
+        return plain_pytorch_resnet20.make_network()
     if library == "timm":
         import timm
 
@@ -78,7 +84,7 @@ def main() -> None:
     torch.set_float32_matmul_precision("high")  # TF32, as ours
     network = make_network(name, library, bool(aux_weights)).to(device, memory_format=torch.channels_last)
     images = torch.randint(0, 256, (int(batch_size), 3, int(image_size), int(image_size)), dtype=torch.uint8)
-    labels = torch.randint(0, 1000, (int(batch_size),)).to(device)
+    labels = torch.randint(0, 10, (int(batch_size),)).to(device)  # CIFAR-10 has ten classes
     batch = images.to(device, memory_format=torch.channels_last), labels
     heads = {parameter for part, parameter in network.named_parameters() if "aux" in part.lower()}
     parameters = sum(parameter.numel() for parameter in network.parameters() if parameter not in heads)
