@@ -158,7 +158,8 @@ def main() -> None:
         chain = "one after the other: " + ", ".join(map(name_of, CHAIN))
         rows = {chain: found} if name == "chain" else {key: found[key] for key in list(found)[1:]}
         for layout, figures in rows.items():
-            cells = [f"{figures[kind]:.1e}" if figures[kind] else "equal" for kind in KINDS]
+            failed = isinstance(figures, str)
+            cells = ["failed" if failed else f"{figures[kind]:.1e}" if figures[kind] else "equal" for kind in KINDS]
             lines.append(f"| {name} | {layout} | {' | '.join(cells)} |")
     print("", *lines, sep="\n")
     if flags.docs:

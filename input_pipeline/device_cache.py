@@ -88,9 +88,7 @@ class DeviceCache:
             shape = len(dataset), config.image_size, config.image_size, config.channels
             arrays = {"pixels": pixels.reshape(shape), "label": labels}
         self.replicated = NamedSharding(mesh, PartitionSpec())
-        self.arrays = {
-            name: jax.make_array_from_process_local_data(self.replicated, array) for name, array in arrays.items()
-        }
+        self.arrays = {name: _replicate(array, self.replicated) for name, array in arrays.items()}
 
     @property
     def num_bytes(self) -> int:
@@ -199,7 +197,7 @@ class CachedBatches:
         return self.host.arrays | self._order | {"count": self._scalar(np.int32(count))}
 
     def _scalar(self, value: np.generic) -> jax.Array:
-        return jax.make_array_from_process_local_data(self.host.replicated, value)
+        return _replicate(value, self.host.replicated)
 
     def __enter__(self) -> "CachedBatches":
         return self
@@ -351,6 +349,16 @@ def _most_taps(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> t
             f"image_size={config.image_size} fast enough: shrink the images by prepare.py --max_side, or leave it out"
         )
     return taps
+
+
+def _replicate(value: np.ndarray | np.generic, everywhere: NamedSharding) -> jax.Array:
+    """Puts a value on every device of the mesh; all processes have the same value.
+
+    jax.device_put would compare the values of the processes first, and jax.make_array_from_process_local_data copies in
+    a way that the transfer guard forbids if there are several processes.
+    """
+    copies = [jax.device_put(value, device) for device in everywhere.mesh.local_devices]
+    return jax.make_array_from_single_device_arrays(value.shape, everywhere, copies)
 
 
 def _own_size(config: ConfigDict) -> Callable:
