@@ -139,7 +139,8 @@ class DeviceCache:
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes, types and shardings of an item of `batches`."""
         order = (epochs_of_call(self._config, self._num_images), self._num_images)
-        shapes = {name: (array.shape, array.dtype) for name, array in self.arrays.items()}
+        shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
+        shapes |= {name: (array.shape, array.dtype) for name, array in self.arrays.items()}
         shapes |= {"order": (order, np.int32), "first_epoch": ((), np.uint32), "count": ((), np.int32)}
         return {name: jax.ShapeDtypeStruct(*shape, sharding=self.replicated) for name, shape in shapes.items()}
 
