@@ -89,7 +89,7 @@ class DeviceCache:
             shape = len(dataset), config.image_size, config.image_size, config.channels
             arrays = {"pixels": pixels.reshape(shape), "label": labels}
         self.replicated = NamedSharding(mesh, PartitionSpec())
-        self.arrays = {name: _replicate(array, self.replicated) for name, array in arrays.items()}
+        self.arrays = {name: _put(array, self.replicated) for name, array in arrays.items()}
 
     @property
     def num_bytes(self) -> int:
@@ -199,7 +199,7 @@ class CachedBatches:
         return self.host.arrays | self._order | {"count": self._scalar(np.int32(count))}
 
     def _scalar(self, value: np.generic) -> jax.Array:
-        return _replicate(value, self.host.replicated)
+        return _put(value, self.host.replicated)
 
     def __enter__(self) -> "CachedBatches":
         return self
@@ -231,13 +231,7 @@ def cached_eval_batches(dataset: Dataset, config: ConfigDict, mesh: Mesh) -> lis
     arrays = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in arrays.items()}
     split, rows = NamedSharding(mesh, PartitionSpec("data")), config.eval_batch_size // jax.process_count()
     firsts = range(jax.process_index() * rows, len(arrays["mask"]), config.eval_batch_size)
-    return [
-        {
-            name: jax.make_array_from_process_local_data(split, array[first : first + rows])
-            for name, array in arrays.items()
-        }
-        for first in firsts
-    ]
+    return [{name: _put(array[first : first + rows], split) for name, array in arrays.items()} for first in firsts]
 
 
 def padded_crops(
@@ -353,14 +347,11 @@ def _most_taps(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> t
     return taps
 
 
-def _replicate(value: np.ndarray | np.generic, everywhere: NamedSharding) -> jax.Array:
-    """Puts a value on every device of the mesh; all processes have the same value.
-
-    jax.device_put would compare the values of the processes first, and jax.make_array_from_process_local_data copies in
-    a way that the transfer guard forbids if there are several processes.
-    """
-    copies = [jax.device_put(value, device) for device in everywhere.mesh.local_devices]
-    return jax.make_array_from_single_device_arrays(value.shape, everywhere, copies)
+def _put(value: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
+    """Puts this process's part of an array on its devices."""
+    # train.py forbids implicit copies to the devices; with several processes JAX counts this copy as one.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.make_array_from_process_local_data(sharding, value)
 
 
 def _own_size(config: ConfigDict) -> Callable:
