@@ -185,7 +185,9 @@ def test_a_workdir_on_the_disk_of_each_machine_is_refused(tmp_path):
     assert not [*folders[0].iterdir(), *folders[1].iterdir()]
 
 
-@pytest.mark.parametrize(("sent", "message"), [("SIGKILL", "is lost"), ("SIGSTOP", "process 1 on .* has not answered")])
+@pytest.mark.parametrize(
+    ("sent", "message"), [("SIGKILL", "process 1 on .* is lost"), ("SIGSTOP", "process 1 on .* has not answered")]
+)
 def test_a_process_that_is_killed_or_hangs_ends_the_others(tmp_path, sent, message):
     options = ("--config.num_steps=100000", "--config.process_timeout_seconds=15")
     processes = start(2, *TRAIN, *options, f"--workdir={tmp_path / 'run'}")

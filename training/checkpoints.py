@@ -86,6 +86,7 @@ class Checkpoints:
         # Copies: the next step may overwrite the memory of this state while a thread still writes it to disk. Process 0
         # writes the arrays that all processes hold whole; of sharded arrays each process writes its shards. On a
         # GPU the axes of a kernel may lie in another order; the file has always the same one.
+        jax.device_get([leaf for leaf in jax.tree.leaves(state) if _axis(leaf) is None])  # starts all transfers at once
         copied = jax.tree.map(lambda leaf: leaf.copy() if _axis(leaf) is not None else np.array(leaf, order="C"), state)
         step = int(copied["step"])
         for path, leaf in jax.tree.leaves_with_path(copied):

@@ -54,8 +54,9 @@ def run(
         sys.exit(130)
     except Exception as error:
         if is_lost_connection(error):
-            reason = f"the connection to another process is lost ({str(error).strip().splitlines()[0][:200]})"
-            machine_failed(f"{reason}; start all processes again; training resumes from its newest checkpoint")
+            reason = f"a connection broke ({str(error).strip().splitlines()[0][:200]})"
+            advice = "start all processes again; training resumes from its newest checkpoint"
+            end_process(f"{reason}; {advice}", 4, lost=True)
         if is_one_of_several():
             traceback.print_exc()
             end_process(f"{type(error).__name__}: {error}", 1)

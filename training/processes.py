@@ -92,10 +92,13 @@ def leave_processes() -> None:
         _watch.leave()
 
 
-def end_process(message: str, exit_code: int) -> NoReturn:
-    """Prints one line on standard error and ends this process, and all others of the run with the same exit code."""
+def end_process(message: str, exit_code: int, lost: bool = False) -> NoReturn:
+    """Prints one line on standard error and ends this process, and all others of the run with the same exit code.
+
+    If lost, the message says why another process is taken for lost, and the line begins with that process's name.
+    """
     if _watch:
-        _watch.end(message, exit_code)
+        _watch.end(message, exit_code, lost=lost)
     _print_error(message)
     sys.exit(exit_code)
 
@@ -217,18 +220,24 @@ class _Watch:
         for thread in self._threads:
             thread.join()
 
-    def end(self, message: str, exit_code: int, report: bool = True) -> NoReturn:
-        """Prints one line, tells the other processes if report is true, and ends this process."""
+    def end(self, message: str, exit_code: int, report: bool = True, lost: bool = False) -> NoReturn:
+        """Prints one line, tells the other processes if report is true, and ends this process; see end_process."""
         if not self._ending.acquire(blocking=False):
             threading.Event().wait()  # another thread is ending this process
-        _print_error(message)
+        if not lost:
+            _print_error(message)
         if report:
-            failure = {"process": self._number, "message": message, "exit_code": exit_code}
+            failure = {"process": self._number, "message": message, "exit_code": exit_code, "lost": lost}
             with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process has reported before
                 self._client.key_value_set("failure", json.dumps(failure))
         # All wait until all know, so that nobody sees a connection break before it knows why.
-        with contextlib.suppress(jax.errors.JaxRuntimeError):  # a process is lost
+        missing = "another process"
+        try:
             self._client.wait_at_barrier("failure", 5_000)
+        except jax.errors.JaxRuntimeError as error:  # a process is lost
+            missing = self._missing(error)
+        if lost:
+            _print_error(f"{missing} is lost: {message}")
         if self._number == 0:
             time.sleep(1)  # The service must outlive the other processes, or JAX aborts them.
         os._exit(exit_code)  # sys.exit would wait for the other processes, which may be waiting for this one
@@ -240,6 +249,8 @@ class _Watch:
             return  # this process is leaving, or the service is gone, which the other thread reports
         if failure["process"] == self._number:
             return
+        if failure["lost"]:
+            self.end(failure["message"], failure["exit_code"], report=False, lost=True)
         name = self._name(failure["process"])
         self.end(f"{name} has ended with: {failure['message']}", failure["exit_code"], report=False)
 
@@ -250,12 +261,16 @@ class _Watch:
             except jax.errors.JaxRuntimeError as error:
                 if self._leaving.is_set():
                     return
-                missing = re.findall(r"^(?:.*task:)?(\d+)$", str(error), re.MULTILINE)
-                names = ", ".join(self._name(int(number)) for number in missing) or "another process"
+                names = self._missing(error)
                 advice = "start all processes again; training resumes from its newest checkpoint"
                 self.end(
                     f"{names} has not answered for {self._timeout:g} s (process_timeout_seconds); {advice}", 4, True
                 )
+
+    def _missing(self, error: jax.errors.JaxRuntimeError) -> str:
+        """Returns the names of the processes that did not come to a barrier, as its error lists them."""
+        missing = re.findall(r"^(?:.*task:)?(\d+)$", str(error), re.MULTILINE)
+        return ", ".join(self._name(int(number)) for number in missing) or "another process"
 
     def _name(self, process: int) -> str:
         with contextlib.suppress(jax.errors.JaxRuntimeError):
