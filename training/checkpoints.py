@@ -63,7 +63,10 @@ class Checkpoints:
                 lightweight_initialize=read_only,  # does not read the metrics that older versions stored here
                 # If a thread of Orbax could not make the folder of a checkpoint, its other threads would wait for that
                 # folder for ever. So the folder is made before they start.
-                async_options=ocp.options.AsyncOptions(create_directories_asynchronously=False),
+                async_options=ocp.options.AsyncOptions(
+                    create_directories_asynchronously=False,
+                    barrier_sync_fn=_barrier if jax.process_count() > 1 else None,
+                ),
             ),
         )
 
@@ -217,6 +220,18 @@ class Checkpoints:
                 (word for word in known if word in str(error)), first_line
             )
             raise OSError(f"{what} cannot be written to {self.directory}: {reason}") from error
+
+
+def _barrier(key: str, timeout_ms: int) -> None:
+    """Lets Orbax's threads of all processes wait for each other.
+
+    Raises:
+      Exception: the error of this process's thread, if it could not write its part. Orbax would wait here for the
+        others, who wait elsewhere for this part, and the run would hang until the timeout.
+    """
+    if error := sys.exc_info()[1]:
+        raise error
+    ocp.multihost.get_barrier_sync_fn()(key=key, timeout_ms=timeout_ms)
 
 
 class _NewestAndBest:
