@@ -8,12 +8,10 @@ ratios. Each row is written when it is measured; the rows of other networks, siz
 """
 
 import contextlib
-import json
 import os
 import pathlib
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -24,6 +22,7 @@ os.environ.setdefault("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.45")  # share of a GP
 
 import jax
 from absl import flags
+from pytorch_process import PyTorchProcess
 
 from analysis import rows, tables, throughput
 from analysis.rows import Row
@@ -76,39 +75,6 @@ _SECONDS = flags.DEFINE_float("seconds", 1.0, "Length of a turn; at least one st
 _JSON = flags.DEFINE_string("json", None, "A file for the rows, and of those measured before.")
 
 
-class PyTorch:
-    """PyTorch in its own process, running a network on demand."""
-
-    def __init__(self, name: str, batch_size: int, image_size: int, dtype: str):
-        """Starts the process; its first answer describes PyTorch and the device."""
-        library, _, aux_weights = NETWORKS[name]
-        words = [_TORCH_PYTHON.value, "-W", "ignore", ROOT / "benchmarks" / "against_pytorch_worker.py"]
-        words += [name, library, batch_size, image_size, dtype, *aux_weights]
-        self._process = subprocess.Popen(
-            list(map(str, words)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-        )
-        self.about = self._answer()
-
-    def run(self, mode: str, style: str, steps: int) -> float:
-        """Returns the seconds of that many steps; raises RuntimeError with PyTorch's message if they fail."""
-        print(mode, style, steps, file=self._process.stdin, flush=True)
-        answer = self._answer()
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer["seconds"]
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answer(self) -> Row:
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{_TORCH_PYTHON.value} ended; it must have torch, torchvision and timm: --torch_python")
-        return json.loads(line)
-
-
 def main() -> int:
     """Measures, prints a table, writes JSON; returns the exit code."""
     for flag, known in ((_MODELS, NETWORKS), (_MODES, MODES), (_STYLES, STYLES)):
@@ -135,7 +101,7 @@ def main() -> int:
 def compare(name: str) -> Iterator[Row]:
     """Yields a row for each mode of a network."""
     on_cpu = jax.default_backend() == "cpu"
-    _, ours, aux_weights = NETWORKS[name]
+    library, ours, aux_weights = NETWORKS[name]
     batch_size = 256 if not on_cpu else 128 if name == "resnet20" else 8
     config = base.get_config()
     config.update({"model": ours, "batch_size": _BATCH_SIZE.value or batch_size, "weight_decay": 1e-4})
@@ -144,7 +110,9 @@ def compare(name: str) -> Iterator[Row]:
     config = throughput.resolve(config, "train")
     prepare_platform(config)
     sizes = {"batch_size": config.batch_size, "image_size": config.image_size, "dtype": config.dtype}
-    torch = PyTorch(name, **sizes)
+    torch = PyTorchProcess(
+        _TORCH_PYTHON.value, "against_pytorch_worker.py", name, library, *sizes.values(), *aux_weights
+    )
     with contextlib.closing(torch):
         if (torch.about["torch_device"] == "cpu") != on_cpu:
             raise RuntimeError(f"PyTorch runs on {torch.about['torch_device']}, we on {jax.default_backend()}")
@@ -166,7 +134,7 @@ def compare(name: str) -> Iterator[Row]:
 
             identity = {"model": name, "mode": mode, **sizes, "our_name": ours}
             sides = {"ours": run} | {
-                style: lambda steps, mode=mode, style=style: torch.run(mode, style, steps)
+                style: lambda steps, mode=mode, style=style: torch.seconds(f"{mode} {style} {steps}")
                 for style in _STYLES.value
                 if not (on_cpu and style == "cuda_graphs")
             }

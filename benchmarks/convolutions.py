@@ -13,7 +13,6 @@ import json
 import pathlib
 import shutil
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
@@ -29,6 +28,7 @@ import jax.numpy as jnp
 from absl import flags
 from flax import nnx
 from jax import lax
+from pytorch_process import PyTorchProcess
 
 import models
 from analysis import rows as row_files
@@ -137,40 +137,6 @@ def make_turn(case: Convolution, direction: str, convolve: Callable, options: di
     return run
 
 
-class PyTorch:
-    """PyTorch in its own process, computing convolutions on demand."""
-
-    def __init__(self, python: str):
-        """Starts the process; its first answer describes PyTorch."""
-        worker = ROOT / "benchmarks" / "convolutions_worker.py"
-        self._process = subprocess.Popen(
-            [python, "-W", "ignore", str(worker), _DTYPE.value],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        self.about = self._answer()
-
-    def run(self, case: Convolution, direction: str, steps: int) -> float:
-        """Returns the seconds of that many computations; raises RuntimeError with PyTorch's message if they fail."""
-        print(json.dumps([*case, direction, steps]), file=self._process.stdin, flush=True)
-        answer = self._answer()
-        if "error" in answer:
-            raise RuntimeError(answer["error"])
-        return answer["seconds"]
-
-    def close(self) -> None:
-        """Ends the process."""
-        self._process.kill()
-        self._process.wait()
-
-    def _answer(self) -> Row:
-        line = self._process.stdout.readline()
-        if not line:
-            raise RuntimeError(f"{_TORCH_PYTHON.value} ended; it must have torch: --torch_python")
-        return json.loads(line)
-
-
 def median_seconds(sides: dict[str, Callable[[int], float]]) -> dict[str, float]:
     """Runs the sides alternately; returns the median seconds of one computation of each."""
     steps = {}
@@ -195,7 +161,7 @@ def measure_peak(side: int = 2048) -> float:
     return 2 * side**3 / median_seconds({"product": run})["product"]
 
 
-def measure(case: Convolution, options: dict, torch: PyTorch | None, peak: float) -> Iterator[Row]:
+def measure(case: Convolution, options: dict, torch: PyTorchProcess | None, peak: float) -> Iterator[Row]:
     """Yields a row for each direction of a convolution; the gradient of an image is never needed."""
     shape = jax.eval_shape(
         lambda x, kernel: plain(x, kernel, case.stride, case.padding, case.groups),
@@ -211,7 +177,7 @@ def measure(case: Convolution, options: dict, torch: PyTorch | None, peak: float
         }
         (above, below), (left, right) = case.padding
         if torch and above == below and left == right:  # PyTorch's convolution has no other padding
-            sides["pytorch"] = lambda steps, direction=direction: torch.run(case, direction, steps)
+            sides["pytorch"] = lambda steps, direction=direction: torch.seconds(json.dumps([*case, direction, steps]))
         row = {"maps": "x".join(map(str, case.maps)), "kernel": "x".join(map(str, case.kernel))}
         row |= {"stride": case.stride, "padding": case.padding, "groups": case.groups, "direction": direction}
         seconds = median_seconds(sides)
@@ -260,8 +226,9 @@ def main() -> None:
     print(tables.heading(COLUMNS))
     measured: dict[Convolution, list[Row]] = {}
     with contextlib.ExitStack() as stack:
-        torch = PyTorch(_TORCH_PYTHON.value) if _TORCH_PYTHON.value else None
-        if torch:
+        torch = None
+        if _TORCH_PYTHON.value:
+            torch = PyTorchProcess(_TORCH_PYTHON.value, "convolutions_worker.py", _DTYPE.value)
             stack.callback(torch.close)
         for case in dict.fromkeys(case for counts in uses.values() for case in counts):
             measured[case] = []

@@ -1,6 +1,7 @@
 """A run that goes from eight devices to two, in the middle of an epoch, has the metrics of a run on one device."""
 
 import pytest
+from interrupted import InterruptedAfter
 
 import train
 from configs import base
@@ -25,20 +26,6 @@ OPTIONS = {
     "accumulation_steps": 2,
     "ema_decay": 0.9,
 }
-
-
-class InterruptedAfter:
-    """An interruption that comes after some steps."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def __bool__(self):
-        self.steps -= 1
-        return self.steps < 0
-
-    def agree(self):
-        """There is one process."""
 
 
 @pytest.mark.parametrize("cache", ["", pytest.param("device", marks=pytest.mark.slow)])

@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from interrupted import InterruptedAfter
 from jax.sharding import NamedSharding, PartitionSpec
 
 import train
@@ -105,20 +106,6 @@ def test_calls_end_where_the_host_has_something_to_do():
     assert len(ends) == 1 + sum(
         -(-(end - begin) // 7) for begin, end in zip([4, *sorted(due)], sorted(due), strict=False)
     )
-
-
-class InterruptedAfter:
-    """An interruption that the loop asks after each call whether a signal came."""
-
-    def __init__(self, calls):
-        self.calls = calls
-
-    def __bool__(self):
-        self.calls -= 1
-        return self.calls < 0
-
-    def agree(self):
-        """There is one process."""
 
 
 @pytest.fixture

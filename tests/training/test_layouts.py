@@ -5,6 +5,7 @@ import json
 import jax
 import numpy as np
 import pytest
+from interrupted import InterruptedAfter
 from jax.experimental.layout import Layout
 
 import train
@@ -59,15 +60,8 @@ def test_a_resumed_run_is_equal_to_the_bit(options, tmp_path, cudnn_layouts, mon
     """Training, evaluation, the averages and checkpoints share one state."""
     monkeypatch.setattr(train, "make_mesh", lambda: make_mesh(1))
 
-    class AfterThreeSteps(Interruption):
-        calls = 0
-
-        def __bool__(self):
-            self.calls += 1
-            return self.calls > 3
-
     train.train(small_config(**options), tmp_path / "whole", Interruption())
-    train.train(small_config(**options), tmp_path / "cut", AfterThreeSteps())
+    train.train(small_config(**options), tmp_path / "cut", InterruptedAfter(3))
     assert not (tmp_path / "cut" / "summary.json").exists()
     train.train(small_config(**options), tmp_path / "cut", Interruption())
     whole, cut = (

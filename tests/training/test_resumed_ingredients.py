@@ -3,24 +3,11 @@
 import json
 
 import pytest
+from interrupted import InterruptedAfter
 
 import train
 from configs import base
 from training.state import make_mesh
-
-
-class InterruptedAfter:
-    """An interruption that the loop asks after each step whether a signal came."""
-
-    def __init__(self, steps):
-        self.steps = steps
-
-    def __bool__(self):
-        self.steps -= 1
-        return self.steps < 0
-
-    def agree(self):
-        """There is one process."""
 
 
 @pytest.fixture
