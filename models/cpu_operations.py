@@ -5,7 +5,8 @@ XLA's compiler for CPUs is slow at some operations (docs/benchmarks.md has the f
 - It runs a 1x1 convolution and its gradients as convolutions. As matrix products they are faster.
 - A convolution of few positions, a depthwise convolution and a window that slides are plain loops without vector
   instructions. The same sums over shifted maps are vectorised.
-- It computes the sum of a residual block again for every operation that reads it or a later block's sum.
+- It computes the sum of a residual block again for every operation that reads it or a later block's sum, and the result
+  and the gradient of a depthwise convolution again for every operation that reads them.
 - A sum over positions strides over the features and misses the cache. A product with a vector of ones does not.
 - Inside a loop (lax.scan, lax.fori_loop) the weight gradients of convolutions do not reach the fast library (Eigen) and
   run 20 to 40 times slower. So nothing loops on a CPU: training unrolls its loops there.
@@ -27,7 +28,7 @@ from jax import lax
 Padding = tuple[tuple[int, int], tuple[int, int]]
 
 
-# Sums of blocks
+# Results that are read several times
 
 
 def store(x: jax.Array) -> jax.Array:
@@ -89,7 +90,9 @@ def _convolve_depthwise_jvp(
     stride: int, padding: Padding, primals: tuple[jax.Array, jax.Array], tangents: tuple[jax.Array, jax.Array]
 ) -> tuple[jax.Array, jax.Array]:
     (x, kernel), (x_dot, kernel_dot) = primals, tangents
-    y, window, factors = _convolve_depthwise(x, kernel, stride, padding), kernel.shape[:2], widen(kernel)
+    # In training y and, in the backward pass, its gradient have many readers: the sums of the batch statistics, and the
+    # product of each of the kernel's elements. Without `store` each of them would compute y or the gradient anew.
+    y, window, factors = store(_convolve_depthwise(x, kernel, stride, padding)), kernel.shape[:2], widen(kernel)
 
     def x_gradient(gradient: jax.Array) -> jax.Array:
         def term(offset: tuple[int, int], gradient: jax.Array) -> jax.Array:
@@ -103,7 +106,7 @@ def _convolve_depthwise_jvp(
         for offset, shifted in _windows(padded, window, stride)
     ]
     (y_dot,) = jax.linear_transpose(x_gradient, y)(x_dot)
-    return y, y_dot + functools.reduce(jnp.add, terms).astype(y.dtype)
+    return y, store(y_dot + functools.reduce(jnp.add, terms).astype(y.dtype))
 
 
 # Max pooling
@@ -142,7 +145,29 @@ def max_pool_tangent(
     return jax.linear_transpose(x_gradient, y)(x_dot)[0]
 
 
-# Sums over positions
+# Sums over windows and over positions
+
+
+@functools.partial(jax.custom_jvp, nondiff_argnums=(1, 2, 3))
+def sum_pool(x: jax.Array, window: tuple[int, int], stride: int, padding: Padding) -> jax.Array:
+    """operations.sum_pool as the sum of shifted maps."""
+    windows = _windows(_pad(x, padding), window, stride)
+    return functools.reduce(jnp.add, (shifted for _, shifted in windows))
+
+
+@sum_pool.defjvp
+def _sum_pool_jvp(
+    window: tuple[int, int], stride: int, padding: Padding, primals: tuple[jax.Array], tangents: tuple[jax.Array]
+) -> tuple[jax.Array, jax.Array]:
+    y = sum_pool(*primals, window, stride, padding)
+
+    def x_gradient(gradient: jax.Array) -> jax.Array:
+        part, shape = (gradient, 0), primals[0].shape
+        return _sum_over_windows(
+            lambda _, gradient: gradient, part, shape=shape, window=window, stride=stride, padding=padding
+        )
+
+    return y, jax.linear_transpose(x_gradient, y)(store(tangents[0]))[0]
 
 
 def sum_positions(x: jax.Array) -> jax.Array:

@@ -509,12 +509,10 @@ def average_pool(x: jax.Array, window: int, stride: int, padding: int = 0, count
       ValueError: if the map is too small for the window.
     """
     _check_window(x, (window, window), (padding, padding))
-    edges = ((0, 0), (padding, padding), (padding, padding), (0, 0))
-
-    def add(values: jax.Array) -> jax.Array:
-        return lax.reduce_window(values, 0.0, lax.add, (1, window, window, 1), (1, stride, stride, 1), edges)
-
-    return add(x) / (window**2 if count_padding else add(jnp.ones((1, *x.shape[1:3], 1), x.dtype)))
+    sums = operations.sum_pool(x, window, stride, padding)
+    if count_padding:
+        return sums / window**2
+    return sums / operations.sum_pool(jnp.ones((1, *x.shape[1:3], 1), x.dtype), window, stride, padding)
 
 
 def adaptive_average_pool(x: jax.Array, size: tuple[int, int]) -> jax.Array:

@@ -129,6 +129,27 @@ def max_pool(x: jax.Array, window: int, stride: int, padding: Padding) -> jax.Ar
     return _choose(plain, x, **{platform: functools.partial(form, **case) for platform, form in forms.items()})
 
 
+@functools.partial(jax.jit, static_argnames=("window", "stride", "padding"), inline=True)
+def sum_pool(x: jax.Array, window: int, stride: int, padding: int) -> jax.Array:
+    """Sums over square windows.
+
+    Args:
+      x: maps, (N, H, W, C).
+      window: side of the window, in pixels.
+      stride: step of the window, down and across, in pixels.
+      padding: pixels of zeros on each side.
+    """
+    edges = ((padding, padding), (padding, padding))
+
+    def plain(x: jax.Array) -> jax.Array:
+        return lax.reduce_window(
+            x, 0.0, lax.add, (1, window, window, 1), (1, stride, stride, 1), ((0, 0), *edges, (0, 0))
+        )
+
+    form = functools.partial(cpu_operations.sum_pool, window=(window, window), stride=stride, padding=edges)
+    return _choose(plain, x, cpu=form)
+
+
 @functools.partial(jax.jit, static_argnames=("epsilon", "activation"), inline=True)
 def normalize(
     x: jax.Array, scale: jax.Array, bias: jax.Array, shift: jax.Array, epsilon: float, activation: str | None = None

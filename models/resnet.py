@@ -2,6 +2,7 @@
 
 He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition.
 He, Zhang, Ren, Sun 2016, Identity mappings in deep residual networks ("v2", pre-activation).
+Zhang 2019, Making convolutional networks shift-invariant again ("blur pooling").
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +25,7 @@ from models.layers import (
     max_pool,
 )
 from models.network import Entry, Network
-from models.operations import relu, store
+from models.operations import convolve, relu, store
 
 
 class Projection(Module):
@@ -32,7 +33,7 @@ class Projection(Module):
 
     def __init__(self, in_features: int, out_features: int, stride: int, batch_norm: bool = True):
         """Builds the layers."""
-        self.conv = _conv(in_features, out_features, 1, stride)
+        self.conv: Module = _conv(in_features, out_features, 1, stride)
         self.norm = BatchNorm(out_features) if batch_norm else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
@@ -83,7 +84,7 @@ class BasicBlock(Module):
 
     def __init__(self, in_features: int, width: int, stride: int, shortcut: str | None):
         """Builds the layers; shortcut is A, B or C, or None for a plain network."""
-        self.conv1 = _conv(in_features, width, 3, stride)
+        self.conv1: Module = _conv(in_features, width, 3, stride)
         self.norm1 = BatchNorm(width)
         self.conv2 = _conv(width, width, 3)
         self.norm2 = BatchNorm(width)
@@ -97,6 +98,33 @@ class BasicBlock(Module):
         if self.stochastic_depth:
             y = self.stochastic_depth(y) + (self.shortcut(x) if self.shortcut else x)
         return store(relu(y))
+
+
+class BlurredConv(Module):
+    """A convolution of maps that are blurred first, so that its stride does not alias: Zhang 2019, as in FFCV."""
+
+    def __init__(self, conv: Conv):
+        """Takes the convolution."""
+        self.conv = conv
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps (N, H, W, I) to (N, H', W', O)."""
+        binomial = jnp.array([1, 2, 1], x.dtype) / 4
+        kernel = jnp.outer(binomial, binomial)[..., None, None]
+        kernel = jnp.broadcast_to(kernel, (3, 3, 1, x.shape[-1]))
+        return self.conv(convolve(x, kernel, 1, ((1, 1), (1, 1)), groups=x.shape[-1]))
+
+
+class BlurredBlock(BasicBlock):
+    """The block with blurred maps before its convolutions of stride 2, the shortcut's included."""
+
+    def __init__(self, in_features: int, width: int, stride: int, shortcut: str | None):
+        """Builds the layers; shortcut is A, B or C, or None for a plain network."""
+        super().__init__(in_features, width, stride, shortcut)
+        if stride > 1:
+            self.conv1 = BlurredConv(self.conv1)
+            if isinstance(self.shortcut, Projection):
+                self.shortcut.conv = BlurredConv(self.shortcut.conv)
 
 
 class Bottleneck(Module):
@@ -281,6 +309,7 @@ ENTRIES = (
         _resnet(f"resnet34_{option.lower()}", _for_imagenet(34, BasicBlock, Bottleneck, shortcut=option))
         for option in ("A", "C")
     ),
+    _resnet("resnet18_blur", partial(ResNet, BlurredBlock, IMAGENET_REPEATS[18])),  # FFCV's ResNet-18
     *(_resnet(f"plain{depth}", _for_imagenet(depth, BasicBlock, Bottleneck, shortcut=None)) for depth in (18, 34)),
     *(_cifar(f"resnet{depth}", _for_cifar(depth, "A")) for depth in (20, 32, 44, 56, 110)),
     *(_cifar(f"plain{depth}", _for_cifar(depth, None)) for depth in (20, 32, 44, 56)),

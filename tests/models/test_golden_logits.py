@@ -23,6 +23,7 @@ slow = pytest.mark.slow
         ("alexnet_owt", "alexnet"),
         ("googlenet_bn_3x3", "googlenet"),
         ("resnet18", "resnet18"),
+        ("resnet18_blur", "resnet18_blur"),
         ("resnet50", "resnet50"),
         pytest.param("vgg11", "vgg11", marks=slow),
         pytest.param("vgg16_bn", "vgg16_bn", marks=slow),

@@ -48,6 +48,7 @@ PARAMETERS = {
     "resnet34_a": (21_623_848,),  # plain34's: option A has no parameters
     # 13 more projections than resnet34: 3 (64^2 + 2 64) + 3 (128^2 + 2 128) + 5 (256^2 + 2 256) + 2 (512^2 + 2 512)
     "resnet34_c": (21_797_672 + 919_168,),
+    "resnet18_blur": (11_689_512,),  # the blur has no parameters
     "plain18": (11_515_688,),
     "plain34": (21_623_848,),
     "resnet20": (269_722,),
