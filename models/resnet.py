@@ -103,7 +103,7 @@ class BasicBlock(Module):
 class BlurredConv(Module):
     """A convolution of maps that are blurred first, so that its stride does not alias: Zhang 2019, as in FFCV."""
 
-    def __init__(self, conv: Conv):
+    def __init__(self, conv: Module):
         """Takes the convolution."""
         self.conv = conv
 
