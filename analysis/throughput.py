@@ -258,8 +258,7 @@ def _training(
 
         return step
 
-    batch = _abstract(next(cache.batches(0, [1])), replicated) if cache else program.abstract_batch()
-    arguments = program.target, _abstract(program.sums, replicated), batch
+    arguments = program.target, _abstract(program.sums, replicated), program.abstract_batch()
     parameters, steps = count_parameters(program.target["params"]), config.steps_per_dispatch if cache else 1
     return Work(program.train_step, arguments, begin, parameters, steps, single_step)
 

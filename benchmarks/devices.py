@@ -43,6 +43,7 @@ CASES = {
     "the same in float64": f"{RESNET} dtype=float64",
     "dropout, every augmentation, mixup and cutmix, accumulation, average": AUGMENTED,
     "the same with cache=device": f"{AUGMENTED} cache=device",
+    "the same with cache=sharded": f"{AUGMENTED} cache=sharded",
     "AlexNet with shard_params, adamw": "model=alexnet image_size=67 shard_params=True optimizer=adamw",
 }
 

@@ -44,6 +44,8 @@ TRAIN = ["--config=configs/base.py", "--config.dataset=synthetic", "--config.syn
 TRAIN += ["--config.num_classes=10", "--config.batch_size=16", f"--config.num_steps={STEPS}"]
 TRAIN += ["--config.log_every_steps=1", "--config.checkpoint_every_steps=4"]  # an evaluation every 6 steps
 MEMORY_LIMIT = 1e9  # bytes
+# Debian's package libfaketime; without it no clock is changed.
+FAKE_CLOCK = next(pathlib.Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1"), None)
 
 
 class Run(Program):
@@ -362,8 +364,10 @@ def untrusted(bench: Bench) -> Iterator[str]:
     bench.notes.append(f"at most {peaks[largest] / 1e6:,.0f} MB ({largest})")
 
 
-def start_several(bench: Bench, workdir: pathlib.Path, count: int, *options: str, **of_the_last: Any) -> list[Run]:
-    """Starts several processes of one run, connected over loopback; the last one in a way of its own."""
+def start_several(
+    bench: Bench, workdir: pathlib.Path, count: int, *options: str, odd: int = -1, **of_the_odd: Any
+) -> list[Run]:
+    """Starts several processes of one run, connected over loopback; one of them, the last, in a way of its own."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{free.getsockname()[1]}"
@@ -374,7 +378,7 @@ def start_several(bench: Bench, workdir: pathlib.Path, count: int, *options: str
             *options or [bench.cache],
             JAX_PROCESS_ID=str(index),
             **variables,
-            **of_the_last if index == count - 1 else {},
+            **of_the_odd if index == odd % count else {},
         )
         for index in range(count)
     ]
@@ -399,7 +403,7 @@ def processes(bench: Bench) -> Iterator[str]:
     """One of two or four processes is killed (SIGKILL), hangs for two minutes (SIGSTOP), or cannot write its shards of
     a checkpoint: the others end within 60 s, with exit code 4 and one line that names it. If process 0 is killed, JAX
     ends the others, with a message of its own. A process that starts 15 s late is waited for. The same command, given
-    again, ends with exit code 0."""
+    again, ends with exit code 0. Clocks that differ by a day change nothing."""
     cases = [(2, 1, "SIGKILL"), (4, 3, "SIGKILL"), (4, 1, "SIGKILL"), (4, 2, "SIGSTOP"), (4, 0, "SIGKILL")]
     for count, victim, name in () if bench.small else cases:
         workdir = bench.new()
@@ -423,6 +427,7 @@ def processes(bench: Bench) -> Iterator[str]:
         yield problem and f"{name} to process {victim} of {count}: {problem}"
     yield from () if bench.small else _process_without_room(bench)
     yield from () if bench.small else _late_process(bench)
+    yield from () if bench.small or not FAKE_CLOCK else _other_clock(bench)
 
 
 def _process_without_room(bench: Bench) -> Iterator[str]:
@@ -442,6 +447,23 @@ def _late_process(bench: Bench) -> Iterator[str]:
     os.kill(second.process.pid, signal.SIGCONT)
     codes = [first.end(), second.end()]
     yield "" if codes == [0, 0] else f"a process that starts late: exit codes {codes}"
+
+
+def _other_clock(bench: Bench) -> Iterator[str]:
+    """The clock of process 0 is a day ahead; later, after SIGTERM, that of process 1 is a day behind."""
+    expected, workdir = bench.new(), bench.new()
+    codes = [run.end() for run in start_several(bench, expected, 2)]
+
+    def clock(days: str) -> dict[str, Any]:
+        variables = {"LD_PRELOAD": str(FAKE_CLOCK), "FAKETIME": days, "FAKETIME_DONT_FAKE_MONOTONIC": "1"}
+        return {"imports": True, **variables}
+
+    ahead = start_several(bench, workdir, 2, odd=0, **clock("+1d"))
+    ahead[0].prints(r"step 9/")
+    codes += [run.end(signal.SIGTERM if run is ahead[0] else None) for run in ahead]
+    codes += [run.end() for run in start_several(bench, workdir, 2, **clock("-1d"))]
+    problem = "" if codes == [0, 0, 143, 143, 0, 0] else f"exit codes {codes}"
+    yield problem or ("" if result(workdir) == result(expected) else "other clocks give another result")
 
 
 def soak(bench: Bench) -> Iterator[str]:

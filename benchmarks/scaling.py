@@ -3,7 +3,8 @@
 python benchmarks/scaling.py [--target=cpu] [--json=FILE] compiles the step of train.py for 8, 64 and 1,024 devices,
 which need not exist. It lists the collectives and the memory of a device, and compares the time of the collectives on
 several kinds of links with the time of a step on one device. For the networks that were measured on a GPU it also says
-what a host with eight of them needs.
+what a host with eight of them needs. Rows of the JSON file with the same setting and versions are kept, so that
+--models=NAME can compile one network after the other.
 
 --target=cpu: virtual devices of this machine. A CPU does not send bfloat16.
 --target=tpu: slices of TPU v5p, with the compiler for TPUs; needs `pip install "jax[tpu]"`, and no TPU.
@@ -139,8 +140,8 @@ def read_collectives(config: ConfigDict, mesh: Mesh) -> dict:
     }
 
 
-def print_demand() -> None:
-    """Prints what a host with eight GPUs takes from its loader and its storage, at rates that were measured.
+def host_demand() -> list[dict]:
+    """Returns what a host with eight GPUs takes from its loader and its storage, at rates that were measured.
 
     The rates are those of results/against_pytorch_gpu.json (one GPU, no loading) and of results/input_pipelines.json;
     a core of the loader is taken to need as much longer as ImageNet's files are larger.
@@ -152,26 +153,40 @@ def print_demand() -> None:
     ours = next(row for row in loading["rows"] if row["pipeline"] == "ours")
     kilobytes = IMAGENET_BYTES / IMAGENET_IMAGES / 1e3
     a_core = ours["images_per_second"] / ours["cores"] * ours["mean_kilobytes"] / kilobytes
-    lines = []
-    for row in (row for row in gpu if row["mode"] == "train"):
-        rate = 8 * row["images_per_second"]
-        hours = 90 * IMAGENET_IMAGES / row["images_per_second"] / 3600
-        figures = f"{rate:,.0f}", f"{rate / a_core:,.0f}", f"{rate * kilobytes / 1e6:.1f}", f"{hours:.1f}"
-        lines.append([row["model"], row["device"], *figures])
-    columns = "images/s of 8 GPUs", "cores to decode", "GB/s to read", "device hours of 90 epochs of ImageNet"
-    title = f"A host with 8 GPUs; a core decodes {a_core:,.0f} of ImageNet's images ({kilobytes:.0f} kB) in a second"
-    tables.print_boxed(["network", "device", *columns], lines, title)
+    return [
+        {
+            "model": row["model"],
+            "device": row["device"],
+            "images_per_second": 8 * row["images_per_second"],
+            "images_per_second_of_a_core": a_core,
+            "cores": 8 * row["images_per_second"] / a_core,
+            "gigabytes_per_second": 8 * row["images_per_second"] * kilobytes / 1e6,
+            "device_hours_of_90_epochs": 90 * IMAGENET_IMAGES / row["images_per_second"] / 3600,
+        }
+        for row in gpu
+        if row["mode"] == "train"
+    ]
 
 
 def main() -> None:
-    """Compiles, prints tables, writes JSON."""
+    """Compiles, prints tables, writes JSON after each program."""
     with command_line.refusing_bad_input():
         cases = list_cases()
-    print_demand()
-    rows = []
+    rows, demand = [], host_demand()
     for config, mesh in cases:
         rows.append(read_collectives(config, mesh))
         jax.clear_caches()
+        if _JSON.value:
+            write_json(rows[-1], demand)
+
+    columns = "images/s of 8 GPUs", "cores to decode", "GB/s to read", "device hours of 90 epochs of ImageNet"
+    lines = []
+    for row in demand:
+        figures = f"{row['images_per_second']:,.0f}", f"{row['cores']:,.0f}", f"{row['gigabytes_per_second']:.1f}"
+        lines.append([row["model"], row["device"], *figures, f"{row['device_hours_of_90_epochs']:.1f}"])
+    a_core = f"{demand[0]['images_per_second_of_a_core']:,.0f}"
+    title = f"A host with 8 GPUs; a core decodes {a_core} of ImageNet's images in a second"
+    tables.print_boxed(["network", "device", *columns], lines, title)
 
     names, lines = {0: "whole batch", 32: "32 images"}, []
     labels = "network", "state", "batch statistics", "devices"
@@ -195,15 +210,24 @@ def main() -> None:
             cells = [f"{100 * after:.1f} to {100 * behind:.1f}" for after, behind in bounds]
             lines.append([*label(row), *cells])
         tables.print_boxed([*labels, *FABRICS], lines, title)
-    if _JSON.value:
-        setting = {
-            "target": pathlib.Path(_TARGET.value).stem,
-            "dtype": _DTYPE.value,
-            "images_per_device": _IMAGES.value,
-        }
-        content = {"command": " ".join(["python", *sys.argv]), **describe_environment(), **setting}
-        del content["hardware"]  # the result depends on the target and not on this machine
-        write_atomically(pathlib.Path(_JSON.value), json.dumps(content | {"rows": rows}, indent=2) + "\n")
+
+
+def write_json(row: dict, demand: list[dict]) -> None:
+    """Adds a row to the file, or replaces the row of the same program, if the file has this setting and versions."""
+    path, target = pathlib.Path(_JSON.value), pathlib.Path(_TARGET.value).stem
+    setting = {"target": target, "dtype": _DTYPE.value, "images_per_device": _IMAGES.value}
+    environment = describe_environment()
+    setting |= {"image_size": _IMAGE_SIZE.value, "versions": environment["versions"]}
+    before = json.loads(path.read_text()) if path.exists() else {}
+    if any(before.get(name) != value for name, value in setting.items()):
+        before = {"commands": [], "rows": []}
+    program = ("model", "bn_virtual_batch_size", "shard_params", "devices")
+    rows = [other for other in before["rows"] if any(other[name] != row[name] for name in program)]
+    rows = sorted([*rows, row], key=lambda row: NETWORKS.index(row["model"]) if row["model"] in NETWORKS else 99)
+    commands = list(dict.fromkeys([*before["commands"], " ".join(["python", *sys.argv])]))
+    content = {"commands": commands, "git_commit": environment["git_commit"], **setting}
+    content |= {"rows": rows, "host_with_8_gpus": demand}
+    write_atomically(path, json.dumps(content, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -150,12 +150,16 @@ SECTIONS = {
         ),
     },
     "Loading": {
-        "cache": Option("", ("", "device"), "device: keep the decoded dataset on every device; '': load batches"),
+        "cache": Option(
+            "",
+            ("", "device", "sharded"),
+            "device: keep the decoded dataset on every device; sharded: a part of it on each; '': load batches",
+        ),
         "steps_per_dispatch": Option(
             0,
             "[0, 10000] steps",
             "most steps in one call of the compiled program; 0: 20, or 1 on a CPU",
-            needs="cache=device",
+            needs="cache",
             affects_result=False,
         ),
         "decode_threads": Option(

@@ -1,4 +1,4 @@
-"""Keeps a whole dataset on the devices and makes its batches inside the jitted step, without work on the host.
+"""Keeps a dataset on the devices and makes its batches inside the jitted step, without work on the host.
 
 The records form an endless sequence, shuffled anew for each epoch. Batch k holds the positions
 [k batch_size, (k + 1) batch_size) of the sequence and may span two epochs. Order, crops and flips depend only on the
@@ -6,6 +6,7 @@ seed and the position, so a resume needs nothing but the step.
 """
 
 import copy
+import dataclasses
 import functools
 import math
 import zlib
@@ -16,6 +17,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
@@ -35,10 +37,17 @@ from input_pipeline.repetition import place_of_record
 Arrays = dict[str, jax.Array]
 MOST_TAPS = 64
 """The most source pixels of one pixel of a crop; each of them adds an operation to the compiled step."""
+BLOCK = 128
+"""With cache=sharded each image of its own size begins at a multiple of this many pixels, because a device may hold
+more pixels than an int32 can count."""
 
 
 class DeviceCache:
-    """The training images on every device, and the function that makes a step's batch of them.
+    """The training images on the devices, and the function that makes a step's batch of them.
+
+    With cache=device every device holds all images. With cache=sharded the first of n devices holds the images 0, n, 2n
+    and so on, the next one 1, n + 1, 2n + 1, and in each step the devices exchange the images of the batch. The batches
+    are the same.
 
     If a crop is as large as the image (train_crop is pad or none), the images are resized once, on the host. Otherwise
     the images are stored one after the other in their own sizes, and each step resizes its crops.
@@ -46,18 +55,20 @@ class DeviceCache:
     Attributes:
       arrays: on the devices: `label`, int32 (images,), and `pixels`. If all images have one size, `pixels` is uint8
         (images, image_size, image_size, channels). Otherwise it is uint8 (pixels of all images, channels), and there
-        are each image's `offset`, `height` and `width`, int32 (images,).
+        are each image's `offset`, `height` and `width`, int32 (images,). With cache=sharded each array is split along
+        its first axis, and each device's part is filled up to the length of the longest part. `pixels` of images in
+        their own sizes is then uint8 (blocks, BLOCK, channels), and `offset` counts the blocks of the device's part.
       bad_images: indices of damaged records that were replaced by others, if on_bad_image is 'skip'.
     """
 
     def __init__(self, dataset: Dataset, config: ConfigDict, mesh: Mesh):
-        """Decodes the whole dataset and puts it on the devices.
+        """Decodes the dataset and puts it on the devices. Until then the host holds the images of its devices.
 
         Args:
           dataset: the training records.
-          config: batch_size, num_steps, repeated_augmentation, seed, image_size, channels, the crop's options,
+          config: cache, batch_size, num_steps, repeated_augmentation, seed, image_size, channels, the crop's options,
             steps_per_dispatch, decode_threads, on_bad_image.
-          mesh: the devices; each holds the whole dataset.
+          mesh: the devices. If there are more of them than images, each holds all images.
 
         Raises:
           ValueError: if the dataset does not fit into a device's memory.
@@ -65,36 +76,66 @@ class DeviceCache:
         """
         if config.num_steps * config.batch_size >= 2**32:
             raise ValueError(
-                f"num_steps={config.num_steps} of batch_size={config.batch_size} are more images than cache=device "
-                "counts, 2^32; train shorter, or leave the cache out"
+                f"num_steps={config.num_steps} of batch_size={config.batch_size} are more images than "
+                f"cache={config.cache} counts, 2^32; train shorter, or leave the cache out"
             )
-        self._config, self._num_images = config, len(dataset)
+        self._config, self._mesh, self._num_images = config, mesh, len(dataset)
         self._resizes = config.train_crop in ("random_resized", "scale_jitter")
+        self._sharded = config.cache == "sharded" and 1 < mesh.size <= len(dataset)
+        self._block = BLOCK if self._sharded and self._resizes else 1
         self.bad_images: set[int] = set()
 
         def read(record: int, transform: Callable) -> tuple[np.ndarray, int]:
             return read_good_image(dataset, record, transform, self.bad_images, config)
 
-        pixels, labels, shapes = _read_all(dataset, config, mesh, _own_size if self._resizes else _final_size, read)
+        devices, multiple = mesh.size if self._sharded else 1, self._block * config.channels
+        transform = _own_size if self._resizes else _final_size
+        parts = _read_all(dataset, config, mesh, transform, read, devices, devices, multiple)
         if self._resizes:
-            offsets = np.cumsum(np.append(0, shapes.prod(1)))
-            if offsets[-1] >= 2**31:
-                raise ValueError(
-                    f"{dataset.name} has {offsets[-1]:,} pixels, and cache=device takes 2^31; leave it out"
-                )
-            self._taps = _most_taps(config, *shapes.T)
-            arrays = {"pixels": pixels.reshape(-1, config.channels), "label": labels}
-            arrays |= {"offset": offsets[:-1].astype(np.int32), "height": shapes[:, 0], "width": shapes[:, 1]}
-        else:
-            shape = len(dataset), config.image_size, config.image_size, config.channels
-            arrays = {"pixels": pixels.reshape(shape), "label": labels}
+            self._bound_crops(dataset.name, np.concatenate([np.array(part.shapes) for part in parts.values()]))
+        arrays = {number: self._arrays(part) for number, part in parts.items()}
         self.replicated = NamedSharding(mesh, PartitionSpec())
-        self.arrays = {name: _put(array, self.replicated) for name, array in arrays.items()}
+        if self._sharded:
+            names = next(iter(arrays.values()))
+            self.arrays = {name: _put_parts({n: part[name] for n, part in arrays.items()}, mesh) for name in names}
+        else:
+            self.arrays = {name: _put(array, self.replicated) for name, array in arrays[0].items()}
+
+    def _bound_crops(self, name: str, shapes: np.ndarray) -> None:
+        """Finds the most source pixels of an image and of a pixel of a crop, over all processes.
+
+        Args:
+          name: of the dataset.
+          shapes: heights and widths of this process's images, (images, 2).
+
+        Raises:
+          ValueError: if they are too many.
+        """
+        blocks = -(-shapes.prod(1) // self._block)
+        largest = _largest_of_all_processes(blocks.max(), *_most_taps(self._config, *shapes.T))
+        self._most_blocks, self._taps = largest[0], tuple(largest[1:])
+        # Whoever looks up a pixel counts with int32: those of all images, or of the images that a step exchanges.
+        images = self._config.batch_size // self._mesh.size
+        pixels = images * self._most_blocks * BLOCK if self._sharded else blocks.sum()
+        if pixels >= 2**31:
+            what = f"{images} of the largest images of {name} have" if self._sharded else f"{name} has"
+            raise ValueError(f"{what} {pixels:,} pixels, and cache={self._config.cache} takes 2^31; leave it out")
+
+    def _arrays(self, part: "_Images") -> dict[str, np.ndarray]:
+        """Returns the arrays of decoded images, on the host."""
+        pixels, config = np.frombuffer(part.pixels, np.uint8), self._config
+        arrays = {"label": np.array(part.labels, np.int32)}
+        if not self._resizes:
+            return arrays | {"pixels": pixels.reshape(-1, config.image_size, config.image_size, config.channels)}
+        shapes = np.array(part.shapes, np.int32)
+        offsets = np.cumsum(np.append(0, -(-shapes.prod(1) // self._block)))[:-1].astype(np.int32)
+        arrays["pixels"] = pixels.reshape(-1, *([BLOCK] if self._sharded else []), config.channels)
+        return arrays | {"offset": offsets, "height": shapes[:, 0], "width": shapes[:, 1]}
 
     @property
     def num_bytes(self) -> int:
         """Memory on each device, bytes."""
-        return sum(array.nbytes for array in self.arrays.values())
+        return sum(array.addressable_shards[0].data.nbytes for array in self.arrays.values())
 
     def make_batch(self, cached: Arrays, step: jax.Array) -> Arrays:
         """Returns the batch of a step. It is called inside jit, where each device makes its own rows.
@@ -106,13 +147,28 @@ class DeviceCache:
         Returns:
           `image`, uint8 (batch_size, image_size, image_size, channels), and `label`, int32 (batch_size,).
         """
-        config = self._config
+        cached = {name: cached[name] for name in [*self.arrays, "order", "first_epoch"]}
+        if not self._sharded:
+            return self._make_rows(cached, step)
+        split, whole = PartitionSpec("data"), PartitionSpec()
+        specs = {name: split if name in self.arrays else whole for name in cached}
+        return jax.shard_map(self._make_rows, mesh=self._mesh, in_specs=(specs, whole), out_specs=split)(cached, step)
+
+    def _make_rows(self, cached: Arrays, step: jax.Array) -> Arrays:
+        """Returns the batch of a step; if the images are sharded, this device's rows of it."""
+        config, step = self._config, step.astype(jnp.uint32)
         rows = jnp.arange(config.batch_size, dtype=jnp.uint32)
-        positions = places = step.astype(jnp.uint32) * config.batch_size + rows
+        places = step * config.batch_size + rows
         if config.repeated_augmentation > 1:
-            places = place_of_record(step.astype(jnp.uint32), rows, config.batch_size, config.repeated_augmentation)
+            places = place_of_record(step, rows, config.batch_size, config.repeated_augmentation)
         epochs = places // self._num_images - cached["first_epoch"]
         records = cached["order"][epochs, places % self._num_images]
+        if self._sharded:
+            images = {name: cached[name] for name in self.arrays}
+            cached = _exchange(images, records, self._most_blocks if self._resizes else None)
+            records = jnp.arange(config.batch_size // self._mesh.size)
+            rows = rows[: len(records)] + jax.lax.axis_index("data").astype(jnp.uint32) * len(records)
+        positions = step * config.batch_size + rows
         uniforms = draw_uniforms(config.seed, "crop", positions, 2 * TRIES + 3 if self._resizes else 3)
         flips = uniforms[:, -1] < (0.5 if config.random_flip else 0)
         if self._resizes:
@@ -140,10 +196,10 @@ class DeviceCache:
     def abstract_batch(self) -> dict[str, jax.ShapeDtypeStruct]:
         """Returns shapes, types and shardings of an item of `batches`."""
         order = (epochs_of_call(self._config, self._num_images), self._num_images)
-        shapes: dict[str, tuple[tuple[int, ...], Any]] = {}
-        shapes |= {name: (array.shape, array.dtype) for name, array in self.arrays.items()}
-        shapes |= {"order": (order, np.int32), "first_epoch": ((), np.uint32), "count": ((), np.int32)}
-        return {name: jax.ShapeDtypeStruct(*shape, sharding=self.replicated) for name, shape in shapes.items()}
+        shapes: dict[str, tuple[tuple[int, ...], Any]]
+        shapes = {"order": (order, np.int32), "first_epoch": ((), np.uint32), "count": ((), np.int32)}
+        others = {name: jax.ShapeDtypeStruct(*shape, sharding=self.replicated) for name, shape in shapes.items()}
+        return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.arrays) | others
 
     def batches(self, start: int, ends: Iterable[int]) -> "CachedBatches":
         """Returns an iterator of the third argument of make_train_step's step, one item for each call.
@@ -225,13 +281,45 @@ def cached_eval_batches(dataset: Dataset, config: ConfigDict, mesh: Mesh) -> lis
             mask[record] = 0
             return np.zeros(shape, np.uint8), 0
 
-    pixels, labels, _ = _read_all(dataset, config, mesh, _evaluated, read)
-    arrays = {"image": pixels.reshape(-1, *shape), "label": labels, "mask": mask}
+    images = _read_all(dataset, config, mesh, _evaluated, read, devices=mesh.size)[0]
+    pixels = np.frombuffer(images.pixels, np.uint8).reshape(-1, *shape)
+    arrays = {"image": pixels, "label": np.array(images.labels, np.int32), "mask": mask}
     missing = -len(dataset) % config.eval_batch_size
     arrays = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in arrays.items()}
     split, rows = NamedSharding(mesh, PartitionSpec("data")), config.eval_batch_size // jax.process_count()
     firsts = range(jax.process_index() * rows, len(arrays["mask"]), config.eval_batch_size)
     return [{name: _put(array[first : first + rows], split) for name, array in arrays.items()} for first in firsts]
+
+
+def _exchange(arrays: Arrays, records: jax.Array, most_blocks: int | None) -> Arrays:
+    """Gives each device the images of its rows of a batch; it is called inside jax.shard_map.
+
+    For all rows each device fills in the images that it holds, and zeros for the others. A reduce-scatter adds up these
+    rows and gives each device its own. The sum is exact, because only one device has other numbers than zeros.
+
+    Args:
+      arrays: this device's part of the attribute `arrays` of a sharded cache.
+      records: indices of the images of the whole batch, (batch_size,).
+      most_blocks: of an image, if the images have their own sizes.
+
+    Returns:
+      The images of this device's rows in their order, as `arrays` of a cache that is not sharded.
+    """
+    devices, index = jax.lax.axis_size("data"), jax.lax.axis_index("data")
+    places, held = records // devices, records % devices == index
+
+    def sum_up(rows: jax.Array) -> jax.Array:
+        rows = jnp.where(held.reshape(-1, *[1] * (rows.ndim - 1)), rows, 0)
+        return jax.lax.psum_scatter(rows, "data", tiled=True)
+
+    names = arrays.keys() - {"pixels", "offset"}
+    found = {name: sum_up(arrays[name][places]) for name in sorted(names)}  # a set has another order in each process
+    if most_blocks is None:
+        return found | {"pixels": sum_up(arrays["pixels"][places])}
+    blocks = arrays["offset"][places][:, None] + jnp.arange(most_blocks)  # those after the image's last are not used
+    pixels = sum_up(arrays["pixels"].at[blocks].get(mode="clip"))
+    offsets = jnp.arange(len(pixels), dtype=jnp.int32) * (most_blocks * BLOCK)
+    return found | {"pixels": pixels.reshape(-1, pixels.shape[-1]), "offset": offsets}
 
 
 def padded_crops(
@@ -354,6 +442,28 @@ def _put(value: np.ndarray | np.generic, sharding: NamedSharding) -> jax.Array:
         return jax.make_array_from_process_local_data(sharding, value)
 
 
+def _put_parts(parts: dict[int, np.ndarray], mesh: Mesh) -> jax.Array:
+    """Puts an array on the devices, split along its first axis.
+
+    Args:
+      parts: the part of each device of this process, by the device's place in the mesh. All parts are filled up with
+        zeros to the length of the longest part of any process.
+      mesh: the devices.
+    """
+    (length,) = _largest_of_all_processes(max(map(len, parts.values())))
+    on_devices = []
+    for number, part in sorted(parts.items()):
+        filled = np.pad(part, [(0, length - len(part))] + [(0, 0)] * (part.ndim - 1))
+        on_devices.append(jax.device_put(filled, mesh.devices.flat[number]))
+    shape, split = (mesh.size * length, *part.shape[1:]), NamedSharding(mesh, PartitionSpec("data"))
+    return jax.make_array_from_single_device_arrays(shape, split, on_devices)
+
+
+def _largest_of_all_processes(*numbers: int) -> list[int]:
+    """Returns the largest of each number over all processes; all of them must call it."""
+    return multihost_utils.process_allgather(np.array(numbers, np.int32)).max(axis=0).tolist()
+
+
 def _own_size(config: ConfigDict) -> Callable:
     from input_pipeline import images
 
@@ -376,17 +486,45 @@ def _evaluated(config: ConfigDict) -> Callable:
     return images.evaluation_transform(config)
 
 
+@dataclasses.dataclass
+class _Images:
+    """Decoded images.
+
+    Attributes:
+      pixels: the bytes of one image after the other.
+      labels: of each image.
+      shapes: height and width of each image.
+    """
+
+    pixels: bytearray = dataclasses.field(default_factory=bytearray)
+    labels: list[int] = dataclasses.field(default_factory=list)
+    shapes: list[tuple[int, int]] = dataclasses.field(default_factory=list)
+
+
 def _read_all(
     dataset: Dataset,
     config: ConfigDict,
     mesh: Mesh,
     make_transform: Callable[[ConfigDict], Callable],
     read: Callable[[int, Callable], tuple[np.ndarray, int]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Reads every record on a pool of threads.
+    devices: int,
+    num_parts: int = 1,
+    multiple: int = 1,
+) -> dict[int, _Images]:
+    """Reads records on a pool of threads.
+
+    Args:
+      dataset: the records.
+      config: the options.
+      mesh: the devices whose memory must suffice.
+      make_transform: returns the function that decodes and resizes an image.
+      read: reads a record.
+      devices: over how many devices the images will be split.
+      num_parts: 1, or the number of devices; part n then has the records n, n + num_parts and so on.
+      multiple: an image takes a multiple of so many bytes.
 
     Returns:
-      The bytes of all images, uint8; labels, int32 (images,); heights and widths, int32 (images, 2).
+      The images of each part. If there are several, a process reads only the parts of its devices.
     """
     shape = config.image_size, config.image_size, config.channels
     try:
@@ -399,22 +537,29 @@ def _read_all(
     statistics = [device.memory_stats() or {} for device in mesh.local_devices]
     free = min((s["bytes_limit"] - s["bytes_in_use"] for s in statistics if "bytes_limit" in s), default=math.inf)
 
-    pixels, labels, shapes = bytearray(), [], []
+    ours = [number for number, device in enumerate(mesh.devices.flat) if device in mesh.local_devices]
+    parts = {number: _Images() for number in (ours if num_parts > 1 else [0])}
+    records = [record for record in range(len(dataset)) if record % num_parts in parts]
     # Each task has many records, because submitting a task takes as long as decoding a small image.
-    tasks = [range(first, min(first + 64, len(dataset))) for first in range(0, len(dataset), 64)]
+    tasks = [records[first : first + 64] for first in range(0, len(records), 64)]
     pool = ThreadPoolExecutor(config.decode_threads or None, thread_name_prefix="decode")
     try:
-        for examples in pool.map(lambda records: [read(record, transform) for record in records], tasks):
-            for image, label in examples:
-                pixels += image.tobytes()
-                labels.append(label)
-                shapes.append(image.shape[:2])
-            needed = len(pixels) * len(dataset) // len(labels)
+        results = pool.map(lambda records: [read(record, transform) for record in records], tasks)
+        for task, examples in zip(tasks, results, strict=True):
+            for record, (image, label) in zip(task, examples, strict=True):
+                part = parts[record % num_parts]
+                part.pixels += image.tobytes() + bytes(-image.size % multiple)
+                part.labels.append(label)
+                part.shapes.append(image.shape[:2])
+            size, done = (sum(len(getattr(part, name)) for part in parts.values()) for name in ("pixels", "labels"))
+            needed = size * len(dataset) // done // devices
             if needed > free:
+                shards = config.cache == "device" and needed // mesh.size < free
                 raise ValueError(
-                    f"cache=device does not fit: the {dataset.split} images of {dataset.name} take about "
-                    f"{needed / 2**20:,.1f} MiB, and a device has {free / 2**20:,.1f} MiB free; leave the cache out"
+                    f"cache={config.cache} does not fit: the {dataset.split} images of {dataset.name} take about "
+                    f"{needed / 2**20:,.1f} MiB on a device, which has {free / 2**20:,.1f} MiB free; "
+                    + ("give cache=sharded" if shards else "leave the cache out")
                 )
     finally:
         pool.shutdown(cancel_futures=True)
-    return np.frombuffer(pixels, np.uint8), np.array(labels, np.int32), np.array(shapes, np.int32)
+    return parts

@@ -93,8 +93,9 @@ def test_two_processes_do_what_one_with_two_devices_does(alone, tmp_path):
     assert files and len({path.parent for path in files}) == len(files)  # one process wrote
 
 
-def test_two_processes_with_the_dataset_on_their_devices(tmp_path):
-    options = (*TRAIN, "--config.cache=device", "--config.num_steps=20")
+@pytest.mark.parametrize("cache", ["device", "sharded"])
+def test_two_processes_with_the_dataset_on_their_devices(tmp_path, cache):
+    options = (*TRAIN, f"--config.cache={cache}", "--config.num_steps=20")
     finish(start(1, *options, f"--workdir={tmp_path / 'alone'}", devices=2))
     finish(start(2, *options, f"--workdir={tmp_path / 'run'}"))
     assert_same_result(tmp_path / "run", tmp_path / "alone")

@@ -20,7 +20,7 @@ def config():
     return config
 
 
-@pytest.mark.parametrize("cache", ["", "device"])
+@pytest.mark.parametrize("cache", ["", "device", "sharded"])
 def test_no_implicit_copy_in_the_whole_run(config, tmp_path, cache):
     """The guard raises an error on every implicit copy in any thread; on a CPU it only notices copies to the device."""
     config.cache = cache

@@ -195,7 +195,9 @@ def _check_combinations(config: ConfigDict) -> None:
             "leave cache out, or give interpolation=bilinear"
         )
     if config.cache and config.train_sizes:
-        raise ValueError("train_sizes needs batches from the host, but cache is device; leave one of the two out")
+        raise ValueError(
+            f"train_sizes needs batches from the host, but cache is {config.cache}; leave one of the two out"
+        )
     crops.check_crops(config)
 
 

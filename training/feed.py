@@ -25,7 +25,7 @@ class Feed:
     def __init__(
         self, config: ConfigDict, mesh: Mesh, train_data: input_pipeline.Dataset, eval_data: input_pipeline.Dataset
     ):
-        """Opens the feed; with cache=device this decodes both datasets and puts them on the devices.
+        """Opens the feed; with a cache this decodes both datasets and puts them on the devices.
 
         Raises:
           ValueError: if the datasets do not fit into the devices' memory.

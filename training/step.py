@@ -155,11 +155,14 @@ def make_train_step(
         return jax.lax.fori_loop(0, cached["count"], train_on_cached, (state, sums))
 
     of_state = formats(target) if target else replicated
-    of_batch = {"image": split, "label": split, "teacher": replicated} if teacher else split
+    of_batch: dict[str, NamedSharding] = {"image": split, "label": split}
+    if cache:
+        of_batch = {name: array.sharding for name, array in cache.abstract_batch().items()}
+    of_batch |= {"teacher": replicated} if teacher else {}
     return jax.jit(
         cached_train_steps if cache else train_step,
         donate_argnums=0,
-        in_shardings=(of_state, replicated, replicated if cache else of_batch),
+        in_shardings=(of_state, replicated, of_batch),
         out_shardings=(of_state, replicated),
         compiler_options=compiler_options(config),
     )

@@ -1,12 +1,14 @@
 """A dataset on the devices: every image comes once an epoch, crops are the host's, and a resume needs only the step."""
 
+from types import SimpleNamespace
+
 import jax
 import numpy as np
 import pytest
 
 from configs import base
 from input_pipeline import DamagedImageError, Dataset, DeviceCache, cached_eval_batches, crops, eval_batches, images
-from input_pipeline.device_cache import resized_crops
+from input_pipeline.device_cache import BLOCK, resized_crops
 from training.state import make_mesh
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (20, 16, 12, 3), np.uint8)
@@ -28,7 +30,9 @@ def numbered(shapes=((16, 12),) * 20):
 def make_config():
     def make(**options):
         config = base.get_config()
-        config.update({"image_size": 8, "channels": 3, "batch_size": 8, "eval_batch_size": 8, "num_steps": 100})
+        config.update(
+            {"image_size": 8, "channels": 3, "batch_size": 8, "eval_batch_size": 8, "num_steps": 100, "cache": "device"}
+        )
         config.update({"random_flip": True, "steps_per_dispatch": 1} | options)
         return config
 
@@ -163,6 +167,38 @@ def test_images_of_differing_sizes_train(make_config):
         assert np.all(batch["image"] == 10 * batch["label"][:, None, None, None])
 
 
+SHAPES = tuple((9 + number, 30 - number) for number in range(20))
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"image_size": 12, "crop_padding": 4, "steps_per_dispatch": 3},
+        {"train_crop": "none", "repeated_augmentation": 3},
+        {"train_crop": "random_resized"},
+        {"train_crop": "scale_jitter", "train_resize": (8, 12)},
+    ],
+    ids=lambda options: options.get("train_crop", "pad"),
+)
+@pytest.mark.parametrize("devices", [2, 8])
+def test_sharded_over_devices_the_batches_are_the_same_to_the_bit(make_config, options, devices):
+    """The images are 20, so on eight devices some hold two and some three of them."""
+    config, ends = make_config(**options), range(1, 8)
+    whole = DeviceCache(numbered(SHAPES), config, make_mesh(1))
+    config = make_config(**options, cache="sharded")
+    sharded = DeviceCache(numbered(SHAPES), config, make_mesh(devices))
+    jax.tree.map(np.testing.assert_array_equal, collect(sharded, 0, ends), collect(whole, 0, ends))
+    longest = max(np.prod(shape) for shape in SHAPES) if "resized" in options.get("train_crop", "") else 0
+    held = -(-20 // devices)
+    assert sharded.num_bytes <= held * (whole.num_bytes / 20 + 3 * (longest + BLOCK))
+
+
+def test_fewer_images_than_devices_are_not_sharded(make_config):
+    config = make_config(cache="sharded")
+    few = DeviceCache(numbered(SHAPES[:7]), config, make_mesh(8))
+    assert all(array.sharding.is_fully_replicated for array in few.arrays.values())
+
+
 def test_evaluation_batches_are_the_loaders(make_config):
     config = make_config(eval_resize=10)
     with eval_batches(numbered(), config) as batches:
@@ -199,11 +235,16 @@ def test_what_does_not_fit_is_refused(make_config, monkeypatch):
         def memory_stats(self):
             return {"bytes_limit": 5000, "bytes_in_use": 2000}
 
-    class Mesh:
-        local_devices = [Device()]
+    def mesh(size):
+        devices = [Device()] * size
+        return SimpleNamespace(size=size, local_devices=devices, devices=np.array(devices))
 
-    with pytest.raises(ValueError, match="does not fit: the train images of numbered take"):
-        DeviceCache(numbered(), make_config(), Mesh())
+    with pytest.raises(ValueError, match="does not fit: the train images of numbered take .*leave the cache out"):
+        DeviceCache(numbered(), make_config(), mesh(1))
+    with pytest.raises(ValueError, match="cache=device does not fit: .*give cache=sharded"):
+        DeviceCache(numbered(), make_config(), mesh(2))
+    with pytest.raises(ValueError, match="cache=sharded does not fit: .*leave the cache out"):
+        DeviceCache(numbered(), make_config(cache="sharded", image_size=16), mesh(2))
     with pytest.raises(ValueError, match="cannot crop an image of 300 x 200 pixels to image_size=8"):
         config = make_config(train_crop="random_resized")
         DeviceCache(numbered([(16, 12), (200, 300)]), config, make_mesh(1))

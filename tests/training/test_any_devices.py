@@ -28,7 +28,7 @@ OPTIONS = {
 }
 
 
-@pytest.mark.parametrize("cache", ["", pytest.param("device", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cache", ["", pytest.param("sharded", marks=pytest.mark.slow)])
 def test_metrics_do_not_depend_on_the_devices(tmp_path, monkeypatch, cache):
     def run(name, devices, steps):
         config = base.get_config()

@@ -95,6 +95,22 @@ def test_no_image_crosses_the_network(make_cached_run, make_batches):
     assert cached and {kind for kind, _ in cached} == {"all-reduce"}
 
 
+@pytest.mark.parametrize("crop", ["pad", "random_resized"])
+def test_a_sharded_cache_sends_each_image_of_a_batch_once(make_cached_run, crop):
+    """The step has the collectives of a whole cache, and reduce-scatters of the batch's images and labels."""
+
+    def collectives(cache):
+        run = make_cached_run(8, batch_size=16, cache=cache, train_crop=crop)
+        arguments = run.trainer.state, run.trainer.sums, next(run.cache.batches(0, (1,)))
+        found = find_collectives(run.step.lower(*arguments).compile().as_text())
+        return sorted((each.kind, each.bytes) for each in found)
+
+    whole, sharded = collectives("device"), collectives("sharded")
+    exchanged = 16 * (32 * 32 + 4 * (3 if crop == "random_resized" else 1))  # height and width too; or only the label
+    assert sum(size for kind, size in sharded if kind == "reduce-scatter") == exchanged
+    assert [each for each in sharded if each[0] != "reduce-scatter"] == whole
+
+
 def test_calls_end_where_the_host_has_something_to_do():
     config = base.get_config()
     config.update({"num_steps": 100, "steps_per_dispatch": 7})

@@ -101,7 +101,7 @@ NO_EFFECT = {
     "rand_augment_magnitude": ("3", "auto_augment=rand"),
     "erasing_area": ("0.1,0.2", "random_erasing"),
     "erasing_aspect": ("0.5,2", "random_erasing"),
-    "steps_per_dispatch": ("3", "cache=device"),
+    "steps_per_dispatch": ("3", "cache"),
     "aux_heads": ("conv1", "aux_weight"),
     "rmsprop_decay": ("0.5", "optimizer=rmsprop"),
     "rmsprop_epsilon": ("0.5", "optimizer=rmsprop"),
