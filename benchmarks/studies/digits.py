@@ -36,6 +36,9 @@ TINY |= {"learning_rate": 0.02}
 # ResNet-34 has all three shortcuts in the registry; ResNet-20 has only the paper's.
 SHORTCUTS = DIGITS | {"image_size": 16, "train_crop": "pad", "crop_padding": 2, "eval_resize": 0, "num_steps": 150}
 SHORTCUTS |= {"batch_size": 64, "learning_rate": 0.02}
+SMALL_NETWORKS = "benchmarks/studies/small_networks.py"  # it has the networks that models/ has no use for
+SMALL = FEW | {"image_size": 16, "num_steps": 400, "learning_rate": 0.02}
+PIXELS_255 = {"std": (1 / 255,), "learning_rate": 0.01}  # AlexNet's rate
 
 
 class Setting(NamedTuple):
@@ -45,11 +48,13 @@ class Setting(NamedTuple):
       recipe: of configs/.
       overrides: of its options.
       seeds: how many.
+      program: what trains it.
     """
 
     recipe: str
     overrides: dict
     seeds: int = 5
+    program: str = "train.py"
 
 
 SETTINGS = {
@@ -65,6 +70,18 @@ SETTINGS = {
     ),
     "few_images": Setting("lenet5_digits", FEW, seeds=15),  # three ensembles of five
     "few_images_dropout": Setting("lenet5_digits", FEW | {"dropout_rate": 0.5}),
+    **{
+        name: Setting("lenet5_digits", SMALL | {"model": name} | options, program=SMALL_NETWORKS)
+        for names, options in (
+            (("filters_7x7", "filters_3x3", "bottlenecks", "no_bottlenecks", "lrn", "no_lrn"), {}),
+            (("lrn_255", "no_lrn_255"), PIXELS_255),
+        )
+        for name in names
+    },
+    **{
+        name: Setting("cifar10_resnet20", TINY | {"model": name}, program=SMALL_NETWORKS)
+        for name in ("plain30_he", "plain30_glorot")
+    },
     "plain20": Setting("cifar10_resnet20", TINY | {"model": "plain20"}, seeds=3),
     "plain56": Setting("cifar10_resnet20", TINY | {"model": "plain56"}, seeds=3),
     "resnet20": Setting("cifar10_resnet20", TINY | {"model": "resnet20"}, seeds=3),
@@ -209,6 +226,44 @@ COMPARISONS = [
         )
     ),
     Comparison(
+        "Simonyan and Zisserman 2014, section 2.3",
+        "Three 3x3 convolutions are more accurate than a 7x7 one, with 27/49 of its weights.",
+        "small networks on 179 images, both with two of these, 24 filters",
+        "filters_3x3",
+        "filters_7x7",
+        TOP1,
+    ),
+    Comparison(
+        "Szegedy 2014, section 4",
+        "With 1x1 bottlenecks before 3x3 convolutions a network is more accurate at the same cost.",
+        "small networks on 179 images: 64 filters behind bottlenecks of 16, and 34 filters without",
+        "bottlenecks",
+        "no_bottlenecks",
+        TOP1,
+    ),
+    *(
+        Comparison(
+            "Krizhevsky 2012, section 3.3",
+            "Local response normalisation raises the accuracy.",
+            f"two 5x5 convolutions on 179 images, {words}",
+            ours,
+            f"no_{ours}",
+            TOP1,
+        )
+        for ours, words in (
+            ("lrn_255", "pixels between -128 and 127 and initial values as AlexNet's"),
+            ("lrn", "pixels between -1 and 1, He's initial values"),
+        )
+    ),
+    Comparison(
+        "He 2015 (PReLU), section 2.2",
+        "30 plain layers learn from He's initial values and stall from Glorot's.",
+        "30 layers without batch normalisation at 8 pixels, 300 iterations",
+        "plain30_he",
+        "plain30_glorot",
+        TRAINING_ERROR,
+    ),
+    Comparison(
         "He 2015 (PReLU), section 2.2",
         "Initial values of variance 2 / fan in shorten the plateau at the start.",
         "LeNet-5 with tanh, He's initial values and LeCun's of 1998",
@@ -248,7 +303,7 @@ def list_runs(size: str) -> list[study.Run]:
         shorter = {"num_steps": 8, "log_every_steps": 2}
         return [study.Run("few_images", "lenet5_digits", FEW | shorter, seed) for seed in range(MEMBERS)]
     return [
-        study.Run(name, setting.recipe, setting.overrides, seed)
+        study.Run(name, setting.recipe, setting.overrides, seed, setting.program)
         for recipe in ("lenet5_digits", "cifar10_resnet20", "resnet34")  # from the fastest to the slowest
         for seed in range(max(setting.seeds for setting in SETTINGS.values()))
         for name, setting in SETTINGS.items()
@@ -345,10 +400,12 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
         "activation and initial values of LeNet-5": ("lenet5", "lenet5_tanh", "lenet5_relu"),
         "momentum, LeNet-5 with ReLU": ("lenet5_relu", "momentum_0", "momentum_0_rate_0.5"),
         "degradation and its cure, 8 pixels": ("plain20", "plain56", "resnet20", "resnet56"),
+        "initial values of 30 plain layers, 8 pixels": ("plain30_he", "plain30_glorot"),
+        "small filters and bottlenecks, 179 images": ("filters_7x7", "filters_3x3", "no_bottlenecks", "bottlenecks"),
     }
-    figure = Figure(figsize=(11, 8), layout="constrained")
+    figure = Figure(figsize=(11, 12), layout="constrained")
     figure.suptitle(f"The handwritten digits: training loss{study.about_bands(rows)}")
-    for axes, (title, names) in zip(figure.subplots(2, 2).flat, panels.items(), strict=True):
+    for axes, (title, names) in zip(figure.subplots(3, 2).flat, panels.items(), strict=True):
         for name in names:
             if name in groups:
                 curves = [row["curves"]["train"] for row in groups[name]]

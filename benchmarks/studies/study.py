@@ -61,12 +61,14 @@ class Run(NamedTuple):
       recipe: of configs/, without the suffix.
       overrides: of the recipe's options.
       seed: config.seed.
+      program: what trains it, with train.py's flags.
     """
 
     name: str
     recipe: str
     overrides: dict[str, Any]
     seed: int
+    program: str = "train.py"
 
 
 class Claim(NamedTuple):
@@ -416,7 +418,7 @@ def _words(run: Run) -> list[str]:
     overrides = run.overrides | ({"dataset": DATASET.value} if DATASET.value else {}) | {"seed": run.seed}
     return [
         "python",
-        "train.py",
+        run.program,
         f"--config=configs/{run.recipe}.py",
         *(f"--config.{option}={words_of(value)}" for option, value in overrides.items()),
     ]

@@ -62,3 +62,17 @@ def test_reduced_study(study, tmp_path):
     assert all(
         {"accuracy_top1", "seconds", "command", "hardware", "versions", "git_commit"} <= row.keys() for row in rows
     )
+
+
+def test_the_lineage_has_the_steps_of_its_budgets_and_rates(tmp_path):
+    output, rows = finish("lineage", tmp_path)
+    rates = {row["name"]: row for row in json.loads((tmp_path / "lineage_reduced_rates.json").read_text())}
+    assert {row["name"] for row in rows} == {
+        f"{name}_{each}" for name in ("lenet5", "vit_tiny") for each in ("common_seconds", "own_epochs")
+    }
+    for row in rows:
+        name, _, budget = row["name"].rsplit("_", 2)
+        seconds = max(round(0.1 * rates[name]["images_per_second"] / 64), 1)
+        assert row["steps"] == (seconds if budget == "seconds" else 4)  # 2 epochs of 128 images
+    assert re.search(r"\| lenet5 \| 32 \|.*\| vit_tiny \| 32 \|", output, re.DOTALL)
+    assert Image.open(tmp_path / "lineage_reduced.png").width > 500

@@ -17,11 +17,15 @@ import importlib, json, pathlib, sys, tempfile
 sys.path.insert(0, "benchmarks/studies")
 import degradation
 import digits
+import lineage
+import small_networks
 import study
+from analysis.summary import summarize
 from training import command_line, configuration
 
 configuration._check_image_size = lambda config: None  # traces each network
-study.flags.FLAGS(["study.py"])
+study.flags.FLAGS(["study.py", "--size=cpu"])
+small_networks.register()
 
 CPU = {"platform": "cpu", "devices": ["cpu"], "cpu_cores": 2}
 H100 = {"platform": "gpu", "devices": ["NVIDIA H100"], "cpu_cores": 16}
@@ -85,6 +89,37 @@ def degradation_study(folder):
     table = [[cell.strip() for cell in line.split("|")][1:3] for line in degradation.make_table(rows).splitlines()]
     return table[2:], [[claim.claim, claim.holds] for claim in degradation.judge(rows)]
 
+OWN = ("resnet18", "vit_tiny", "xception")
+
+def lineage_study(folder):
+    names = list(lineage.NETWORKS)
+    rate = {"images_per_second": 150.0, "image_size": 64}
+    rates = {name: rate | {"macs": 10**place} for place, name in enumerate(names)}
+    lineage.read_rates = lambda: rates
+    runs, rows = lineage.list_runs("cpu"), []
+    for run in runs:
+        name, _, budget = run.name.rsplit("_", 2)
+        top1 = 0.2 + 0.04 * names.index("googlenet" if name == "googlenet_aux" else name) - 0.01 * run.seed
+        command = " ".join(study._words(run))
+        row = {"name": run.name, "seed": run.seed, "hardware": CPU, "command": command, "examples": 3925}
+        row |= {"parameters": 10**6, "epochs": 2.0, "accuracy_top1": top1, "config": study.config_of(command)}
+        rows += [row] * (run.seed < (2 if budget == "seconds" else 1))
+    lineage.draw(rows, folder / "figure.png")
+    return {
+        "refused": list(filter(None, (refused(run) for run in runs if run.seed == 0))),
+        "first": [[run.name, run.overrides["num_steps"], run.seed] for run in runs[:2]],
+        "table": [[cell.strip() for cell in line.split("|")] for line in lineage.make_table(rows).splitlines()],
+        "claims": {claim.paper: [claim.result, claim.holds] for claim in lineage.judge(rows)},
+        "own": {name: lineage.shorten(lineage.NETWORKS[name], 180, 1.0, 112) for name in OWN},
+    }
+
+def small(name):
+    config = study.base.get_config()
+    config.model = name
+    summary = summarize(config)
+    kernels = [layer.parameters for layer in summary.layers if layer.kernel and layer.kind == "conv"]
+    return [summary.macs, summary.receptive_field, sum(kernels[1:])]
+
 here = {"dataset": "image_folder:/a/images"}
 print(json.dumps({
     "seeds": groups(with_config(row(0)), row(1), with_config(row(2))),
@@ -103,6 +138,8 @@ print(json.dumps({
     "comparisons": verdicts(["resnet56"]),
     "degradation": degradation_study(pathlib.Path(tempfile.mkdtemp())),
     "interval": study.difference([1, 2, 3], [4, 5, 6]),
+    "lineage": lineage_study(pathlib.Path(tempfile.mkdtemp())),
+    "small": {name: small(name) for name in small_networks.NETWORKS},
 }))
 """
 NETWORKS = ("plain20", "plain56", "resnet20", "resnet56", "resnet110")
@@ -164,6 +201,37 @@ def test_the_degradation_study_says_whether_the_papers_order_stands(found):
         "yes",
     ]
     assert claims[2][0] == "ResNet-20 has a test error of 8.75 %."
+
+
+def test_small_networks_differ_in_what_they_compare_only(found):
+    macs, fields, weights = ({name: each[key] for name, each in found["small"].items()} for key in range(3))
+    assert fields["filters_3x3"] == fields["filters_7x7"]
+    # 27 C^2 and 49 C^2, and the biases: Simonyan and Zisserman 2014, section 2.3.
+    assert weights["filters_3x3"] == 2 * (27 * 24**2 + 3 * 24) and weights["filters_7x7"] == 2 * (49 * 24**2 + 24)
+    assert macs["bottlenecks"] == pytest.approx(macs["no_bottlenecks"], rel=0.02)
+    for name, other in (("lrn", "no_lrn"), ("lrn_255", "no_lrn_255"), ("plain30_he", "plain30_glorot")):
+        assert found["small"][name] == found["small"][other]
+
+
+def test_the_lineage_has_valid_settings_and_names_what_holds(found):
+    lineage = found["lineage"]
+    assert lineage["refused"] == []
+    assert lineage["first"] == [["lenet5_common_seconds", 141, 0], ["alexnet_common_seconds", 141, 0]]
+    # A recipe of 90 epochs in 180 steps, which are one epoch; 64 images of 256, or of 1,024 with AdamW.
+    assert lineage["own"]["resnet18"] == {"learning_rate": 0.025, "step_steps": [60, 120], "eval_resize": 128}
+    assert lineage["own"]["vit_tiny"]["learning_rate"] == pytest.approx(0.001 / 4)
+    assert lineage["own"]["vit_tiny"]["warmup_epochs"] == pytest.approx(8.07 / 90)
+    assert lineage["own"]["xception"]["ema_decay"] == 0 and lineage["own"]["xception"]["exponential_epochs"] == 0.02
+    # Two seeds, 0.2 and 0.19: t with one degree of freedom is 12.706. One seed: the binomial interval of 3,925 images.
+    table = {line[1]: line for line in lineage["table"][2:]}
+    assert len(table) == 17 and table["lenet5"][6] == "19.5 ± 6.4" and table["lenet5"][8] == "20.0 ± 1.3"
+    assert lineage["claims"]["He 2015, section 4.1"] == [
+        "59.50 ± 0.71 and 55.50 ± 0.71 % top-1 in 60 s; 60.00 and 56.00 % top-1 in 2 epochs",
+        "yes (60 s); yes, in one seed (2 epochs)",
+    ]
+    assert lineage["claims"]["Szegedy 2014, section 5"][1] == "not shown (60 s); no, in one seed (2 epochs)"
+    assert lineage["claims"]["Dosovitskiy 2020, section 1"][1].startswith("no, the opposite (60 s)")
+    assert lineage["claims"]["Canziani 2017, Fig. 2"][1] == "yes (60 s); yes (2 epochs)"
 
 
 def test_rows_lose_the_folders_of_a_machine(found):

@@ -1,0 +1,413 @@
+"""The lineage on one small task: python benchmarks/studies/lineage.py [--size=full|cpu|reduced] [--minutes=9].
+
+The smallest sensible network of each family learns Imagenette's ten classes from random weights: accuracy over cost, as
+in Fig. 2 of Canziani, Paszke, Culurciello 2017, An analysis of deep neural network models for practical applications.
+They compare published accuracies on ImageNet, of networks that were trained for as long as their authors liked. Here
+all networks have one of two budgets, and the study trains each of them in two ways. The setting, written before the
+runs:
+
+Budgets. `epochs`: each network sees every image equally often. `seconds`: each network trains for the same time of one
+machine. Its number of steps is fixed before the run, from a rate that benchmark.py measures at the study's first call,
+with the dataset's images. So the schedule of the learning rate fits the budget, and a busy machine changes no result;
+but the rates must be measured while nothing else runs. Rates that are stored are not measured again.
+
+Recipes. `common`: the crops of configs/imagenette_resnet18.py, and AdamW at 3e-4 with a warm-up of a tenth of the run,
+a cosine, and gradients of at most norm 1. AdamW is the one optimizer of these recipes that trains transformers and
+plain networks without batch normalisation alike. `own`: the recipe of configs/ for ImageNet. It keeps its optimizer,
+loss, regularisation and augmentation. Its schedule shrinks to the length of the run. Batches have 64 images, for which
+the learning rate is changed in proportion to the batch, with AdamW in proportion to its root. Moving averages of the
+weights are off, because they reach further back than these runs.
+
+--size=cpu: 64 pixels (AlexNet needs 67, Inception-v3 75), 2 epochs or 60 s on two cores. The rates add up to about 40
+minutes for 2 epochs of all 17 networks, VGG-11 and Inception-v3 the most; 3 epochs would take an hour for each recipe
+and seed. 60 s are 2 epochs of ResNet-18. One seed of all networks comes first, the fastest network first.
+--size=full: 128 pixels, 20 epochs or 60 s on a GPU.
+"""
+
+import importlib
+import json
+import math
+import pathlib
+import shlex
+import subprocess
+import sys
+from typing import Any, NamedTuple
+
+import study
+
+import models
+from analysis import rows as row_files
+from analysis.summary import summarize
+from training import command_line
+
+RECIPE = "imagenette_resnet18"
+COMMON = {"optimizer": "adamw", "learning_rate": 3e-4, "weight_decay": 0.05, "gradient_clip_norm": 1.0}
+WARMUP = 0.1  # of the run
+BATCH = 64
+PIXELS = {"full": 128, "cpu": 64, "reduced": 32}
+LEAST_PIXELS = {"alexnet": 67, "inception_v3": 75}
+SECONDS, EPOCHS = {"full": 60, "cpu": 60, "reduced": 0.1}, {"full": 20, "cpu": 2, "reduced": 2}
+IMAGES = {"full": 9469, "cpu": 9469, "reduced": 128}  # of Imagenette, to train on
+IMAGENET = 1_281_167  # images to train on
+SEEDS = {"full": 3, "cpu": 3, "reduced": 1}
+COLUMNS = [("seconds", "common"), ("seconds", "own"), ("epochs", "common"), ("epochs", "own")]
+
+
+class Member(NamedTuple):
+    """A network of the lineage.
+
+    Attributes:
+      model: of the registry.
+      recipe: its own, of configs/.
+      options: that differ from both recipes, the own and the common one.
+    """
+
+    model: str
+    recipe: str
+    options: dict[str, Any] = {}
+
+
+NETWORKS = {
+    "lenet5": Member("lenet5", "lenet5_digits", {"channels": 3}),
+    "alexnet": Member("alexnet", "alexnet"),
+    "zfnet": Member("zfnet", "zfnet"),
+    "nin": Member("nin", "nin"),
+    "vgg11": Member("vgg11", "vgg11"),
+    "vgg11_bn": Member("vgg11_bn", "vgg11_bn"),
+    "googlenet": Member("googlenet", "googlenet", {"aux_weight": (0.0,)}),
+    "googlenet_aux": Member("googlenet", "googlenet", {"aux_weight": (0.3,)}),
+    "inception_v3": Member("inception_v3", "inception_v3"),
+    "plain18": Member("plain18", "plain18"),
+    "resnet18": Member("resnet18", "resnet18"),
+    "densenet121": Member("densenet121", "densenet121"),
+    "squeezenet1_1": Member("squeezenet1_1", "squeezenet1_1"),
+    "mobilenet_v1": Member("mobilenet_v1", "mobilenet_v1"),
+    "xception": Member("xception", "xception"),
+    "vit_tiny": Member("vit_tiny_patch16_224", "vit_s16"),
+    "convnext_tiny": Member("convnext_tiny", "convnext_tiny"),
+}
+REDUCED = ("lenet5", "vit_tiny")  # the two that compile the fastest
+
+
+class Comparison(NamedTuple):
+    """A claim: the first of two networks is more accurate than the second, under the common recipe."""
+
+    paper: str
+    claim: str
+    ours: str
+    theirs: str
+
+
+COMPARISONS = [
+    Comparison("Szegedy 2014, section 5", "Auxiliary classifiers raise the accuracy.", "googlenet_aux", "googlenet"),
+    Comparison("Ioffe 2015, section 4.2", "A network learns faster with batch normalisation.", "vgg11_bn", "vgg11"),
+    Comparison("He 2015, section 4.1", "18 layers learn faster with shortcuts.", "resnet18", "plain18"),
+    Comparison(
+        "Iandola 2016, section 4",
+        "SqueezeNet is no less accurate than AlexNet, with a fiftieth of its parameters.",
+        "squeezenet1_1",
+        "alexnet",
+    ),
+    Comparison(
+        "Howard 2017, Table 8",
+        "MobileNet is more accurate than GoogLeNet, with less computation.",
+        "mobilenet_v1",
+        "googlenet_aux",
+    ),
+    Comparison(
+        "Dosovitskiy 2020, section 1",
+        "With few images a transformer is less accurate than a residual network.",
+        "resnet18",
+        "vit_tiny",
+    ),
+]
+
+
+def main() -> int:
+    """Runs the program; returns its exit code."""
+    files = study.files_of(f"lineage_{study.SIZE.value}")
+    if not study.REPORT.value:
+        measure_rates(study.SIZE.value, files)
+    exit_code = study.main("lineage", list_runs, make_table, draw, judge)
+    if files.comment and (rows := study.read(files)):
+        put_into_recipes(rows)
+    return exit_code
+
+
+def list_runs(size: str) -> list[study.Run]:
+    """Returns one seed of all networks, budgets and recipes, then the other seeds; fast networks come first."""
+    rates = {name: row["images_per_second"] for name, row in read_rates().items()}
+    columns = COLUMNS if size != "reduced" else [("seconds", "common"), ("epochs", "own")]
+    return [
+        study.Run(
+            f"{name}_{recipe}_{budget}", *recipe_of(name, recipe, size, steps_of(budget, size, rates[name])), seed
+        )
+        for seed in range(SEEDS[size])
+        for budget, recipe in columns
+        for name in sorted(rates, key=rates.get, reverse=True)
+    ]
+
+
+def steps_of(budget: str, size: str, rate: float) -> int:
+    """Returns the steps of a budget for a network that trains at a rate of so many images a second."""
+    images = rate * SECONDS[size] if budget == "seconds" else EPOCHS[size] * IMAGES[size]
+    return max(round(images / BATCH), 1)
+
+
+def recipe_of(name: str, recipe: str, size: str, steps: int) -> tuple[str, dict[str, Any]]:
+    """Returns the file of configs/ of a run and what it overrides in it."""
+    member, epochs = NETWORKS[name], steps * BATCH / IMAGES[size]
+    options = shared_options(name, size) | {"num_steps": steps, "evaluate_every_epochs": 0, "keep_best": False}
+    options |= {"eval_batch_size": 160, "log_every_steps": 10}
+    if recipe == "common":
+        pixels = options["image_size"]
+        return RECIPE, options | COMMON | {"warmup_epochs": WARMUP * epochs, "eval_resize": round(1.125 * pixels)}
+    return member.recipe, shorten(member, steps, epochs, options["image_size"]) | options
+
+
+def shared_options(name: str, size: str) -> dict[str, Any]:
+    """Returns what both recipes and the measurement of a network's rate have in common."""
+    options = {"model": NETWORKS[name].model, "image_size": max(PIXELS[size], LEAST_PIXELS.get(name, 0))}
+    options |= {"dataset": "imagenette/160px-v2", "batch_size": BATCH} | NETWORKS[name].options
+    if size == "full":
+        options |= {"dtype": "bfloat16"}
+    if size == "reduced":
+        options |= {"dataset": "synthetic", "synthetic_examples": IMAGES[size], "num_classes": 10}
+    return options
+
+
+def shorten(member: Member, steps: int, epochs: float, pixels: int) -> dict[str, Any]:
+    """Returns what a network's own recipe changes for a run of so many steps, which are so many epochs."""
+    config = importlib.import_module(f"configs.{member.recipe}").get_config()
+    length = config.num_epochs if config.num_steps is None else config.num_steps * config.batch_size / IMAGENET
+    power = 0.5 if config.optimizer == "adamw" else 1
+    options = {"learning_rate": config.learning_rate * (BATCH / config.batch_size) ** power}
+    if config.schedule == "step":
+        drops = [*(epoch / length for epoch in config.step_epochs)]
+        drops += [step / config.num_steps for step in config.step_steps]
+        options["step_steps"] = tuple(round(drop * steps) for drop in drops)
+    if config.schedule == "exponential":
+        options["exponential_epochs"] = config.exponential_epochs / length * epochs
+    if config.warmup_epochs:
+        options["warmup_epochs"] = config.warmup_epochs / length * epochs
+    if config.ema_decay:
+        options["ema_decay"] = 0.0
+    if config.train_split:
+        options["train_split"] = None
+    scale = pixels / (config.image_size or models.get_entry(config.model).image_size)
+    if config.train_sizes:
+        options["train_sizes"] = tuple(
+            (epoch / length * epochs, round(size * scale)) for epoch, size in config.train_sizes
+        )
+    if config.train_crop == "scale_jitter":
+        options["train_resize"] = tuple(round(size * scale) for size in config.train_resize)
+    if config.eval_resize:
+        options["eval_resize"] = round(config.eval_resize * scale)
+    return options
+
+
+def rates_file() -> pathlib.Path:
+    """Returns the file of the networks' rates, beside that of the study's rows."""
+    rows = study.files_of(f"lineage_{study.SIZE.value}").rows
+    return rows.with_name(f"{rows.stem}_rates.json")
+
+
+def read_rates() -> dict[str, study.Row]:
+    """Returns for each network whose rate was measured benchmark.py's row, with `macs`, its multiply-accumulates."""
+    path = rates_file()
+    return {row["name"]: row for row in json.loads(path.read_text())} if path.exists() else {}
+
+
+def measure_rates(size: str, files: study.Files) -> None:
+    """Measures how many images a second each network trains on under the common recipe, if no rate is stored."""
+    for name in REDUCED if size == "reduced" else NETWORKS:
+        if name in read_rates():
+            continue
+        options = (
+            shared_options(name, size) | COMMON | ({"dataset": study.DATASET.value} if study.DATASET.value else {})
+        )
+        config = importlib.import_module(f"configs.{RECIPE}").get_config()
+        config.update(options)
+        files.folder.mkdir(parents=True, exist_ok=True)
+        result = files.folder / "rate.json"
+        words = ["python", "benchmark.py", f"--config=configs/{RECIPE}.py", "--mode=real"]
+        words += [f"--seconds={0.1 if size == 'reduced' else 4}", f"--image_size={options.pop('image_size')}"]
+        words += [f"--config.{option}={study.words_of(value)}" for option, value in options.items()]
+        command_line.say(f"\nthe rate of {name}")
+        command = [sys.executable, *words[1:], f"--json={result.absolute()}"]
+        if code := subprocess.run(command, cwd=study.ROOT).returncode:
+            sys.exit(code)
+        (row,) = json.loads(result.read_text())
+        row |= {"name": name, "macs": summarize(config).macs, "command": shlex.join(map(study.portable, words))}
+        row_files.record(rates_file(), row | {"dataset": study.portable(row["dataset"])}, ["name"])
+
+
+def cells(rows: list[study.Row]) -> dict[str, dict[tuple[str, str], list[study.Row]]]:
+    """Returns for each network, in the order of history, the rows of each (budget, recipe) that has some."""
+    groups = study.by_name(study.of_one_machine(rows))
+    found = {
+        name: {
+            (budget, recipe): groups[f"{name}_{recipe}_{budget}"]
+            for budget, recipe in COLUMNS
+            if f"{name}_{recipe}_{budget}" in groups
+        }
+        for name in NETWORKS
+    }
+    return {name: each for name, each in found.items() if each}
+
+
+def top1(group: list[study.Row]) -> float:
+    """Returns the mean top-1 accuracy in percent."""
+    return 100 * sum(row["accuracy_top1"] for row in group) / len(group)
+
+
+def half_interval(group: list[study.Row]) -> float:
+    """Returns half the 95 % interval of top1: Student's over the seeds; of one seed the binomial one of its images."""
+    mean, number = top1(group) / 100, len(group)
+    if number == 1:
+        return 100 * 1.96 * math.sqrt(mean * (1 - mean) / group[0]["examples"])
+    from scipy.special import stdtrit  # scipy comes with JAX
+
+    deviation = study.Spread.of(row["accuracy_top1"] for row in group).deviation
+    return 100 * float(stdtrit(number - 1, 0.975)) * deviation / math.sqrt(number)
+
+
+def describe(budget: str) -> str:
+    """Returns a budget in words."""
+    size = study.SIZE.value
+    return f"{SECONDS[size]:g} s" if budget == "seconds" else f"{EPOCHS[size]:g} epochs"
+
+
+def make_table(rows: list[study.Row]) -> str:
+    """Returns a line for each network: its costs, and for each budget and recipe top-1 with its 95 % interval."""
+    rates, networks = read_rates(), cells(rows)
+    columns = [column for column in COLUMNS if any(column in each for each in networks.values())]
+    headings = ["network", "pixels", "million MACs an image", "million parameters", "images/s"]
+    headings += [f"{describe(budget)}, {recipe} recipe: top-1, %" for budget, recipe in columns]
+    headings += ["epochs in " + describe("seconds"), "seeds"]
+    lines = []
+    for name, each in networks.items():
+        rate, first = rates[name], next(iter(each.values()))[0]
+        epochs = next((group[0]["epochs"] for (budget, _), group in each.items() if budget == "seconds"), None)
+        lines.append(
+            [
+                name,
+                rate["image_size"],
+                f"{rate['macs'] / 1e6:.4g}",
+                f"{first['parameters'] / 1e6:.3g}",
+                f"{rate['images_per_second']:.3g}",
+                *(f"{top1(each[key]):.1f} ± {half_interval(each[key]):.1f}" if key in each else "" for key in columns),
+                "" if epochs is None else f"{epochs:.2g}",
+                ", ".join(map(str, dict.fromkeys(len(group) for group in each.values()))),
+            ]
+        )
+    return study.table(headings, lines)
+
+
+def judge(rows: list[study.Row]) -> list[study.Claim]:
+    """Returns what the runs under the common recipe say about the papers' claims, for each budget."""
+    networks, claims = cells(rows), []
+    size = f"{PIXELS[study.SIZE.value]} pixels, the common recipe"
+    budgets = [budget for budget, recipe in COLUMNS if recipe == "common"]
+    for paper, claim, *pair in COMPARISONS:
+        results, holds, seeds = [], [], ""
+        for budget in budgets:
+            groups = [networks.get(name, {}).get((budget, "common")) for name in pair]
+            if not all(groups):
+                continue
+            values = [[100 * row["accuracy_top1"] for row in group] for group in groups]
+            results.append(f"{' and '.join(map(study.spread, values))} % top-1 in {describe(budget)}")
+            holds.append(f"{study.verdict(*study.difference(*values))} ({describe(budget)})")
+            seeds = study.seeds_of(*groups)
+        if results:
+            run = f"{pair[0]} and {pair[1]} on Imagenette at {size}; {seeds}"
+            claims.append(study.Claim(paper, claim, run, "; ".join(results), "; ".join(holds)))
+    rates, results, holds = read_rates(), [], []
+    for budget in budgets:
+        points = [
+            (rates[name]["macs"], top1(each[budget, "common"]))
+            for name, each in networks.items()
+            if (budget, "common") in each
+        ]
+        if len(points) < 8:  # too few networks to say anything
+            continue
+        correlation, low, high = rank_correlation(points)
+        interval = f"{correlation:+.2f} ({low:+.2f} to {high:+.2f})"
+        results.append(f"rank correlation {interval} of {len(points)} networks in {describe(budget)}")
+        holds.append(f"{study.verdict((high + low) / 2, (high - low) / 2)} ({describe(budget)})")
+    if results:
+        claim = "Networks with more operations an image are more accurate."
+        run = f"all networks on Imagenette at {size}"
+        claims.append(study.Claim("Canziani 2017, Fig. 2", claim, run, "; ".join(results), "; ".join(holds)))
+    return claims
+
+
+def rank_correlation(points: list[tuple[float, float]]) -> tuple[float, float, float]:
+    """Returns Spearman's rank correlation of two figures, and its 95 % interval (Bonett and Wright 2000)."""
+    from scipy.stats import spearmanr
+
+    correlation = float(spearmanr(*zip(*points, strict=True)).statistic)
+    half = 1.96 * math.sqrt((1 + correlation**2 / 2) / (len(points) - 3))
+    middle = math.atanh(min(max(correlation, -0.999), 0.999))
+    return correlation, math.tanh(middle - half), math.tanh(middle + half)
+
+
+def draw(rows: list[study.Row], path: pathlib.Path) -> None:
+    """Draws top-1 over multiply-accumulates, a panel for each budget; the area of a disc stands for the parameters."""
+    from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
+
+    rates, networks = read_rates(), cells(rows)
+    budgets = [
+        budget
+        for budget in dict(COLUMNS)
+        if any((budget, recipe) in each for each in networks.values() for recipe in ("common", "own"))
+    ]
+    figure = Figure(figsize=(7.5 * len(budgets), 6.5), layout="constrained")
+    figure.suptitle("The lineage on Imagenette: accuracy over cost, with 95 % intervals")
+    for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
+        for number, (name, each) in enumerate(networks.items()):
+            color = f"C{number % 10}"
+            for recipe, face in (("common", color), ("own", "none")):
+                if (budget, recipe) not in each:
+                    continue
+                group, millions = each[budget, recipe], rates[name]["macs"] / 1e6
+                axes.errorbar(millions, top1(group), half_interval(group), color=color, linewidth=1, capsize=2)
+                area = 4 * group[0]["parameters"] / 1e6 + 12
+                style = {"facecolor": face, "edgecolor": color, "alpha": 0.6}
+                axes.scatter(millions, top1(group), area, linewidth=1.5, **style)
+                if recipe == "common" or (budget, "common") not in each:
+                    place = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": "small"}
+                    axes.annotate(name, (millions, top1(group)), **place)
+        axes.set_xscale("log")
+        axes.set_title(f"{describe(budget)} of training for each network")
+        axes.set_xlabel("million multiply-accumulates an image")
+        axes.set_ylabel("top-1 accuracy (%)")
+        axes.grid(alpha=0.3)
+    discs = [
+        Line2D([], [], marker="o", linestyle="", color="grey", fillstyle=fill, label=f"{recipe} recipe")
+        for recipe, fill in (("common", "full"), ("own", "none"))
+    ]
+    figure.axes[0].legend(handles=discs, loc="upper left", title="area of a disc: parameters", fontsize="small")
+    study.save_figure(figure, path)
+
+
+def put_into_recipes(rows: list[study.Row]) -> None:
+    """Writes what a network's own recipe reached into the recipe's header, if nothing else was measured with it."""
+    for name, each in cells(rows).items():
+        path = study.ROOT / "configs" / f"{NETWORKS[name].recipe}.py"
+        own = {budget: group for (budget, recipe), group in each.items() if recipe == "own"}
+        budget = next((budget for budget in ("epochs", "seconds") if budget in own), None)
+        config = importlib.import_module(f"configs.{path.stem}").get_config()
+        # GoogLeNet's own recipe has the auxiliary classifiers, and ViT-S/16's is not that of ViT-Ti.
+        if budget is None or config.model != NETWORKS[name].model or name == "googlenet":
+            continue
+        result = f"{top1(own[budget]):.1f} % of Imagenette at {own[budget][0]['config']['image_size']} pixels"
+        text = f'nothing on ImageNet yet; {result} in {describe(budget)}: docs/results.md, "The lineage".'
+        begin, _, rest = path.read_text().partition("\nMeasured: nothing")
+        if rest:
+            study.write_atomically(path, f"{begin}\nMeasured: {text}\n{rest.partition(chr(10))[2]}")
+
+
+if __name__ == "__main__":
+    command_line.run(main)
