@@ -124,7 +124,7 @@ class DeviceCache:
     def _arrays(self, part: "_Images") -> dict[str, np.ndarray]:
         """Returns the arrays of decoded images, on the host."""
         pixels, config = np.frombuffer(part.pixels, np.uint8), self._config
-        arrays = {"label": np.array(part.labels, np.int32)}
+        arrays: dict[str, np.ndarray] = {"label": np.array(part.labels, np.int32)}
         if not self._resizes:
             return arrays | {"pixels": pixels.reshape(-1, config.image_size, config.image_size, config.channels)}
         shapes = np.array(part.shapes, np.int32)
@@ -283,7 +283,7 @@ def cached_eval_batches(dataset: Dataset, config: ConfigDict, mesh: Mesh) -> lis
 
     images = _read_all(dataset, config, mesh, _evaluated, read, devices=mesh.size)[0]
     pixels = np.frombuffer(images.pixels, np.uint8).reshape(-1, *shape)
-    arrays = {"image": pixels, "label": np.array(images.labels, np.int32), "mask": mask}
+    arrays: dict[str, np.ndarray] = {"image": pixels, "label": np.array(images.labels, np.int32), "mask": mask}
     missing = -len(dataset) % config.eval_batch_size
     arrays = {name: np.pad(array, [(0, missing)] + [(0, 0)] * (array.ndim - 1)) for name, array in arrays.items()}
     split, rows = NamedSharding(mesh, PartitionSpec("data")), config.eval_batch_size // jax.process_count()
