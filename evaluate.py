@@ -21,10 +21,13 @@ from typing import Any
 import jax
 import numpy as np
 from absl import flags
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
 
 import input_pipeline
 from analysis import evaluation_report, tables
 from configs import base
+from input_pipeline.datasets import image_folder
 from input_pipeline.files import local_path
 from input_pipeline.image_folder import has_split_folders
 from training import command_line
@@ -32,6 +35,7 @@ from training.checkpoints import check_same_arrays
 from training.classification import Tally, mean_of
 from training.platform import prepare_platform
 from training.processes import check_same_work, join_processes
+from training.remote_workdir import local_copy
 from training.scoring import (
     Inputs,
     Member,
@@ -47,13 +51,15 @@ from training.views import VIEWS, at_sizes
 from training.workdir import open_atomically, read_config, write_atomically
 
 _WORKDIR = flags.DEFINE_multi(
-    command_line.PATH, flags.ArgumentSerializer(), "workdir", None, "A folder that train.py made.", required=True
+    command_line.PATH_OR_URL, flags.ArgumentSerializer(), "workdir", None, "A folder that train.py made.", required=True
 )
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
 _AVERAGE = flags.DEFINE_integer("average", None, "Take the mean of this many newest checkpoints.", lower_bound=2)
 _DATASET = flags.DEFINE_string("dataset", None, "Another dataset, as in training; default: the first workdir's.")
 _SPLIT = flags.DEFINE_string("split", None, "train, eval, all or the dataset's own name of a split; default: eval.")
-_DATA_DIR = flags.DEFINE(command_line.PATH, "data_dir", None, "The folder of TFDS datasets; default: as in training.")
+_DATA_DIR = flags.DEFINE(
+    command_line.PATH_OR_URL, "data_dir", None, "The folder of TFDS datasets; default: as in training."
+)
 _ON_BAD_IMAGE = flags.DEFINE_enum(
     "on_bad_image", None, ["raise", "skip"], "skip: leave damaged images out; default: as in training."
 )
@@ -72,13 +78,7 @@ def main() -> None:
     with command_line.refusing_bad_input():
         join_processes(base.OPTIONS["process_timeout_seconds"].default)
         check_flags()
-        workdirs = [pathlib.Path(workdir) for workdir in _WORKDIR.value]
-        prepare_platform(read_config(workdirs[0]))
-        mesh, step = make_mesh(), command_line.step(_STEP.value)
-        members = [
-            load_average(path, mesh, _AVERAGE.value) if _AVERAGE.value else load_member(path, mesh, step)
-            for path in workdirs
-        ]
+        members, mesh = load_members()
         config, class_names = members[0].config, members[0].class_names
         check_classes(members)
         # The run may have used another number of devices.
@@ -94,7 +94,9 @@ def main() -> None:
         if _JSON.value != "-":
             networks = " and ".join(f"{member.config.model} of {member.workdir}" for member in members)
             command_line.say(f"evaluating {networks}")
-        datasets = [input_pipeline.load_dataset(loaded, _SPLIT.value or default_split()) for loaded in inputs.loaded]
+        datasets = [
+            input_pipeline.load_dataset(loaded, _SPLIT.value or default_split(loaded)) for loaded in inputs.loaded
+        ]
         classes = input_pipeline.match_classes(datasets[0].class_names, class_names)
         datasets = [input_pipeline.with_classes_of(dataset, class_names) for dataset in datasets]
         check_same_work(tested, datasets, views=_VIEWS.value, sizes=sizes, steps=[member.step for member in members])
@@ -129,6 +131,19 @@ def main() -> None:
         command_line.machine_failed(f"the result cannot be written: {error}")
 
 
+def load_members() -> tuple[list[Member], Mesh]:
+    """Returns the networks of the workdirs, and the devices on which they are."""
+    step, count = command_line.step(_STEP.value), _AVERAGE.value
+    with contextlib.ExitStack() as copies:
+        folders = [copies.enter_context(local_copy(each, step, count or 1)) for each in _WORKDIR.value]
+        prepare_platform(read_config(folders[0]))
+        mesh = make_mesh()
+        members = [
+            load_average(folder, mesh, count) if count else load_member(folder, mesh, step) for folder in folders
+        ]
+    return [member._replace(workdir=name) for member, name in zip(members, _WORKDIR.value, strict=True)], mesh
+
+
 def watched(batches: Iterable[dict[str, jax.Array]], count: int) -> Iterator[dict[str, jax.Array]]:
     """Yields the training batches of the batch statistics, `count` in all, and moves a progress bar."""
     with tables.Display(count, to_errors=_JSON.value == "-") as display:
@@ -151,10 +166,10 @@ def check_flags() -> None:
         raise FileExistsError(f"--report={_REPORT.value} is a file; give a folder")
 
 
-def default_split() -> str:
+def default_split(config: ConfigDict) -> str:
     """Returns eval, or all for another folder of images that has no splits: it was made to test on."""
-    folder = (_DATASET.value or "").removeprefix("image_folder:")
-    return "eval" if folder == (_DATASET.value or "") or has_split_folders(local_path(folder)) else "all"
+    is_other_folder = (_DATASET.value or "").startswith("image_folder:")
+    return "all" if is_other_folder and not has_split_folders(local_path(image_folder(config))) else "eval"
 
 
 def pixels(flag: str, values: list[str]) -> list[int]:

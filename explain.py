@@ -15,6 +15,7 @@ if __name__ == "__main__":
 
 
 import collections
+import contextlib
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -29,11 +30,12 @@ from analysis.explanation import Explainer, Variables, first_filters, randomized
 from analysis.explanation_sheet import Panel, draw_sheet, filter_panel, stage_panels
 from analysis.tables import Display
 from configs._option import nearest_name
-from input_pipeline.files import most_bytes, printable, read_file
+from input_pipeline.files import is_remote, most_bytes, printable, read_file
 from input_pipeline.image_files import named_images
 from input_pipeline.images import evaluation_transform
 from training import command_line
 from training.platform import prepare_platform
+from training.remote_workdir import local_copy
 from training.state import make_mesh, make_model
 from training.transfer import load_weights
 from training.workdir import read_class_names
@@ -44,7 +46,7 @@ SIGNED = ("integrated_gradients", "occlusion")
 LEVELS = 5  # of --randomize; with the trained network six columns, which are legible at 800 pixels
 
 _WORKDIR = flags.DEFINE_multi(
-    command_line.PATH,
+    command_line.PATH_OR_URL,
     flags.ArgumentSerializer(),
     "workdir",
     None,
@@ -113,7 +115,11 @@ def main() -> int:
         if not _IMAGES.value:
             raise ValueError("--images is missing; give image files or folders")
         files = [pathlib.Path(name) for name in named_images(_IMAGES.value)]
-        runs = load_runs([pathlib.Path(workdir) for workdir in _WORKDIR.value])
+        if not _OUT.value and is_remote(_WORKDIR.value[0]):
+            raise ValueError("--out is missing; give a folder of this machine, as the workdir is remote")
+        step = command_line.step(_STEP.value)
+        with contextlib.ExitStack() as copies:
+            runs = load_runs([copies.enter_context(local_copy(each, step)) for each in _WORKDIR.value], step)
         out = pathlib.Path(_OUT.value or pathlib.Path(_WORKDIR.value[0]) / "explanations")
         out.mkdir(parents=True, exist_ok=True)
 
@@ -142,9 +148,9 @@ def main() -> int:
     return 1 if unreadable else 0
 
 
-def load_runs(workdirs: list[pathlib.Path]) -> list[Run]:
+def load_runs(workdirs: list[pathlib.Path], step: int | str | None) -> list[Run]:
     """Loads the weights of the workdirs onto one device, and checks the flags that depend on the network."""
-    runs, step, mesh = [], command_line.step(_STEP.value), make_mesh(1)
+    runs, mesh = [], make_mesh(1)
     loaded = [load_weights(workdir, mesh, step) for workdir in workdirs]
     for config, *_ in loaded:
         if config.dtype != "float64":

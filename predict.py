@@ -37,11 +37,12 @@ from training import command_line
 from training.inference import one_behind
 from training.platform import prepare_platform
 from training.prediction import likeliest_classes, make_predictor, predict_arrays, read_inputs
+from training.remote_workdir import local_copy
 from training.state import make_mesh
 from training.transfer import load_weights
 from training.workdir import open_atomically, read_class_names, write_atomically
 
-_WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "The folder that train.py made.", required=True)
+_WORKDIR = flags.DEFINE(command_line.PATH_OR_URL, "workdir", None, "The folder that train.py made.", required=True)
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
 _IMAGES = flags.DEFINE_multi_string(
     "images", [], "Image files, folders and patterns, with commas between them; -: file names on standard input."
@@ -63,10 +64,12 @@ def main() -> int:
     """Runs the program; returns its exit code."""
     with command_line.refusing_bad_input():
         check_flags()
-        workdir, mesh = pathlib.Path(_WORKDIR.value), make_mesh()
+        mesh, step = make_mesh(), command_line.step(_STEP.value)
         names = [name for value in _IMAGES.value for name in separate(value)]
         files = named_images(names)
-        config, params, batch_stats, _ = load_weights(workdir, mesh, command_line.step(_STEP.value))
+        with local_copy(_WORKDIR.value, step) as workdir:
+            config, params, batch_stats, _ = load_weights(workdir, mesh, step)
+            class_names = read_class_names(workdir)
         prepare_platform(config)
         inputs = read_inputs(pathlib.Path(_INPUTS.value), config) if _INPUTS.value else None
     predict = make_predictor(config, params, batch_stats, mesh, preprocessed=inputs is not None)
@@ -94,7 +97,7 @@ def main() -> int:
         most_bytes(config.max_image_pixels),
         num_decode_threads(config),
     )
-    class_names, unreadable = read_class_names(workdir), 0
+    unreadable = 0
     try:
         with contextlib.closing(batches), output(total) as (show, display):
             for batch, logits in one_behind((batch, predict(batch.images)) for batch in batches):

@@ -25,7 +25,8 @@ from ml_collections import ConfigDict, config_flags
 
 import input_pipeline
 from analysis import memory
-from input_pipeline.files import local_path
+from input_pipeline.files import is_remote
+from input_pipeline.remote import copy_of
 from training import command_line, configuration, conversion, fine_tuning, published_weights
 from training.checkpoints import Checkpoints, check_same_arrays, has_checkpoints, list_steps
 from training.command_line import say
@@ -38,6 +39,7 @@ from training.metrics import RunLog, write_summary
 from training.platform import prepare_platform
 from training.processes import check_same_work, check_shared, join_processes
 from training.program import Program, make_program
+from training.remote_workdir import kept_in_store, local_copy
 from training.state import State, count_parameters, evaluated_variables, make_mesh
 from training.step import Sums
 from training.transfer import initialize_from, load_source
@@ -53,7 +55,12 @@ from training.workdir import (
 )
 
 _CONFIG = config_flags.DEFINE_config_file("config", None, "The recipe, a file of configs/.")
-_WORKDIR = flags.DEFINE(command_line.PATH, "workdir", None, "Folder of the run; default: runs/RECIPE/OPTION=VALUE,...")
+_WORKDIR = flags.DEFINE(
+    command_line.PATH_OR_URL,
+    "workdir",
+    None,
+    "Folder of the run, or s3://bucket/folder or gs://bucket/folder; default: runs/RECIPE/OPTION=VALUE,...",
+)
 flags.DEFINE_bool("options", False, "Print every option with its default, unit and meaning, and exit.")
 flags.DEFINE_bool("list_models", False, "Print the names of all networks, and exit.")
 flags.DEFINE_bool("list_recipes", False, "Print the files of configs/ with what each trains, and exit.")
@@ -66,12 +73,20 @@ def main() -> int:
     with command_line.refusing_bad_input((ValueError,)):
         join_processes(_CONFIG.value.process_timeout_seconds)
     jax.config.update("jax_transfer_guard_host_to_device", "disallow")  # a hidden copy to the devices is an error
-    flag = flags.FLAGS["config"]
+    flag, config = flags.FLAGS["config"], _CONFIG.value
     path, typed = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
-    workdir = pathlib.Path(_WORKDIR.value or default_workdir(path, typed))
+    given = _WORKDIR.value or str(default_workdir(path, typed))
+    url = given if is_remote(given) else None
+    with command_line.refusing_bad_input((ValueError,)):
+        workdir = copy_of(url, config.remote_cache_dir) if url else pathlib.Path(given)
     with Interruption() as interruption:
         try:
-            train(_CONFIG.value, workdir, interruption, typed)
+            with contextlib.ExitStack() as held:
+                if url:
+                    limits = config.remote_timeout_seconds, config.remote_upload_seconds
+                    with command_line.refusing_bad_input((ValueError,)):
+                        held.enter_context(kept_in_store(url, workdir, *limits, interruption.stop))
+                train(config, workdir, interruption, typed, url)
         except FloatingPointError as error:
             advice = "try a lower learning_rate, a warm-up or gradient_clip_norm"
             command_line.fail(f"{error}; {last_good_checkpoint(workdir)}; {advice}")
@@ -83,7 +98,7 @@ def main() -> int:
             discard_unstarted(workdir)
             reason = str(error).splitlines()[0][:300]
             command_line.refuse(
-                f"batch_size={_CONFIG.value.batch_size} does not fit into memory ({reason}); give a smaller one, or "
+                f"batch_size={config.batch_size} does not fit into memory ({reason}); give a smaller one, or "
                 "more accumulation_steps, which cut the batch"
             )
         except OSError as error:
@@ -93,7 +108,13 @@ def main() -> int:
     return interruption.exit_code
 
 
-def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption, typed: Collection[str] = ()) -> None:
+def train(
+    config: ConfigDict,
+    workdir: pathlib.Path,
+    interruption: Interruption,
+    typed: Collection[str] = (),
+    url: str | None = None,
+) -> None:
     """Trains to the last step, from the newest checkpoint of the workdir, or from step 0 if there is none.
 
     Args:
@@ -101,6 +122,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
       workdir: the folder for all files of the run.
       interruption: once it is true, the run saves a checkpoint and stops.
       typed: names of the options that were given on the command line.
+      url: of the workdir, if the folder is this machine's copy of a remote one.
 
     Raises:
       SystemExit: with code 2, if the config or the dataset is invalid; nothing is written.
@@ -126,8 +148,9 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
     prepare_platform(config)
     mesh = make_mesh()
     with command_line.refusing_bad_input():
-        check_same_work(config, (train_data, eval_data), workdir=str(workdir.absolute()))
-        check_shared(nearest_folder(workdir))
+        check_same_work(config, (train_data, eval_data), workdir=url or str(workdir.absolute()))
+        if not url:
+            check_shared(nearest_folder(workdir))
         if (workdir / "summary.json").exists():
             return say(f"{workdir} is finished, as its summary.json says; a new run needs another --workdir")
         feed = Feed(config, mesh, train_data, eval_data)
@@ -141,7 +164,7 @@ def train(config: ConfigDict, workdir: pathlib.Path, interruption: Interruption,
             held.enter_context(exclusive_run(workdir))
             check_workdir(workdir, config)  # again, because another run may have used the workdir since the first check
             write_config(workdir, config, train_data.class_names)
-            checkpoints = Checkpoints(workdir, config.keep_checkpoints)
+            checkpoints = Checkpoints(workdir, config.keep_checkpoints, is_copy=bool(url))
             state = state or checkpoints.restore(program.target) or start_state(config, program, train_data.class_names)
             check_same_arrays(state)
             state = program.place(state)
@@ -276,7 +299,8 @@ def start_state(config: ConfigDict, program: Program, class_names: tuple[str, ..
         if published_weights.is_published(config.init_from):
             source = conversion.load_published(config)
         else:
-            source = load_source(local_path(config.init_from), program.mesh)
+            with local_copy(config.init_from, timeout=config.remote_timeout_seconds) as folder:
+                source = load_source(folder, program.mesh)
         start = initialize_from(state, source, config, class_names)
         reason = f", which stay new: {start.differing_classes}" if start.differing_classes else ""
         say(f"weights are those of {config.init_from}, but for {', '.join(start.new) or 'nothing'}{reason}")

@@ -364,6 +364,21 @@ SECTIONS = {
             "folder of compiled programs, shared by all runs; '': none",
             affects_result=False,
         ),
+        "remote_cache_dir": Option(
+            "~/.cache/convnets/remote",
+            "",
+            "folder of the local copies of workdirs and datasets that are given as s3:// or gs://",
+            affects_result=False,
+        ),
+        "remote_upload_seconds": Option(
+            10.0, "[0.1, 86400] seconds", "time between two uploads to a remote workdir", affects_result=False
+        ),
+        "remote_timeout_seconds": Option(
+            300.0,
+            "[0, 86400] seconds",
+            "if a store of a remote workdir or dataset keeps failing for this long, the run saves and ends",
+            affects_result=False,
+        ),
         "process_timeout_seconds": Option(
             40.0,
             "[1, 86400] seconds",

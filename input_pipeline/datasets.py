@@ -1,6 +1,7 @@
 """Opens datasets by name. A dataset that can be downloaded automatically is downloaded and prepared at first use."""
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,9 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from input_pipeline.dataset import Dataset, held_out_records, held_out_split
-from input_pipeline.files import local_path, printable
+from input_pipeline.files import is_remote, printable
 from input_pipeline.image_folder import open_image_folder
+from input_pipeline.remote import copied_folder
 from input_pipeline.stored_datasets import default_data_dir, not_prepared, open_builder, open_stored_dataset
 
 SYNTHETIC_IMAGES = 64
@@ -20,11 +22,12 @@ def load_dataset(config: ConfigDict, split: str) -> Dataset:
 
     Names: 'digits' (part of scikit-learn), 'synthetic' (random pixels), 'image_folder:/path' (a folder of images for
     each class), and every dataset that prepare.py or TFDS has prepared, as ArrayRecord or TFRecord, in config.data_dir
-    ('imagenet2012', 'imagenette/160px-v2', ...). Datasets that can be downloaded are prepared at first use.
+    ('imagenet2012', 'imagenette/160px-v2', ...). Datasets that can be downloaded are prepared at first use. What lies
+    in an object store (s3://bucket/folder for /path or data_dir) is copied to config.remote_cache_dir at first use.
 
     Args:
-      config: dataset, data_dir, train_split, eval_split, validation_share, split_seed, image_size, channels,
-        num_classes, synthetic_examples.
+      config: dataset, data_dir, remote_cache_dir, remote_timeout_seconds, train_split, eval_split, validation_share,
+        split_seed, image_size, channels, num_classes, synthetic_examples.
       split: 'train' or 'eval' for the split that the config chooses, or the name of a split.
 
     Returns:
@@ -41,19 +44,38 @@ def load_dataset(config: ConfigDict, split: str) -> Dataset:
         return _synthetic(config, split)
     if config.dataset.startswith("image_folder:"):
         return open_image_folder(
-            config.dataset.removeprefix("image_folder:"),
+            image_folder(config),
             split,
             validation_share=config.validation_share,
             split_seed=config.split_seed,
             max_image_pixels=config.max_image_pixels,
         )
-    local_path(config.dataset)  # refuses gs://bucket/folder
+    if is_remote(config.dataset):
+        raise ValueError(
+            f"dataset {config.dataset!r} is remote; give dataset=image_folder:{config.dataset} for class folders, or "
+            "the name of a dataset of TFDS, with data_dir=URL for the folder that has it"
+        )
+    remote = config.data_dir or os.environ.get("TFDS_DATA_DIR") or ""
+    if is_remote(remote):
+        name = config.dataset.replace(":", "/")
+        data_dir = copied_folder(remote, config.remote_cache_dir, config.remote_timeout_seconds, name)
+        if builder := open_builder(config.dataset, data_dir):
+            return open_stored_dataset(builder, config.dataset, split)
+        raise not_prepared(config.dataset, data_dir)
     data_dir = default_data_dir(config.data_dir)
     folder = Path(config.dataset).expanduser()
     if folder.is_dir() and (folder.is_absolute() or not (data_dir / folder).is_dir()):
         raise ValueError(f"dataset {config.dataset!r} is a folder; give --config.dataset=image_folder:{config.dataset}")
     builder = open_builder(config.dataset, data_dir) or _fetch(config.dataset, data_dir)
     return open_stored_dataset(builder, config.dataset, split)
+
+
+def image_folder(config: ConfigDict) -> str:
+    """Returns the path of dataset=image_folder:/path; of a URL the path of its copy, which is made at first use."""
+    place = config.dataset.removeprefix("image_folder:")
+    if is_remote(place):
+        return str(copied_folder(place, config.remote_cache_dir, config.remote_timeout_seconds))
+    return place
 
 
 def _fetch(name: str, data_dir: Path) -> Any:

@@ -54,6 +54,11 @@ Pillow's other formats are left out: they need a plugin or an external program, 
 SUFFIXES = frozenset(suffix for suffixes in FORMATS.values() for suffix in suffixes)
 
 
+def is_remote(text: str | Path) -> bool:
+    """Whether a text is a URL, such as s3://bucket/folder, and not a path."""
+    return bool(re.match(r"[A-Za-z][\w+.-]*://", str(text)))
+
+
 def local_path(text: str | Path) -> Path:
     """Returns a path as a shell understands it: with `~` and environment variables replaced.
 
@@ -61,8 +66,8 @@ def local_path(text: str | Path) -> Path:
       ValueError: it is remote (gs://bucket/folder), or it names a user or a variable that does not exist, and is no
         file or folder as it stands.
     """
-    if re.match(r"[A-Za-z][\w+.-]*://", str(text)):
-        raise ValueError(f"{str(text)!r} is remote, which is not supported; give a path on this machine")
+    if is_remote(text):
+        raise ValueError(f"{str(text)!r} is remote, which is not supported here; give a path on this machine")
     expanded = os.path.expanduser(os.path.expandvars(text))
     unknown = re.search(r"^~[^/]*|\$(\w+|\{[^}]*\})", expanded)
     if unknown and not os.path.lexists(expanded):

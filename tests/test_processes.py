@@ -9,11 +9,14 @@ import socket
 import subprocess
 import sys
 
+import jax
 import numpy as np
 import pytest
 from PIL import Image
 
 from training.processes import join_processes
+from training.state import make_mesh
+from training.transfer import load_weights
 
 ROOT = pathlib.Path(__file__).parent.parent
 TRAIN = ("train.py", "--config=configs/lenet5_digits.py", "--config.compilation_cache_dir=", "--config.num_steps=60")
@@ -127,6 +130,25 @@ def test_evaluation_is_exact_over_processes_that_get_unequal_shares(alone):
     assert "{" not in nothing and halves["examples"] == whole["examples"] == 360
     assert halves["accuracy_top1"] == whole["accuracy_top1"] and halves["accuracy_top5"] == whole["accuracy_top5"]
     assert halves["loss"] == pytest.approx(whole["loss"], rel=1e-6)
+
+
+def test_a_remote_workdir_of_two_processes_without_a_shared_disk(tmp_path):
+    """The URL begins with file://; each process has its own local copy, and its parts of the large arrays."""
+    options = (*TRAIN, "--config.num_classes=1000", "--config.shard_params=True", "--config.remote_upload_seconds=0.1")
+    caches = [[f"--config.remote_cache_dir={tmp_path / name}"] for name in ("first", "second")]
+    finish(start(2, *options, f"--workdir={tmp_path / 'alone'}"))
+    processes = start(2, *options, f"--workdir=file://{tmp_path}/run", each=caches)
+    for line in processes[0].stdout:
+        if "step 30/60" in line:
+            break
+    for process in processes[::-1]:
+        process.kill()
+        process.wait()
+    finish(start(2, *options, f"--workdir=file://{tmp_path}/run", each=caches))
+    assert rows(tmp_path / "run") == rows(tmp_path / "alone")
+    _, *ours, _ = load_weights(tmp_path / "run", make_mesh(1))
+    _, *theirs, _ = load_weights(tmp_path / "alone", make_mesh(1))
+    assert jax.tree.all(jax.tree.map(lambda one, other: np.array_equal(one, other), ours, theirs))
 
 
 def write_images(folder, count, class_names=("cat", "dog")):

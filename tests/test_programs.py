@@ -86,6 +86,24 @@ def test_killed_and_started_again_it_ends_the_same_to_the_bit(finished, tmp_path
     assert what_was_measured(workdir) == what_was_measured(finished)
 
 
+def test_a_remote_workdir_is_the_same_run_on_every_machine(finished, tmp_path):
+    """A URL that begins with file:// takes the way of s3:// and gs://; each machine has its own local copies."""
+    store, url = tmp_path / "store/run", f"file://{tmp_path}/store/run"
+    here, there = (
+        (*SHORT, f"--workdir={url}", f"--config.remote_cache_dir={tmp_path / machine}") for machine in ("here", "there")
+    )
+    assert stop_at("step 25/60", signal.SIGKILL, *here, "--config.remote_upload_seconds=0.1") == -signal.SIGKILL
+    assert f"everything is in {url}" in run("train.py", *here)
+    assert checksums(store, 60) == checksums(finished, 60)
+    assert what_was_measured(store) == what_was_measured(finished)
+    assert {path.name for path in store.iterdir()} == {path.name for path in finished.iterdir()}
+    steps = {path.parent.parent.name for path in store.glob("checkpoints/*/state/_METADATA")}
+    assert steps == {path.name for path in (finished / "checkpoints").iterdir()}
+    assert "is finished" in run("train.py", *there)
+    ours, theirs = (run("evaluate.py", f"--workdir={each}", "--step=best", "--json=-") for each in (url, finished))
+    assert ours == theirs
+
+
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_signal_saves_at_once_and_the_run_goes_on(finished, tmp_path, number, exit_code):
     workdir = tmp_path / "run"
@@ -328,14 +346,15 @@ BASE = f"--config={ROOT}/configs/base.py"
 @pytest.mark.parametrize(
     ("program", "arguments"),
     [
-        ("train.py", [BASE, "--workdir=gs://bucket/run"]),
-        ("train.py", [BASE, "--config.init_from=s3://bucket/run"]),
-        ("train.py", [BASE, "--config.dataset=image_folder:gs://bucket/images"]),
+        ("train.py", [BASE, "--workdir=https://server/run"]),
+        ("train.py", [BASE, "--config.init_from=ftp://server/run"]),
+        ("train.py", [BASE, "--config.dataset=image_folder:https://server/images"]),
         ("train.py", [BASE, "--config.dataset=gs://bucket/imagenet2012"]),
-        ("train.py", [BASE, "--config.dataset=cifar10", "--config.data_dir=gs://bucket"]),
+        ("train.py", [BASE, "--config.dataset=cifar10", "--config.data_dir=hdfs://server/data"]),
         ("train.py", [BASE, "--config.compilation_cache_dir=gs://bucket"]),
+        ("train.py", [BASE, "--config.remote_cache_dir=gs://bucket"]),
         ("train.py", ["--config=gs://bucket/recipe.py"]),
-        ("evaluate.py", ["--workdir=memory://run"]),
+        ("evaluate.py", ["--workdir=https://server/run"]),
         ("predict.py", ["--workdir=run", "--images=https://server/cat.jpg"]),
         ("convert.py", [BASE, "--weights=x.pth", "--workdir=gs://bucket/run"]),
         ("summarize.py", ["--workdir=gs://bucket/run", "--effective_receptive_field=x.png"]),
@@ -344,9 +363,9 @@ BASE = f"--config={ROOT}/configs/base.py"
         ("prepare.py", ["cifar10", "--archive=s3://bucket/cifar10.tar.gz"]),
     ],
 )
-def test_remote_paths_are_refused_at_once(tmp_path, program, arguments):
+def test_remote_paths_that_are_not_supported_are_refused_at_once(tmp_path, program, arguments):
     errors = run(program, *arguments, exit_code=2, cwd=tmp_path, HOME=str(tmp_path))
-    assert len(errors.splitlines()) == 1 and "is remote, which is not supported" in errors
+    assert len(errors.splitlines()) == 1 and re.search("is remote|in no store that is supported", errors)
     assert not list(tmp_path.iterdir())
 
 

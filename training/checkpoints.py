@@ -22,6 +22,9 @@ from input_pipeline.files import printable
 from training.processes import check_same, first_text, is_lost_connection, is_one_of_several
 from training.state import AVERAGED_BATCH_STATS, State
 
+REMOVED = ".removed"
+"""The folder in checkpoints/ to which a copy of a remote workdir moves those that it no longer keeps."""
+
 
 class Checkpoints:
     """The checkpoints of one workdir, in its folder `checkpoints/`, each in a folder named by its step.
@@ -30,20 +33,22 @@ class Checkpoints:
     passes its step to `save`.
     """
 
-    def __init__(self, workdir: pathlib.Path, keep: int = 1, read_only: bool = False):
+    def __init__(self, workdir: pathlib.Path, keep: int = 1, read_only: bool = False, is_copy: bool = False):
         """Opens the checkpoints of a workdir.
 
         Args:
           workdir: the run's folder.
           keep: how many of the newest checkpoints to keep.
           read_only: change no file, and leave damaged checkpoints where they are.
+          is_copy: whether the folder is a copy of a remote workdir, of which each machine has its own. Process 0 alone
+            writes checkpoints then, and those that are no longer kept are moved to REMOVED for the thread that uploads.
 
         Raises:
           OSError: if the folder cannot be made or read.
         """
         self.directory = pathlib.Path(workdir).resolve() / "checkpoints"
         self._last_saved = "a checkpoint"
-        self._read_only = read_only
+        self._read_only, self._is_copy = read_only, is_copy
         self._policy = _NewestAndBest(keep)
         if not read_only:
             with self._naming_failure("a checkpoint"):
@@ -58,15 +63,17 @@ class Checkpoints:
             options=ocp.CheckpointManagerOptions(
                 preservation_policy=self._policy,
                 cleanup_tmp_directories=not read_only,
-                create=not read_only,
+                create=not (read_only or is_copy),  # Orbax cannot in one of several processes
                 read_only=read_only,
                 lightweight_initialize=read_only,  # does not read the metrics that older versions stored here
                 # If a thread of Orbax could not make the folder of a checkpoint, its other threads would wait for that
                 # folder for ever. So the folder is made before they start.
                 async_options=ocp.options.AsyncOptions(
                     create_directories_asynchronously=False,
-                    barrier_sync_fn=_barrier if jax.process_count() > 1 else None,
+                    barrier_sync_fn=_barrier if jax.process_count() > 1 and not is_copy else None,
                 ),
+                multiprocessing_options=_alone() if is_copy else ocp.options.MultiprocessingOptions(),
+                todelete_subdir=REMOVED if is_copy else None,
             ),
         )
 
@@ -86,6 +93,10 @@ class Checkpoints:
           OSError: if this checkpoint, or the one before, cannot be written.
         """
         self._policy.best_step = best_step
+        if self._is_copy and jax.process_count() > 1:
+            state = jax.tree.map(_whole_if_sharded, state)
+            if jax.process_index() > 0:
+                return
         # Copies: the next step may overwrite the memory of this state while a thread still writes it to disk. Process 0
         # writes the arrays that all processes hold whole; of sharded arrays each process writes its shards. On a
         # GPU the axes of a kernel may lie in another order; the file has always the same one.
@@ -222,6 +233,14 @@ class Checkpoints:
             raise OSError(f"{what} cannot be written to {self.directory}: {reason}") from error
 
 
+def _alone() -> ocp.options.MultiprocessingOptions:
+    """Returns the options with which Orbax, in each of several processes, waits for no other process."""
+    ours = jax.process_index()
+    return ocp.options.MultiprocessingOptions(
+        primary_host=ours, active_processes={ours}, barrier_sync_key_prefix=f"process{ours}"
+    )
+
+
 def _barrier(key: str, timeout_ms: int) -> None:
     """Lets Orbax's threads of all processes wait for each other.
 
@@ -339,6 +358,11 @@ def _checksums(state: Any, stored: dict[str, Any] | None = None) -> dict[str, An
         for name, total in zip(sharded, sums.sum(0, dtype=np.uint64) % 2**32, strict=True):
             found[name] = [found[name][0], int(total)]
     return found
+
+
+def _whole_if_sharded(leaf: Any) -> Any:
+    """Returns an array of which other processes hold parts on the host, whole; every other array as it is."""
+    return leaf if leaf.is_fully_replicated else _whole(leaf)
 
 
 def _whole(leaf: Any) -> np.ndarray:

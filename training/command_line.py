@@ -21,7 +21,8 @@ import models
 from configs import base
 from configs._option import nearest_name
 from configs._other_names import OTHER_NAMES
-from input_pipeline.files import local_path, printable
+from input_pipeline.files import is_remote, local_path, printable
+from input_pipeline.remote import check_url
 from training import configuration, lists
 from training.platform import prepare_process
 from training.processes import end_process, is_lost_connection, is_one_of_several, leave_processes
@@ -157,8 +158,20 @@ class _PathParser(flags.ArgumentParser):
         return "path"
 
 
-PATH = _PathParser()
-"""The parser of every flag that is a path: flags.DEFINE(PATH, name, default, help)."""
+class _PathOrUrlParser(_PathParser):
+    """Parses a path, or the URL of a folder in an object store."""
+
+    syntactic_help = "a path, s3://bucket/folder or gs://bucket/folder"
+
+    def parse(self, argument: str) -> str:
+        if not is_remote(argument or ""):
+            return super().parse(argument)
+        check_url(argument)
+        return argument
+
+
+PATH, PATH_OR_URL = _PathParser(), _PathOrUrlParser()
+"""The parsers of every flag that is a path, or may also be a URL: flags.DEFINE(PATH, name, default, help)."""
 
 
 class _OptionalParser(flags.ArgumentParser):

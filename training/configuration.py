@@ -14,6 +14,7 @@ from configs import base
 from configs._option import text_of
 from input_pipeline import crops
 from input_pipeline.files import local_path
+from input_pipeline.remote import check_place
 from input_pipeline.repetition import neighbour_distance
 from training import fine_tuning, published_weights
 from training.inference import make_apply
@@ -69,9 +70,12 @@ def resolve_network(config: ConfigDict, typed: Collection[str] = ()) -> ConfigDi
     if published_weights.is_published(config.init_from):
         weights = published_weights.find(config.init_from, config.model)
         published_weights.apply_settings(config, weights, set(typed))
-    for name in ("init_from", "teacher", "data_dir", "compilation_cache_dir"):
-        local_path(config[name] or "")
-    local_path(config.dataset.removeprefix("image_folder:"))
+    for name in ("init_from", "teacher", "data_dir"):
+        check_place(config[name] or "")
+    for name in ("compilation_cache_dir", "remote_cache_dir"):
+        local_path(config[name])
+    if config.dataset.startswith("image_folder:"):
+        check_place(config.dataset.removeprefix("image_folder:"))
     entry = models.get_entry(config.model)
     for option in ("image_size", "channels", "dropout_rate"):
         if config[option] is None:

@@ -16,9 +16,9 @@ from ml_collections import ConfigDict
 import input_pipeline
 import models
 from configs import base
-from input_pipeline.files import local_path
 from training import configuration, conversion, published_weights
 from training.inference import make_apply
+from training.remote_workdir import local_copy
 from training.state import make_model, select
 from training.transfer import load_weights
 from training.workdir import all_class_names, read_class_names
@@ -62,9 +62,9 @@ def load_teacher(config: ConfigDict, class_names: tuple[str, ...], mesh: Mesh) -
         params = batch_stats = values
         names: Sequence[str] = input_pipeline.known_class_names("imagenet2012")
     else:
-        workdir = local_path(config.teacher)
-        own, params, batch_stats, _ = load_weights(workdir, mesh)
-        names = read_class_names(workdir)
+        with local_copy(config.teacher, timeout=config.remote_timeout_seconds) as workdir:
+            own, params, batch_stats, _ = load_weights(workdir, mesh)
+            names = read_class_names(workdir)
     if own.channels != config.channels:
         raise ValueError(
             f"teacher={config.teacher} takes images of {own.channels} channels, but channels is {config.channels}; "

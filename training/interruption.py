@@ -40,6 +40,12 @@ class Interruption:
         """The exit code by the shell's convention: 130 after SIGINT, 143 after SIGTERM, 0 without a signal."""
         return 128 + self.signal if self.signal else 0
 
+    def stop(self) -> None:
+        """Makes the run stop as after a SIGTERM; another thread of the program may call it."""
+        self._noted = signal.SIGTERM
+        if not jax.distributed.is_initialized():
+            self.signal = self._noted
+
     def agree(self) -> None:
         """Tells every process whether any process received a signal; all of them must call it after the same step."""
         if jax.distributed.is_initialized():

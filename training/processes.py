@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NoReturn
 
 import jax
@@ -29,7 +29,7 @@ from input_pipeline.files import one_line
 from training.environment import describe_versions, git_commit
 
 _JAX_OPTIONS: Any = jax.config  # Any, because type checkers do not know the attributes of jax.config
-_OF_A_HOST = ("data_dir", "decode_threads", "prefetch_batches", "compilation_cache_dir")
+_OF_A_HOST = ("data_dir", "decode_threads", "prefetch_batches", "compilation_cache_dir", "remote_cache_dir")
 """The options that may differ between processes."""
 
 _DAY = 86_400  # seconds
@@ -108,6 +108,27 @@ def is_one_of_several() -> bool:
     return _watch is not None
 
 
+def is_first() -> bool:
+    """Whether this process is process 0 or works alone; unlike jax.process_index() it starts no devices."""
+    return _watch is None or distributed.global_state.process_id == 0
+
+
+@contextlib.contextmanager
+def in_turn(name: str) -> Iterator[None]:
+    """Lets process 0 run the block first, and then all others at once; all of them go on together.
+
+    Args:
+      name: of the block, the same in all processes.
+    """
+    if _watch and not is_first():
+        _watch.wait(f"{name}: process 0")
+    yield
+    if _watch and is_first():
+        _watch.wait(f"{name}: process 0")
+    if _watch:
+        _watch.wait(f"{name}: all")
+
+
 def is_lost_connection(error: BaseException) -> bool:
     """Whether an error of JAX or Orbax means that another process can no longer be reached."""
     signs = ("Gloo", "NCCL", "Barrier timed out", "UNAVAILABLE", "CoordinationService")
@@ -117,11 +138,13 @@ def is_lost_connection(error: BaseException) -> bool:
 def check_same_work(config: ConfigDict, datasets: Sequence[Dataset], **others: Any) -> None:
     """Checks that all processes have the same options, numbers of images, class names and other facts.
 
-    All of them must call it.
+    All of them must call it. They wait for each other as long as it takes: one may have to copy its dataset first.
 
     Raises:
       ValueError: in every process, if a process differs from process 0.
     """
+    if _watch:
+        _watch.wait("same work")
     facts: dict[str, Any] = {f"images of {dataset.split}": len(dataset) for dataset in datasets}
     facts |= {f"class {number}": name for number, name in enumerate(datasets[0].class_names)}
     options = json.loads(config.to_json())
@@ -212,9 +235,13 @@ class _Watch:
                 f"{self._name(self._number)} runs {differing} as {self._name(0)}; install the same versions everywhere"
             )
 
+    def wait(self, name: str) -> None:
+        """Waits until all processes have come to the barrier of this name."""
+        self._client.wait_at_barrier(name, _DAY * 1000)
+
     def leave(self) -> None:
         """Waits until all processes call it, then disconnects this one and ends the threads."""
-        self._client.wait_at_barrier("done", _DAY * 1000)
+        self.wait("done")
         self._leaving.set()
         jax.distributed.shutdown()
         for thread in self._threads:

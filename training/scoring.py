@@ -25,7 +25,7 @@ class Member(NamedTuple):
     """A network with its weights; several of them are an ensemble.
 
     Attributes:
-      workdir: the folder of its run.
+      workdir: the folder or the URL of its run.
       step: of the checkpoint; of several, the newest.
       config: resolved options.
       params: its parameters, on the mesh.
@@ -33,7 +33,7 @@ class Member(NamedTuple):
       class_names: in the order of its logits.
     """
 
-    workdir: pathlib.Path
+    workdir: pathlib.Path | str
     step: int
     config: ConfigDict
     params: dict[str, Any]
