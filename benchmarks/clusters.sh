@@ -90,6 +90,15 @@ slurm() {
   say "$(scontrol show job "$job" | grep -oE '(JobState|Restarts|ExitCode)=[^ ]*' | tr '\n' ' ')"
   grep -E "done: " "$FOLDER/batch.out"
 
+  say "Slurm: SIGKILL to one of the tasks"
+  long="$OPTIONS --config.num_steps=200 --config.checkpoint_every_steps=10 --workdir=$FOLDER/killed"
+  job=$(sbatch --parsable --ntasks=2 --output="$FOLDER/killed.out" docs/clusters/slurm.sbatch $long)
+  until grep -q "step 20/" "$FOLDER/killed.out" 2> /dev/null; do sleep 0.2; done
+  kill -KILL "$(pgrep -f "^$PYTHON train.py.*$FOLDER/killed" | tail -1)"
+  until [ "$(state "$job")" = "" ] || [ "$(state "$job")" = COMPLETED ]; do sleep 0.5; done
+  say "$(scontrol show job "$job" | grep -oE '(JobState|Restarts|ExitCode)=[^ ]*' | tr '\n' ' ')"
+  grep -E "error: |done: " "$FOLDER/killed.out"
+
   say "Slurm: scancel"
   long="$OPTIONS --config.num_steps=2000 --workdir=$FOLDER/cancelled"
   job=$(sbatch --parsable --ntasks=2 --output="$FOLDER/cancelled.out" docs/clusters/slurm.sbatch $long)

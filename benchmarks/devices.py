@@ -9,6 +9,7 @@ run with SIGTERM after some steps on each layout, and continues it on the next o
 
 import argparse
 import json
+import os
 import pathlib
 import re
 import signal
@@ -20,7 +21,7 @@ from typing import Any
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from program import COMPILE_QUICKLY, Program
+from program import COMPILE_QUICKLY, TIMEOUT, Program
 
 from training.environment import describe_environment
 
@@ -66,8 +67,11 @@ class Processes:
 
     def end(self, number: int | None = None) -> list[int | None]:
         """Sends a signal to the last process, if one is given, and waits; returns the exit codes."""
-        codes = [program.end(number if program is self.programs[-1] else None) for program in self.programs[::-1]]
-        return codes[::-1]
+        if number and self.programs[-1].process.is_alive():
+            os.kill(self.programs[-1].process.pid, number)
+        for program in self.programs:
+            program.process.join(10 * TIMEOUT)  # a large network on many devices takes minutes
+        return [program.end() for program in self.programs]
 
 
 def arguments(options: str, workdir: pathlib.Path, steps: int) -> list[str]:

@@ -51,11 +51,20 @@ NETWORKS += ["vit_b_16"]
 OPTIMIZERS = {"vit_b_16": "adamw"}  # others: sgd with momentum
 TPU_SLICES = {8: "v5p:2x2x2", 64: "v5p:4x4x4", 1024: "v5p:8x8x16"}
 
+# Columns of the table of efficiencies: how many devices, and what connects them. A program's collectives depend on the
+# number of devices in no case that was compiled, so the times of 64 and 1,024 devices follow from those of 8.
+GPUS, TPUS, *ETHERNETS = FABRICS
+COLUMNS = {f"{devices:,} GPUs": (devices, GPUS) for devices in (8, 64, 1024)}
+COLUMNS |= {f"1,024 {TPUS}": (1024, TPUS)} | {f"1,024 at {name}": (1024, name) for name in ETHERNETS}
+
 # ILSVRC2012_img_train.tar, and the files in it.
 IMAGENET_BYTES, IMAGENET_IMAGES = 147_897_477_120, 1_281_167
 
 _MODELS = flags.DEFINE_list("models", NETWORKS, "Names of models.REGISTRY.")
 _SHARDED = flags.DEFINE_list("sharded", ["vgg16", "vit_b_16"], "Networks that also get rows with shard_params.")
+_STATISTICS = flags.DEFINE_list(
+    "bn_virtual_batch_size", ["32", "0"], "Images over which batch normalisation takes statistics; 0: the whole batch."
+)
 _DEVICES = flags.DEFINE_list("devices", ["8", "64", "1024"], "Numbers of devices, at most 1,024 each.")
 _TARGET = flags.DEFINE_string("target", "cpu", "cpu, tpu, or a file with XLA's description of a GPU.")
 _DTYPE = flags.DEFINE_enum("dtype", "float32", ["float32", "bfloat16"], "The data type of the computation.")
@@ -98,6 +107,8 @@ def list_cases() -> list[tuple[ConfigDict, Mesh]]:
         row_files.check_file("json", _JSON.value)
     if _IMAGES.value % 32:
         raise ValueError(f"--images_per_device={_IMAGES.value} is no multiple of 32")
+    if wrong := [word for word in _STATISTICS.value if word not in ("0", "32")]:
+        raise ValueError(f"--bn_virtual_batch_size={wrong[0]} is not 32 or 0")
     for flag, words, pattern in (("devices", _DEVICES.value, r"\d+"), ("step_ms", _STEP_MS.value, r"\d*\.?\d+")):
         for word in words:
             if not re.fullmatch(pattern, word) or not float(word):
@@ -107,7 +118,7 @@ def list_cases() -> list[tuple[ConfigDict, Mesh]]:
         normalised = nnx.to_flat_state(nnx.state(models.create_model(model, abstract=True), nnx.BatchStat)).leaves
         sharded = (False, True) if model in _SHARDED.value else (False,)
         for bn_virtual_batch_size, shard_params, mesh in itertools.product(
-            (32, 0) if normalised else (0,), sharded, meshes
+            map(int, _STATISTICS.value) if normalised else (0,), sharded, meshes
         ):
             config = base.get_config()
             config.update({"optimizer": OPTIMIZERS.get(model, "sgd"), "shard_params": shard_params})
@@ -136,7 +147,10 @@ def read_collectives(config: ConfigDict, mesh: Mesh) -> dict:
         "compile_seconds": time.perf_counter() - start,
         "count": {kind: sum(each.repeats for each in collectives if each.kind == kind) for kind in kinds},
         "bytes": {kind: sum(each.repeats * each.bytes for each in collectives if each.kind == kind) for kind in kinds},
-        "seconds": {name: communication_seconds(collectives, mesh.size, links) for name, links in FABRICS.items()},
+        "seconds": {
+            name: communication_seconds(collectives, devices, FABRICS[links])
+            for name, (devices, links) in COLUMNS.items()
+        },
     }
 
 
@@ -202,14 +216,14 @@ def main() -> None:
         lines.append([*label(row), *sizes, counts, megabytes, f"{row['compile_seconds']:.0f}"])
     columns = "state, MB a device", "step, MB a device", "collectives", "MB", "seconds to compile"
     tables.print_boxed([*labels, *columns], lines)
-    for milliseconds in map(float, _STEP_MS.value):
-        title = f"Efficiency, %, without and with overlap of communication, if a step alone takes {milliseconds:g} ms"
-        lines = []
-        for row in rows:
-            bounds = [efficiency(milliseconds / 1e3, row["seconds"][name]) for name in FABRICS]
-            cells = [f"{100 * after:.1f} to {100 * behind:.1f}" for after, behind in bounds]
-            lines.append([*label(row), *cells])
-        tables.print_boxed([*labels, *FABRICS], lines, title)
+    lines = []
+    for row in (row for row in rows if row["devices"] == min(row["devices"] for row in rows)):
+        cells = [
+            [100 * efficiency(float(ms) / 1e3, row["seconds"][name])[0] for ms in _STEP_MS.value] for name in COLUMNS
+        ]
+        lines.append([*label(row)[:-1], *(" / ".join(f"{value:.0f}" for value in values) for values in cells)])
+    title = f"Efficiency, %, without overlap of communication, if a step alone takes {' / '.join(_STEP_MS.value)} ms"
+    tables.print_boxed([*labels[:-1], *COLUMNS], lines, title)
 
 
 def write_json(row: dict, demand: list[dict]) -> None:
