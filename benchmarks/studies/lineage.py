@@ -7,9 +7,9 @@ all networks have one of two budgets, and the study trains each of them in two w
 runs:
 
 Budgets. `epochs`: each network sees every image equally often. `seconds`: each network trains for the same time of one
-machine. Its number of steps is fixed before the run, from a rate that benchmark.py measures at the study's first call,
-with the dataset's images. So the schedule of the learning rate fits the budget, and a busy machine changes no result;
-but the rates must be measured while nothing else runs. Rates that are stored are not measured again.
+machine. Its number of steps is fixed before the run, from its rate, which benchmark.py measures with the dataset's
+images: --rates measures the networks that have no rate yet, and must run while nothing else does. So the schedule of
+the learning rate fits the budget, and a busy machine changes no result.
 
 Recipes. `common`: the crops of configs/imagenette_resnet18.py, and AdamW at 3e-4 with a warm-up of a tenth of the run,
 a cosine, and gradients of at most norm 1. AdamW is the one optimizer of these recipes that trains transformers and
@@ -18,12 +18,14 @@ loss, regularisation and augmentation. Its schedule shrinks to the length of the
 the learning rate is changed in proportion to the batch, with AdamW in proportion to its root. Moving averages of the
 weights are off, because they reach further back than these runs.
 
---size=cpu: 64 pixels (AlexNet needs 67, Inception-v3 75), 2 epochs or 60 s on two cores. The rates add up to about 40
-minutes for 2 epochs of all 17 networks, VGG-11 and Inception-v3 the most; 3 epochs would take an hour for each recipe
-and seed. 60 s are 2 epochs of ResNet-18. One seed of all networks comes first, the fastest network first.
+--size=cpu: 64 pixels (AlexNet needs 67, Inception-v3 75), 2 epochs or 60 s on two cores. By the rates, 2 epochs take
+ResNet-18 three and a half minutes, VGG-11 a quarter of an hour, most of it for its 129 million parameters, and all 17
+networks about an hour and a half for each recipe and seed; so 3 epochs are too many. One seed of all networks comes
+first, and the fastest network first.
 --size=full: 128 pixels, 20 epochs or 60 s on a GPU.
 """
 
+import functools
 import importlib
 import json
 import math
@@ -34,6 +36,7 @@ import sys
 from typing import Any, NamedTuple
 
 import study
+from absl import flags
 
 import models
 from analysis import rows as row_files
@@ -50,7 +53,9 @@ SECONDS, EPOCHS = {"full": 60, "cpu": 60, "reduced": 0.1}, {"full": 20, "cpu": 2
 IMAGES = {"full": 9469, "cpu": 9469, "reduced": 128}  # of Imagenette, to train on
 IMAGENET = 1_281_167  # images to train on
 SEEDS = {"full": 3, "cpu": 3, "reduced": 1}
-COLUMNS = [("seconds", "common"), ("seconds", "own"), ("epochs", "common"), ("epochs", "own")]
+COLUMNS = [("epochs", "common"), ("seconds", "common"), ("epochs", "own"), ("seconds", "own")]
+
+_RATES = flags.DEFINE_bool("rates", False, "Measure the networks' rates first, on a machine with nothing else to do.")
 
 
 class Member(NamedTuple):
@@ -126,7 +131,7 @@ COMPARISONS = [
 def main() -> int:
     """Runs the program; returns its exit code."""
     files = study.files_of(f"lineage_{study.SIZE.value}")
-    if not study.REPORT.value:
+    if _RATES.value:
         measure_rates(study.SIZE.value, files)
     exit_code = study.main("lineage", list_runs, make_table, draw, judge)
     if files.comment and (rows := study.read(files)):
@@ -135,21 +140,26 @@ def main() -> int:
 
 
 def list_runs(size: str) -> list[study.Run]:
-    """Returns one seed of all networks, budgets and recipes, then the other seeds; fast networks come first."""
+    """Returns one seed of all networks, budgets and recipes, then the other seeds; fast networks come first.
+
+    A network without a measured rate comes last, and has no runs of so many seconds.
+    """
     rates = {name: row["images_per_second"] for name, row in read_rates().items()}
-    columns = COLUMNS if size != "reduced" else [("seconds", "common"), ("epochs", "own")]
+    columns = COLUMNS if size != "reduced" else [("epochs", "own"), ("seconds", "common")]
+    names = sorted(REDUCED if size == "reduced" else NETWORKS, key=lambda name: -rates.get(name, 0))
     return [
         study.Run(
-            f"{name}_{recipe}_{budget}", *recipe_of(name, recipe, size, steps_of(budget, size, rates[name])), seed
+            f"{name}_{recipe}_{budget}", *recipe_of(name, recipe, size, steps_of(budget, size, rates.get(name))), seed
         )
         for seed in range(SEEDS[size])
         for budget, recipe in columns
-        for name in sorted(rates, key=rates.get, reverse=True)
+        for name in names
+        if budget == "epochs" or name in rates
     ]
 
 
-def steps_of(budget: str, size: str, rate: float) -> int:
-    """Returns the steps of a budget for a network that trains at a rate of so many images a second."""
+def steps_of(budget: str, size: str, rate: float | None) -> int:
+    """Returns the steps of a budget; that of seconds needs the images that the network trains on in a second."""
     images = rate * SECONDS[size] if budget == "seconds" else EPOCHS[size] * IMAGES[size]
     return max(round(images / BATCH), 1)
 
@@ -213,7 +223,7 @@ def rates_file() -> pathlib.Path:
 
 
 def read_rates() -> dict[str, study.Row]:
-    """Returns for each network whose rate was measured benchmark.py's row, with `macs`, its multiply-accumulates."""
+    """Returns benchmark.py's row of each network whose rate was measured."""
     path = rates_file()
     return {row["name"]: row for row in json.loads(path.read_text())} if path.exists() else {}
 
@@ -226,8 +236,6 @@ def measure_rates(size: str, files: study.Files) -> None:
         options = (
             shared_options(name, size) | COMMON | ({"dataset": study.DATASET.value} if study.DATASET.value else {})
         )
-        config = importlib.import_module(f"configs.{RECIPE}").get_config()
-        config.update(options)
         files.folder.mkdir(parents=True, exist_ok=True)
         result = files.folder / "rate.json"
         words = ["python", "benchmark.py", f"--config=configs/{RECIPE}.py", "--mode=real"]
@@ -238,8 +246,16 @@ def measure_rates(size: str, files: study.Files) -> None:
         if code := subprocess.run(command, cwd=study.ROOT).returncode:
             sys.exit(code)
         (row,) = json.loads(result.read_text())
-        row |= {"name": name, "macs": summarize(config).macs, "command": shlex.join(map(study.portable, words))}
+        row |= {"name": name, "command": shlex.join(map(study.portable, words))}
         row_files.record(rates_file(), row | {"dataset": study.portable(row["dataset"])}, ["name"])
+
+
+@functools.cache
+def count_millions(name: str) -> float:
+    """Returns the millions of multiply-accumulates of a network for one image, without auxiliary classifiers."""
+    config = importlib.import_module(f"configs.{RECIPE}").get_config()
+    config.update(shared_options(name, study.SIZE.value))
+    return summarize(config).macs / 1e6
 
 
 def cells(rows: list[study.Row]) -> dict[str, dict[tuple[str, str], list[study.Row]]]:
@@ -281,24 +297,25 @@ def describe(budget: str) -> str:
 def make_table(rows: list[study.Row]) -> str:
     """Returns a line for each network: its costs, and for each budget and recipe top-1 with its 95 % interval."""
     rates, networks = read_rates(), cells(rows)
+    has_seconds = any(budget == "seconds" for each in networks.values() for budget, _ in each)
     columns = [column for column in COLUMNS if any(column in each for each in networks.values())]
     headings = ["network", "pixels", "million MACs an image", "million parameters", "images/s"]
     headings += [f"{describe(budget)}, {recipe} recipe: top-1, %" for budget, recipe in columns]
-    headings += ["epochs in " + describe("seconds"), "seeds"]
+    headings += ["seeds", *(["epochs in " + describe("seconds")] * has_seconds)]
     lines = []
     for name, each in networks.items():
-        rate, first = rates[name], next(iter(each.values()))[0]
-        epochs = next((group[0]["epochs"] for (budget, _), group in each.items() if budget == "seconds"), None)
+        first = next(iter(each.values()))[0]
+        epochs = [f"{group[0]['epochs']:.2g}" for (budget, _), group in each.items() if budget == "seconds"]
         lines.append(
             [
                 name,
-                rate["image_size"],
-                f"{rate['macs'] / 1e6:.4g}",
+                first["config"]["image_size"],
+                f"{count_millions(name):.4g}",
                 f"{first['parameters'] / 1e6:.3g}",
-                f"{rate['images_per_second']:.3g}",
+                f"{rates[name]['images_per_second']:.3g}" if name in rates else "",
                 *(f"{top1(each[key]):.1f} ± {half_interval(each[key]):.1f}" if key in each else "" for key in columns),
-                "" if epochs is None else f"{epochs:.2g}",
                 ", ".join(map(str, dict.fromkeys(len(group) for group in each.values()))),
+                *([next(iter(epochs), "")] * has_seconds),
             ]
         )
     return study.table(headings, lines)
@@ -322,10 +339,10 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
         if results:
             run = f"{pair[0]} and {pair[1]} on Imagenette at {size}; {seeds}"
             claims.append(study.Claim(paper, claim, run, "; ".join(results), "; ".join(holds)))
-    rates, results, holds = read_rates(), [], []
+    results, holds = [], []
     for budget in budgets:
         points = [
-            (rates[name]["macs"], top1(each[budget, "common"]))
+            (count_millions(name), top1(each[budget, "common"]))
             for name, each in networks.items()
             if (budget, "common") in each
         ]
@@ -357,7 +374,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     from matplotlib.figure import Figure
     from matplotlib.lines import Line2D
 
-    rates, networks = read_rates(), cells(rows)
+    networks = cells(rows)
     budgets = [
         budget
         for budget in dict(COLUMNS)
@@ -371,7 +388,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
             for recipe, face in (("common", color), ("own", "none")):
                 if (budget, recipe) not in each:
                     continue
-                group, millions = each[budget, recipe], rates[name]["macs"] / 1e6
+                group, millions = each[budget, recipe], count_millions(name)
                 axes.errorbar(millions, top1(group), half_interval(group), color=color, linewidth=1, capsize=2)
                 area = 4 * group[0]["parameters"] / 1e6 + 12
                 style = {"facecolor": face, "edgecolor": color, "alpha": 0.6}

@@ -15,14 +15,14 @@ from program import COMPILE_QUICKLY, ROOT
 pytestmark = [pytest.mark.slow, pytest.mark.smoke]
 
 
-def start(study, folder):
-    command = [sys.executable, f"benchmarks/studies/{study}.py", "--size=reduced", f"--workdir={folder}"]
+def start(study, folder, *words):
+    command = [sys.executable, f"benchmarks/studies/{study}.py", "--size=reduced", f"--workdir={folder}", *words]
     environment = os.environ | {"XLA_FLAGS": COMPILE_QUICKLY}
     return subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE)
 
 
-def finish(study, folder):
-    process = start(study, folder)
+def finish(study, folder, *words):
+    process = start(study, folder, *words)
     output, _ = process.communicate(timeout=300)
     assert process.returncode == 0, output
     output = re.sub(" +", " ", output)  # the cells of tables are padded
@@ -65,7 +65,7 @@ def test_reduced_study(study, tmp_path):
 
 
 def test_the_lineage_has_the_steps_of_its_budgets_and_rates(tmp_path):
-    output, rows = finish("lineage", tmp_path)
+    output, rows = finish("lineage", tmp_path, "--rates")
     rates = {row["name"]: row for row in json.loads((tmp_path / "lineage_reduced_rates.json").read_text())}
     assert {row["name"] for row in rows} == {
         f"{name}_{each}" for name in ("lenet5", "vit_tiny") for each in ("common_seconds", "own_epochs")
