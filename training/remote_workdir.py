@@ -379,8 +379,10 @@ class _Lease:
         self._thread.start()
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         self._ending.set()
+        if kind and issubclass(kind, OSError):
+            return  # the store may be gone: do not try again for minutes
         with contextlib.suppress(OSError):  # the next run finds the lease of this copy, or waits
             if self._holder().get("identity") == self._identity:
                 self._store.delete(".lock")
