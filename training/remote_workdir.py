@@ -199,7 +199,8 @@ class _Copy:
         self._store.download(wanted, self.folder)
         self.fetched = {name: self.version(name) for name in wanted}
         for step in stored:
-            if step not in list_steps(self.folder):
+            # If the copy is ahead, the run has removed the others, here but not yet in the store.
+            if step not in list_steps(self.folder) and (step in ours or not ahead):
                 say(f"copying checkpoint {step} of {self._store.url}")
                 _download_checkpoint(self._store, self.folder, step, sizes)
         if theirs is not None:
