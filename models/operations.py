@@ -221,7 +221,7 @@ def mean_and_variance(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Ar
       x: maps, (groups, N, H, W, C).
       shift: (C,), at least float32, a guess of the mean. The results are of its type.
     """
-    wide, count = x.astype(shift.dtype), math.prod(x.shape[1:-1])
+    wide, count = x.astype(shift.dtype), float(math.prod(x.shape[1:-1]))  # on 1,024 devices more than an int32 holds
     if jnp.finfo(x.dtype).bits < 32:
         mean, square = (_sum_positions(part) / count for part in (wide - shift, jnp.square(wide - shift)))
         return mean + shift, jnp.maximum(square - jnp.square(mean), 0)
