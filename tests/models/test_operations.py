@@ -109,6 +109,18 @@ def test_normalisation_and_its_gradient_are_those_of_the_formula(shape, activati
         np.testing.assert_allclose(found, expected, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_statistics_over_more_positions_than_an_int32_counts(dtype):
+    """As over the whole batch of 1,024 devices with 256 images each; it is only traced."""
+    maps = jax.ShapeDtypeStruct((1, 2**18, 112, 112, 1), dtype)
+    features = jax.ShapeDtypeStruct((1,), jnp.float32)
+
+    def loss(*arguments):
+        return normalize(*arguments, epsilon=1e-5)[0].astype(jnp.float32).sum()
+
+    assert jax.eval_shape(jax.grad(loss), maps, features, features, features).shape == maps.shape
+
+
 @pytest.mark.parametrize("mean, deviation, shift", [(0, 1, 0), (3, 1, 0), (10, 0.25, 9), (-100, 8, -90)])
 def test_one_pass_gives_the_statistics_of_bfloat16_maps(mean, deviation, shift):
     maps = jnp.asarray(mean + deviation * normal(1, 64, 14, 14, 8), jnp.bfloat16)
