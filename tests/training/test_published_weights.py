@@ -58,7 +58,9 @@ def test_every_network_that_is_published_is_in_the_table():
     without = {entry.name for entry in models.REGISTRY.values() if entry.torch_names} - {
         row.model for row in TABLE.values()
     }
-    variants = r"plain\d+|resnet\d+_(v1|a|c|blur)|resnet(20|32|44|56|110)|googlenet(_no_lrn|_naive|_bn)?|mobilenet_v1_.+"
+    variants = (
+        r"plain\d+|resnet\d+_(v1|a|c|blur)|resnet(20|32|44|56|110)|googlenet(_no_lrn|_naive|_bn)?|mobilenet_v1_.+"
+    )
     variants += "|vit_tiny_patch32_224"
     assert all(re.fullmatch(variants, name) for name in without), without
 
