@@ -90,7 +90,7 @@ def main() -> int:
             for row in compare(name):
                 print(tables.line(COLUMNS, row), flush=True)
                 if _JSON.value:
-                    same = ("model", "mode", "batch_size", "image_size", "dtype", "device")
+                    same = ("model", "mode", "batch_size", "image_size", "dtype", "device", "processor")
                     rows.record(pathlib.Path(_JSON.value), row, same)
         except RuntimeError as error:  # the other networks are still measured
             print(f"{name}: {error}", file=sys.stderr)
