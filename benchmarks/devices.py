@@ -127,7 +127,7 @@ def run_case(options: str, folder: pathlib.Path, steps: int = 8) -> dict[str, An
     return found
 
 
-def run_chain(options: str, folder: pathlib.Path, steps: int = 60) -> dict[str, Any]:
+def run_chain(options: str, folder: pathlib.Path, steps: int = 600) -> dict[str, Any]:
     """Continues one run on one layout after the other; returns where it stopped, and how far it is from a whole one."""
     flags, stops = arguments(options, folder / "chain", steps), []
     for layout in CHAIN:
@@ -136,6 +136,8 @@ def run_chain(options: str, folder: pathlib.Path, steps: int = 60) -> dict[str, 
             run.programs[0].prints(rf"(step \d+/{steps} loss.*\n(.*validation.*\n)?){{3}}")
         codes = run.end(None if last else signal.SIGTERM)
         stops.append(f"{name_of(layout)}: exit codes {codes}, to step {read(folder / 'chain')[-1]['step']}")
+        if not last and not any(codes):
+            raise RuntimeError(f"{stops[-1]}: it ended before the signal came; give the chain more steps")
     if any(Processes((1, 1), *arguments(options, folder / "whole", steps)).end()):
         raise RuntimeError("the whole run failed")
     return {"stops": stops} | compare(read(folder / "chain"), read(folder / "whole"))
@@ -159,7 +161,8 @@ def main() -> None:
             content = {"command": "python benchmarks/devices.py", **describe_environment(), "cases": results}
             flags.json.write_text(json.dumps(content, indent=2) + "\n")
     lines = ["| config | layout | training losses | evaluation losses | accuracies |", "|---|---|---|---|---|"]
-    for name, found in results.items():
+    for name in [name for name in [*CASES, "chain"] if name in results]:
+        found = results[name]
         chain = "one after the other: " + ", ".join(map(name_of, CHAIN))
         rows = {chain: found} if name == "chain" else {key: found[key] for key in list(found)[1:]}
         for layout, figures in rows.items():
