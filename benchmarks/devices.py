@@ -11,7 +11,6 @@ import argparse
 import json
 import os
 import pathlib
-import re
 import signal
 import socket
 import sys
@@ -23,6 +22,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from program import COMPILE_QUICKLY, TIMEOUT, Program
 
+from benchmarks.page import put_table
 from training.environment import describe_environment
 
 Layout = tuple[int, int]  # processes, devices of each
@@ -171,9 +171,7 @@ def main() -> None:
             lines.append(f"| {name} | {layout} | {' | '.join(cells)} |")
     print("", *lines, sep="\n")
     if flags.docs:
-        path = ROOT / "docs" / "reliability.md"
-        block = "\n".join(["<!-- devices -->", *lines, "<!-- end of devices -->"])
-        path.write_text(re.sub("(?s)<!-- devices -->.*?<!-- end of devices -->", lambda _: block, path.read_text()))
+        put_table(ROOT / "docs" / "reliability.md", "devices", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -36,6 +36,7 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from program import TIMEOUT, Program
 
+from benchmarks.page import put_table
 from configs import base
 from training.environment import describe_environment
 
@@ -565,9 +566,7 @@ def main() -> None:
         table.append(f"| {name} | {row['tried']} | {row['held']} | {row['seconds']:,} | {means} |")
     print("", *table, sep="\n")
     if arguments.docs:
-        path = ROOT / "docs" / "reliability.md"
-        lines = "\n".join(["<!-- faults -->", *table, "<!-- end -->"])
-        path.write_text(re.sub("(?s)<!-- faults -->.*?<!-- end -->", lambda _: lines, path.read_text()))
+        put_table(ROOT / "docs" / "reliability.md", "faults", "\n".join(table))
 
 
 if __name__ == "__main__":

@@ -14,7 +14,6 @@ import http.server
 import json
 import os
 import pathlib
-import re
 import shutil
 import signal
 import socket
@@ -36,6 +35,7 @@ ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from benchmarks.faults import Bench, Run, result, start_several
+from benchmarks.page import put_table
 from training.environment import describe_environment
 from training.state import make_mesh
 from training.transfer import load_weights
@@ -57,6 +57,10 @@ class Proxy:
         self.seen = self.made = 0
         outer = self
 
+        class Server(http.server.ThreadingHTTPServer):
+            def handle_error(self, *_: object) -> None:
+                """Is silent about clients that are killed."""
+
         class Handler(http.server.BaseHTTPRequestHandler):
             protocol_version = "HTTP/1.1"
 
@@ -68,8 +72,7 @@ class Proxy:
             def log_message(self, *_: object) -> None:
                 pass
 
-        self._server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        self._server.handle_error = lambda *_: None  # type: ignore[method-assign]  # clients that are killed
+        self._server = Server(("127.0.0.1", 0), Handler)
         self.url = f"http://127.0.0.1:{self._server.server_port}"
         threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True).start()
 
@@ -301,7 +304,7 @@ def two_processes(store: Store) -> Iterator[str]:
         def train(workdir: Any, *options: str, **how: Any) -> Run:
             return store.train(workdir, *store.options(next(machines)), *options, **how)
 
-        runs = start_several(types.SimpleNamespace(train=train), workdir, 2, *options)  # type: ignore[arg-type]
+        runs = start_several(types.SimpleNamespace(train=train), workdir, 2, *options)
         if kill_at:
             runs[0].prints(kill_at)
             for each in runs[::-1]:
@@ -405,9 +408,7 @@ def main() -> None:
         table.append(f"| {name} | {' | '.join(counts)} | {means} |")
     print("", *table, sep="\n")
     if arguments.docs:
-        path = ROOT / "docs" / "clusters.md"
-        lines = "\n".join(["<!-- stores -->", *table, "<!-- end -->"])
-        path.write_text(re.sub("(?s)<!-- stores -->.*?<!-- end -->", lambda _: lines, path.read_text()))
+        put_table(ROOT / "docs" / "clusters.md", "stores", "\n".join(table))
 
 
 if __name__ == "__main__":

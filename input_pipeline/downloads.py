@@ -170,7 +170,7 @@ def _fetch_rest(url: str, file: io.BufferedWriter, size: int | None) -> int | No
             return start
         file.truncate(0)
         return _fetch_rest(url, file, size)
-    with answer, _progress() as progress:
+    with answer, transfer_progress() as progress:
         if start and not _continues(answer, start):  # the server sends the whole file
             file.truncate(0)
             start = 0
@@ -189,7 +189,8 @@ def _continues(answer: http.client.HTTPResponse, start: int) -> bool:
 
 
 @contextlib.contextmanager
-def _progress() -> Iterator[Progress]:
+def transfer_progress() -> Iterator[Progress]:
+    """Shows the bytes that have arrived, of each task that is added to the progress."""
     name = TextColumn("{task.description}", markup=False)
     with Progress(name, BarColumn(), DownloadColumn(), TimeRemainingColumn()) as progress:
         yield progress

@@ -247,24 +247,14 @@ def copied_folder(url: str, cache_dir: str, timeout: float, name: str = "") -> P
                 "set remote_cache_dir to a folder on a larger disk"
             )
         print(printable(f"copying {url} to {target}: {len(missing):,} files, {needed / 1e9:,.2f} GB"), flush=True)
-        store.download(missing, target, _Progress(needed))
+        from input_pipeline.downloads import transfer_progress  # imported only here, because most runs need no store
+
+        with transfer_progress() as progress:
+            task = progress.add_task(url, total=needed)
+            store.download(missing, target, lambda size: progress.advance(task, size))
         complete.write_text(f"{url}\n")
     return root
 
 
 def _has_size(file: Path, size: int) -> bool:
     return file.is_file() and file.stat().st_size == size
-
-
-class _Progress:
-    """Prints a line at every tenth of the bytes, and not more often than every 10 seconds."""
-
-    def __init__(self, total: int):
-        self._total, self._done, self._printed, self._time = max(total, 1), 0, 0, time.monotonic()
-
-    def __call__(self, size: int) -> None:
-        self._done += size
-        tenth, now = 10 * self._done // self._total, time.monotonic()
-        if tenth > self._printed and now - self._time > 10:
-            self._printed, self._time = tenth, now
-            print(f"copied {self._done / 1e9:,.1f} of {self._total / 1e9:,.1f} GB", flush=True)

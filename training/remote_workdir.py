@@ -222,9 +222,8 @@ class _Mirror:
         self._store, self._copy, self._lease, self._folder = store, copy, lease, copy.folder
         self._seconds, self._on_failure = upload_seconds, on_failure
         self._uploaded: dict[str, Any] = dict(copy.fetched)
-        self._stored: dict[
-            int, int
-        ] = {}  # from the steps that are complete in the store to the numbers of their folders
+        # From the steps that are complete in the store to the numbers of their folders here.
+        self._stored: dict[int, int] = {}
         self._ending, self._failure = threading.Event(), ""
         self._thread = threading.Thread(target=self._work, daemon=True)
 

@@ -18,7 +18,7 @@ loss, regularisation and augmentation. Its schedule shrinks to the length of the
 the learning rate is changed in proportion to the batch, with AdamW in proportion to its root. Moving averages of the
 weights are off, because they reach further back than these runs.
 
---size=cpu: 64 pixels (AlexNet needs 67, Inception-v3 75), 2 epochs or 60 s on two cores. By the rates, 2 epochs take
+--size=cpu: 64 pixels (AlexNet needs 67, Inception-v3 75), 2 epochs or 60 s on two cores. By an estimate, 2 epochs take
 ResNet-18 three and a half minutes, VGG-11 a quarter of an hour, most of it for its 129 million parameters, and all 17
 networks about an hour and a half for each recipe and seed; so 3 epochs are too many. One seed of all networks comes
 first, and the fastest network first.

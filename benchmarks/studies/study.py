@@ -29,6 +29,7 @@ from absl import flags
 from analysis import rows as row_files
 from analysis import tables
 from analysis.runs import Spread, welch_interval
+from benchmarks.page import put_table
 from configs import base
 from configs._option import text_of, words_of
 from training import command_line
@@ -183,7 +184,7 @@ def show(
     except ImportError:
         command_line.say("note: no figure, as matplotlib is not installed; install it and run with --report")
     if files.comment:
-        _put_into(ROOT / "docs" / "results.md", files.comment, text)
+        put_table(ROOT / "docs" / "results.md", files.comment, text)
         if judge:
             _put_claims(files.comment, judge(rows))
 
@@ -271,7 +272,7 @@ def seeds_of(*groups: list[Any]) -> str:
 def verdict(gain: float, half: float) -> str:
     """Returns in words whether a claim holds that a gain is positive, from half the gain's 95 % interval."""
     if math.isnan(half):
-        return f"{'yes' if gain > 0 else 'no'}, in one seed"
+        return f"{'yes' if gain > 0 else 'no'}, too few seeds"
     if abs(gain) <= half:
         return "not shown"
     return "yes" if gain > 0 else "no, the opposite"
@@ -494,7 +495,7 @@ def _put_claims(study: str, claims: list[Claim]) -> None:
     write_atomically(CLAIMS, "[\n" + ",\n".join(map(json.dumps, stored)) + "\n]\n")
     headings = ["paper", "claim", "what was run", "result", "does it hold?"]
     lines = ([claim[name] for name in Claim._fields] for claim in stored)
-    _put_into(ROOT / "docs" / "results.md", "claims", table(headings, lines))
+    put_table(ROOT / "docs" / "results.md", "claims", table(headings, lines))
 
 
 def _curves(metrics: list[Row]) -> dict[str, dict[str, list[float]]]:
@@ -510,13 +511,3 @@ def _curves(metrics: list[Row]) -> dict[str, dict[str, list[float]]]:
             name: [row[name] if name == "step" else float(f"{row[name]:.5g}") for row in rows] for name in names
         }
     return curves
-
-
-def _put_into(path: pathlib.Path, label: str, text: str) -> None:
-    """Replaces the text between the two comments with this label in a page."""
-    begin, end = f"<!-- {label}: begin -->\n", f"<!-- {label}: end -->"
-    before, found, rest = path.read_text().partition(begin)
-    _, found_end, after = rest.partition(end)
-    if not (found and found_end):
-        raise ValueError(f"{path} lacks the lines {begin.strip()} and {end}; put them where the table belongs")
-    write_atomically(path, f"{before}{begin}{text}\n{end}{after}")

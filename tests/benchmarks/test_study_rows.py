@@ -176,7 +176,13 @@ def test_a_finished_run_with_other_options_or_another_dataset_is_refused(found):
 
 
 def test_a_verdict_needs_an_interval_that_does_not_include_zero(found):
-    assert found["verdicts"] == ["yes", "no, the opposite", "not shown", "not shown", "yes, in one seed"]
+    assert found["verdicts"] == [
+        "yes",
+        "no, the opposite",
+        "not shown",
+        "not shown",
+        "yes, too few seeds",
+    ]
     # Welch's interval of two samples of variance 1 and size 3: t with 4 degrees of freedom is 2.776, times sqrt(2 / 3).
     assert found["interval"] == pytest.approx([-3, 2.7764 * (2 / 3) ** 0.5], abs=1e-3)
 
@@ -227,9 +233,9 @@ def test_the_lineage_has_valid_settings_and_names_what_holds(found):
     assert len(table) == 17 and table["zfnet"][7] == "27.5 ± 6.4" and table["lenet5"][6] == "20.0 ± 1.3"
     assert lineage["claims"]["He 2015, section 4.1"] == [
         "60.00 and 56.00 % top-1 in 2 epochs; 59.50 ± 0.71 and 55.50 ± 0.71 % top-1 in 60 s",
-        "yes, in one seed (2 epochs); yes (60 s)",
+        "yes, too few seeds (2 epochs); yes (60 s)",
     ]
-    assert lineage["claims"]["Szegedy 2014, section 5"][1] == "no, in one seed (2 epochs); not shown (60 s)"
+    assert lineage["claims"]["Szegedy 2014, section 5"][1] == "no, too few seeds (2 epochs); not shown (60 s)"
     assert lineage["claims"]["Dosovitskiy 2020, section 1"][1].endswith("no, the opposite (60 s)")
     assert lineage["claims"]["Canziani 2017, Fig. 2"][1] == "yes (2 epochs); yes (60 s)"
 
