@@ -148,7 +148,10 @@ def write(result: list[Row], finished: bool = False) -> None:
     """Writes the rows so far to the files of --json and --csv; once finished, also to standard output."""
     for flag, make_text in ((_JSON, rows.as_json), (_CSV, rows.as_csv)):
         if flag.value not in (None, "-"):
-            write_atomically(pathlib.Path(flag.value), make_text(result))
+            try:
+                write_atomically(pathlib.Path(flag.value), make_text(result))
+            except OSError as error:
+                command_line.machine_failed(f"--{flag.name}={flag.value} cannot be written: {error}")
         elif flag.value == "-" and finished:
             print(make_text(result), end="")
 

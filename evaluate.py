@@ -14,6 +14,7 @@ if __name__ == "__main__":
 import contextlib
 import csv
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -28,7 +29,7 @@ import input_pipeline
 from analysis import evaluation_report, tables
 from configs import base
 from input_pipeline.datasets import image_folder
-from input_pipeline.files import local_path
+from input_pipeline.files import is_remote, local_path
 from input_pipeline.image_folder import has_split_folders
 from training import command_line
 from training.checkpoints import check_same_arrays
@@ -63,6 +64,7 @@ _DATA_DIR = flags.DEFINE(
 _ON_BAD_IMAGE = flags.DEFINE_enum(
     "on_bad_image", None, ["raise", "skip"], "skip: leave damaged images out; default: as in training."
 )
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at a time; default: as in training.", lower_bound=1)
 _VIEWS = flags.DEFINE_enum(
     "views", "1", VIEWS, "1: the centre; flip: also mirrored; 5: centre and corners; 10: these, also mirrored."
 )
@@ -82,11 +84,11 @@ def main() -> None:
         config, class_names = members[0].config, members[0].class_names
         check_classes(members)
         # The run may have used another number of devices.
-        config.eval_batch_size = -(-config.eval_batch_size // mesh.size) * mesh.size
+        config.eval_batch_size = -(-(_BATCH_SIZE.value or config.eval_batch_size) // mesh.size) * mesh.size
         config.data_dir = _DATA_DIR.value or config.data_dir
         config.on_bad_image = _ON_BAD_IMAGE.value or config.on_bad_image
         tested = config.copy_and_resolve_references()
-        if _DATASET.value and _DATASET.value != config.dataset:
+        if other := is_other_dataset(config.dataset):
             tested.dataset, tested.eval_split = _DATASET.value, None
         sizes = pixels("image_size", _IMAGE_SIZE.value), pixels("resize", _RESIZE.value)
         configs = [tested, *(member.config for member in members[1:])]
@@ -94,9 +96,8 @@ def main() -> None:
         if _JSON.value != "-":
             networks = " and ".join(f"{member.config.model} of {member.workdir}" for member in members)
             command_line.say(f"evaluating {networks}")
-        datasets = [
-            input_pipeline.load_dataset(loaded, _SPLIT.value or default_split(loaded)) for loaded in inputs.loaded
-        ]
+        split = _SPLIT.value or ("all" if other and has_no_splits(tested) else "eval")
+        datasets = [input_pipeline.load_dataset(loaded, split) for loaded in inputs.loaded]
         classes = input_pipeline.match_classes(datasets[0].class_names, class_names)
         datasets = [input_pipeline.with_classes_of(dataset, class_names) for dataset in datasets]
         check_same_work(tested, datasets, views=_VIEWS.value, sizes=sizes, steps=[member.step for member in members])
@@ -125,7 +126,7 @@ def main() -> None:
             write_atomically(pathlib.Path(_JSON.value), json.dumps(result, indent=2) + "\n")
         if _REPORT.value:
             evaluation_report.write(pathlib.Path(_REPORT.value), ensemble, datasets[0], inputs.loaded[0])
-    except input_pipeline.DamagedImageError as error:
+    except (input_pipeline.DamagedImageError, FloatingPointError) as error:
         command_line.refuse(str(error))
     except OSError as error:
         command_line.machine_failed(f"the result cannot be written: {error}")
@@ -166,10 +167,20 @@ def check_flags() -> None:
         raise FileExistsError(f"--report={_REPORT.value} is a file; give a folder")
 
 
-def default_split(config: ConfigDict) -> str:
-    """Returns eval, or all for another folder of images that has no splits: it was made to test on."""
-    is_other_folder = (_DATASET.value or "").startswith("image_folder:")
-    return "all" if is_other_folder and not has_split_folders(local_path(image_folder(config))) else "eval"
+def is_other_dataset(own: str) -> bool:
+    """Returns whether --dataset names another dataset than the run's own; one folder may be written in several ways."""
+    names = (_DATASET.value or own), own
+    places = [name.removeprefix("image_folder:") for name in names]
+    if all(
+        name.startswith("image_folder:") and not is_remote(place) for name, place in zip(names, places, strict=True)
+    ):
+        return os.path.realpath(local_path(places[0])) != os.path.realpath(local_path(places[1]))
+    return names[0] != names[1]
+
+
+def has_no_splits(config: ConfigDict) -> bool:
+    """Returns whether the dataset is a folder of images without splits; if it is not the run's, all images are new."""
+    return config.dataset.startswith("image_folder:") and not has_split_folders(local_path(image_folder(config)))
 
 
 def pixels(flag: str, values: list[str]) -> list[int]:

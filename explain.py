@@ -14,8 +14,8 @@ if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C during the imports ends the program without a traceback
 
 
-import collections
 import contextlib
+import itertools
 import pathlib
 import sys
 from collections.abc import Callable, Iterator
@@ -245,12 +245,11 @@ def make_panels(
 
 def sheet_paths(files: list[pathlib.Path], out: pathlib.Path) -> list[pathlib.Path]:
     """Returns the path of each image's sheet: NAME.png, or NAME-2.png and so on if several images have one name."""
-    count, paths = collections.Counter[str](), []
+    paths: dict[pathlib.Path, None] = {}
     for file in files:
-        count[file.stem] += 1
-        number = f"-{count[file.stem]}" if count[file.stem] > 1 else ""
-        paths.append(out / f"{file.stem}{number}.png")
-    return paths
+        names = itertools.chain([file.stem], (f"{file.stem}-{number}" for number in itertools.count(2)))
+        paths[next(path for name in names if (path := out / f"{name}.png") not in paths)] = None
+    return list(paths)
 
 
 if __name__ == "__main__":

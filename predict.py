@@ -47,6 +47,7 @@ _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; defau
 _IMAGES = flags.DEFINE_multi_string(
     "images", [], "Image files, folders and patterns, with commas between them; -: file names on standard input."
 )
+_BATCH_SIZE = flags.DEFINE_integer("batch_size", None, "Images at a time; default: as in training.", lower_bound=1)
 _TOP = flags.DEFINE_integer("top", 5, "How many classes to show for each image.", lower_bound=1)
 _CSV = flags.DEFINE(command_line.PATH, "csv", None, "A CSV file for the result; - for standard output.")
 _JSON = flags.DEFINE(command_line.PATH, "json", None, "A JSON file for the result; - for standard output.")
@@ -70,6 +71,7 @@ def main() -> int:
         with local_copy(_WORKDIR.value, step) as workdir:
             config, params, batch_stats, _ = load_weights(workdir, mesh, step)
             class_names = read_class_names(workdir)
+        config.eval_batch_size = _BATCH_SIZE.value or config.eval_batch_size
         prepare_platform(config)
         inputs = read_inputs(pathlib.Path(_INPUTS.value), config) if _INPUTS.value else None
     predict = make_predictor(config, params, batch_stats, mesh, preprocessed=inputs is not None)
@@ -103,7 +105,10 @@ def main() -> int:
             for batch, logits in one_behind((batch, predict(batch.images)) for batch in batches):
                 for file, reason in batch.errors:
                     print(printable(f"cannot read {file}: {reason}"), file=sys.stderr)
-                likeliest = likeliest_classes(jax.device_get(logits)[: len(batch.files)], class_names, _TOP.value)
+                logits = jax.device_get(logits)[: len(batch.files)]
+                if np.isnan(logits).any():
+                    command_line.refuse(f"the network of {_WORKDIR.value} computes numbers that are not finite")
+                likeliest = likeliest_classes(logits, class_names, _TOP.value)
                 for file, classes in zip(batch.files, likeliest, strict=True):
                     show(file, classes)
                 sys.stdout.flush()
@@ -122,8 +127,10 @@ def check_flags() -> None:
         raise ValueError("give --images=FILES, or --inputs=FILE.npy with --logits=FILE.npz")
     if _CSV.value and _JSON.value:
         raise ValueError("--csv and --json are both given; give one of the two")
-    if _INPUTS.value and (_CSV.value or _JSON.value):
-        raise ValueError("--csv and --json have no effect on --inputs, whose result is --logits; leave them out")
+    if _INPUTS.value and (_CSV.value or _JSON.value or flags.FLAGS["top"].present):
+        raise ValueError("--csv, --json and --top have no effect on --inputs, whose result is --logits; leave them out")
+    if not _INPUTS.value and not any(map(separate, _IMAGES.value)):
+        raise ValueError("--images is empty; give image files or folders, or - for names on standard input")
     for name, value in (("csv", _CSV.value), ("json", _JSON.value), ("logits", _LOGITS.value)):
         if value not in (None, "-") and not pathlib.Path(value).absolute().parent.is_dir():
             raise FileNotFoundError(f"the folder of --{name}={value} does not exist; make it first")
@@ -142,6 +149,8 @@ def output(total: int) -> Iterator[tuple[Show, Display]]:
     to_file, on_terminal = _CSV.value or _JSON.value, sys.stdout.isatty()
     with Display(total, to_errors=bool(to_file) or not on_terminal) as display:
         if to_file:
+            if to_file == "-" and isinstance(sys.stdout, io.TextIOWrapper):
+                sys.stdout.reconfigure(errors="surrogateescape")  # as open_atomically writes names that are not UTF-8
             written = contextlib.nullcontext(sys.stdout) if to_file == "-" else open_atomically(pathlib.Path(to_file))
             with written as file, (csv_rows if _CSV.value else json_objects)(file) as show:
                 yield show, display

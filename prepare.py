@@ -36,6 +36,9 @@ def main(name: str) -> None:
     """Runs the program."""
     prepare_image_libraries(_MAX_IMAGE_PIXELS.value)
     with command_line.refusing_bad_input():
+        for flag in (_QUALITY, _MAX_IMAGE_PIXELS):
+            if flag.present and not _MAX_SIDE.value:
+                raise ValueError(f"--{flag.name} has no effect without --max_side; give both, or leave it out")
         prepare(
             name, _ARCHIVE.value, _DATA_DIR.value, _MAX_SIDE.value, _QUALITY.value, max_pixels=_MAX_IMAGE_PIXELS.value
         )

@@ -33,6 +33,7 @@ from analysis.costs import Layer
 from analysis.shape import draw_shapes
 from analysis.summary import Summary, match_networks, summarize
 from training import command_line
+from training.workdir import write_atomically
 
 BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"
 
@@ -97,6 +98,8 @@ def check_flags(several: bool) -> None:
         raise ValueError("--models, --layer and --report are not for a single network; leave the recipe or model out")
     if several and _NO_BIASES.value and not _LAYER.value:
         raise ValueError("--no_biases is for one network; give it, as in --config.model=vgg16")
+    if _LAYER.value and (_PICTURE.value or _REPORT.value or _MODELS.value):
+        raise ValueError("--layer is about a layer; leave --models, --picture and --report out")
     if (_NO_BIASES.value or _LAYER.value) and (_BACKWARD.value or _SORT.value or _WIDE.value):
         raise ValueError("--no_biases and --layer have tables of their own; leave --backward, --sort and --wide out")
 
@@ -151,7 +154,7 @@ def write_files(result: dict | list, rows: list[dict]) -> None:
         if path == "-":
             print(text, end="")
         elif path:
-            pathlib.Path(path).write_text(text)
+            write_atomically(pathlib.Path(path), text)
 
 
 def draw_effective_receptive_field() -> None:

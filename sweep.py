@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 import pathlib
 
+import jax
 from absl import flags
 from ml_collections import config_flags
 
@@ -36,6 +37,7 @@ def main() -> int:
     """Runs the program; returns its exit code."""
     flag = flags.FLAGS["config"]
     recipe, common = config_flags.get_config_filename(flag), config_flags.get_override_values(flag)
+    jax.config.update("jax_platforms", "cpu")  # of this process only: the runs need the accelerators
     with command_line.refusing_bad_input():
         folder = pathlib.Path(_WORKDIR.value) if _WORKDIR.value else None
         trials = sweep.list_trials(recipe, common, _VARY.value, _CONFIG.value, folder)

@@ -36,7 +36,7 @@ from training.evaluation import evaluate_each
 from training.feed import Feed
 from training.interruption import Interruption
 from training.metrics import RunLog, write_summary
-from training.platform import prepare_platform
+from training.platform import out_of_memory, prepare_platform
 from training.processes import check_same_work, check_shared, join_processes
 from training.program import Program, make_program
 from training.remote_workdir import kept_in_store, local_copy
@@ -93,10 +93,9 @@ def main() -> int:
         except input_pipeline.DamagedImageError as error:
             command_line.refuse(str(error))
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not (reason := out_of_memory(error)):
                 raise
             discard_unstarted(workdir)
-            reason = str(error).splitlines()[0][:300]
             command_line.refuse(
                 f"batch_size={config.batch_size} does not fit into memory ({reason}); give a smaller one, or "
                 "more accumulation_steps, which cut the batch"
@@ -118,7 +117,7 @@ def train(
     """Trains to the last step, from the newest checkpoint of the workdir, or from step 0 if there is none.
 
     Args:
-      config: options as typed; this function fills in the natural values.
+      config: options as typed; this function fills in the defaults that depend on the network and the dataset.
       workdir: the folder for all files of the run.
       interruption: once it is true, the run saves a checkpoint and stops.
       typed: names of the options that were given on the command line.
@@ -190,9 +189,9 @@ def compile_step(program: Program) -> None:
         except MemoryError as error:
             return str(error)
         except jax.errors.JaxRuntimeError as error:
-            if "RESOURCE_EXHAUSTED" not in str(error):
+            if not (reason := out_of_memory(error)):
                 raise
-            return str(error).splitlines()[0][:300]
+            return reason
         return ""
 
     for size in sizes:

@@ -81,7 +81,7 @@ def trace_module(module: nnx.Module, shape: tuple[int, int, int], biases: bool =
     maps = jax.ShapeDtypeStruct((1, *shape), np.float32)
     try:
         jaxpr = jax.make_jaxpr(apply)(params, rest, maps).jaxpr
-    except (TypeError, ValueError) as error:  # shapes that do not fit; JAX raises both
+    except (TypeError, ValueError, ArithmeticError) as error:  # shapes that do not fit; JAX raises all of them
         raise ValueError(f"a layer does not fit the map before it: {str(error).splitlines()[0]}") from None
     inputs: list = [None] * (len(jaxpr.invars) - 1) + [image_axes(*shape[:2])]
     return list_layers(jaxpr, inputs, module, batch_size=1, biases=biases)
@@ -115,7 +115,7 @@ def parse_layer(text: str) -> tuple[str, Callable[[Any], Any]]:
             made: Any = layer(*arguments, **options)
             return row, made
         inspect.signature(layer).bind(None, *arguments, **options)
-    except TypeError as error:
+    except (TypeError, ValueError, ArithmeticError, LookupError) as error:
         raise ValueError(f"--layer={text!r}: {error}") from None
     return row, lambda maps: layer(maps, *arguments, **options)
 

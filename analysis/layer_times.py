@@ -137,6 +137,6 @@ def classify(operation: str, origin: str, kinds: dict[str, str]) -> tuple[str, s
 def _kind_of_layer(kind: str) -> str:
     """The one of KINDS that a kind of analysis.Layer belongs to."""
     words = {"conv": "convolution", "dense": "dense", "batch norm": "normalisation"}
-    words |= {"local response norm": "normalisation"}
+    words |= {"local response norm": "normalisation", "layer norm": "normalisation", "product": "dense"}
     words |= {f"{word} conv": "depthwise or grouped convolution" for word in ("depthwise", "grouped")}
     return words.get(kind, "pooling" if "pool" in kind else "activation, sum, loss")

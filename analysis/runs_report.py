@@ -247,19 +247,14 @@ def _draw_setting(
     curves = [points for run in setting.runs if (points := _points(run, axis, name, evaluated))]
     if not curves:
         return
-    if axis == "seconds" and len(curves) > 1:  # clocks differ: all curves are read at common times
-        start, end = max(points[0][0] for points in curves), min(points[-1][0] for points in curves)
-        x = np.linspace(start, max(start, end), 100)
-        values = [np.interp(x, *np.transpose(points)) for points in curves]
+    # All curves are read at the places of all, between those that all have: clocks differ, and a run that was stopped
+    # has a row of its own at that step.
+    start, end = max(points[0][0] for points in curves), min(points[-1][0] for points in curves)
+    x = np.unique(np.clip([where for points in curves for where, _ in points], start, max(start, end)))
+    values = [np.interp(x, *np.transpose(points)) for points in curves]
+    low, middle, high = np.min(values, 0), np.mean(values, 0), np.max(values, 0)
+    if axis == "seconds" and len(curves) > 1:
         style |= {"marker": ""}
-        low, middle, high = np.min(values, 0), np.mean(values, 0), np.max(values, 0)
-    else:
-        found: dict[float, list[float]] = {}
-        for points in curves:
-            for where, value in points:
-                found.setdefault(where, []).append(value)
-        x = np.array(sorted(found))
-        low, middle, high = (np.array([reduce(found[where]) for where in x]) for reduce in (min, np.mean, max))
     axes.plot(x, scale * middle, markersize=3.5, **style)
     if len(curves) > 1:
         axes.fill_between(x, scale * low, scale * high, color=style["color"], alpha=0.2, linewidth=0)

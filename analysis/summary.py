@@ -1,5 +1,6 @@
 """The summary of a network: its layers, their costs and the totals."""
 
+import collections
 import csv
 import fnmatch
 import pathlib
@@ -71,7 +72,7 @@ def summarize(config: ConfigDict, backward: bool = False, biases: bool = True) -
     Raises:
       ValueError: if an option does not fit the network.
     """
-    config = resolve_network(config)
+    config = resolve_network(config, typed=None)
     with jax.enable_x64(config.dtype == "float64"):
         return _summarize(config, backward, biases)
 
@@ -83,7 +84,7 @@ def _summarize(config: ConfigDict, backward: bool, biases: bool) -> Summary:
     images = jax.ShapeDtypeStruct((config.batch_size, size, size, config.channels), np.dtype(config.dtype))
     jaxpr = jax.make_jaxpr(_make_apply_with_dropout(model))(*variables, images).jaxpr
     inputs = [*(None for _ in jaxpr.invars[:-1]), image_axes(size, size)]
-    backward_macs = count_backward_macs(trace_train_step(config, make_mesh(1)).jaxpr.jaxpr) if backward else None
+    backward_macs = _count_backward_macs(config) if backward else None
     all_layers = list_layers(jaxpr, inputs, model, config.batch_size, backward_macs, biases)
     layers = [layer for layer in all_layers if layer.kind not in IN_PLACE]
     maps = [layer for layer in layers if len(layer.output_shape) > 1 and layer.kind != "adaptive average pool"]
@@ -160,6 +161,14 @@ def trace_train_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Traced:
     config = config.copy_and_resolve_references()
     config.num_steps, config.train_sizes = config.num_steps or 1, ()
     return make_program(config, mesh, steps_per_epoch=1).trace()
+
+
+def _count_backward_macs(config: ConfigDict) -> collections.Counter[str]:
+    """Returns the backward pass's multiply-accumulates by layer, for any batch: one image cannot be mixed or cut."""
+    config = config.copy_and_resolve_references()
+    config.mixup_alpha = config.cutmix_alpha = 0.0
+    config.accumulation_steps = config.repeated_augmentation = 1
+    return count_backward_macs(trace_train_step(config, make_mesh(1)).jaxpr.jaxpr)
 
 
 def _count_with_own_heads(config: ConfigDict, entry: models.Entry, biases: bool) -> int | None:

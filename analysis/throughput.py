@@ -31,15 +31,13 @@ from analysis.rows import Row
 from training import configuration
 from training.environment import describe_environment
 from training.inference import make_apply
-from training.platform import compiler_options
+from training.platform import compiler_options, out_of_memory
 from training.program import make_program
 from training.state import count_parameters, make_mesh, make_model, select
 from training.step import Batch, make_train_step
 
 # So small that the weights stay near their initial values, because NaNs could change the time of a step.
 LEARNING_RATE = 1e-6
-# How XLA, CUDA and its libraries say that the memory is full.
-FULL = "RESOURCE_EXHAUSTED|out[ _]of[ _]memory|ALLOC_FAILED"
 
 
 class Work(NamedTuple):
@@ -74,7 +72,10 @@ def resolve(config: ConfigDict, mode: str) -> ConfigDict:
     if not reads_dataset:
         config.dataset, config.cache = "synthetic", ""
         config.learning_rate = LEARNING_RATE
-    config = configuration.resolve_network(config)
+    if mode in ("infer", "input"):  # what needs neighbours or parts of a batch belongs to the training step
+        config.update({"bn_virtual_batch_size": 0, "accumulation_steps": 1, "repeated_augmentation": 1})
+        config.update({"mixup_alpha": 0.0, "cutmix_alpha": 0.0})
+    config = configuration.resolve_network(config, typed=None)
     classes, images = config.num_classes or models.get_entry(config.model).num_classes, config.batch_size
     if reads_dataset:
         dataset = input_pipeline.load_dataset(config, "train")
@@ -177,7 +178,7 @@ def guarded(measured: Callable[[], list[Row]]) -> list[Row]:
     except Exception as error:
         name = "" if isinstance(error, (ValueError, MemoryError)) else f"{type(error).__name__}: "
         message = f"{name}{' '.join(str(error).split())}"[:300]
-        full = isinstance(error, MemoryError) or re.search(FULL, message, re.IGNORECASE)
+        full = isinstance(error, MemoryError) or out_of_memory(error)
         return [{"status": "out_of_memory" if full else "error", "error": message}]
     finally:
         gc.collect()

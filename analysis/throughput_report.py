@@ -87,7 +87,7 @@ def published_networks() -> list[Network]:
         if row["top1"]:
             dataset = "ImageNet" if row["num_classes"] == "1000" else "CIFAR-10"
             kind = "published, 10 crops" if "10 crops" in row["accuracy_source"] else "published"
-            gflops = 2 * (figures[name]["macs"] or 0) / 1e9 if name in figures else _gflops(name)
+            gflops = 2 * (figures[name]["macs"] or 0) / 1e9 if name in figures else _costs(_config_of(name))[0]
             parameters = int(row["parameters"]) / 1e6
             networks.append(Network(name, name, dataset, float(row["top1"]), gflops, parameters, kind))
     return networks
@@ -112,18 +112,25 @@ def own_networks(runs: Sequence[pathlib.Path]) -> list[Network]:
     for path in runs:
         config, summary = read_config(path), json.loads((path / "summary.json").read_text())
         dataset = DATASETS.get(config.dataset, config.dataset.split(":")[-1].rstrip("/").split("/")[-1])
-        costs = _gflops(config.model, config), summary["parameters"] / 1e6
+        costs = _costs(config)
         networks.append(
             Network(run_name(path), config.model, dataset, 100 * summary["accuracy_top1"], *costs, "own run")
         )
     return networks
 
 
-def _gflops(model: str, config: ConfigDict | None = None) -> float:
-    """GFLOPs counted from the traced program, at the image size of the config or else the network's own."""
-    config = config or base.get_config()
-    config.model, config.batch_size = model, 1
-    return 2 * summarize(config).macs / 1e9
+def _config_of(model: str) -> ConfigDict:
+    config = base.get_config()
+    config.model = model
+    return config
+
+
+def _costs(config: ConfigDict) -> tuple[float, float]:
+    """Returns GFLOPs an image and million parameters, both of the traced program and without auxiliary heads."""
+    config = config.copy_and_resolve_references()
+    config.batch_size = 1
+    summary = summarize(config)
+    return 2 * summary.macs / 1e9, summary.parameters / 1e6
 
 
 def _save(path: pathlib.Path, draw_on: Callable, *arguments) -> pathlib.Path:

@@ -15,7 +15,7 @@ class Option:
     """One option of configs/base.py.
 
     Attributes:
-      default: its value if neither the recipe nor the command line sets it; None: the natural value of the network or
+      default: its value if neither the recipe nor the command line sets it; None: the default of the network or of
         the dataset.
       values: the range of its numbers with their unit, as in "[0, 1) of the images"; or a tuple of choices; or "" for
         any text. A square bracket includes the bound, a round one excludes it.

@@ -5,7 +5,7 @@ Change options: --config.model=resnet18 --config.dataset=image_folder:/data/flow
 List all options on the terminal: python train.py --options
 
 Each entry has a default, the valid values and the meaning; configs/_option.py describes the other fields. An option
-whose default is None gets the natural value of the network or the dataset. The other files of this folder are recipes:
+whose default is None gets a default of the network or of the dataset. The other files of this folder are recipes:
 each starts from these values and overrides those that its paper sets differently.
 """
 
@@ -50,7 +50,11 @@ SECTIONS = {
     "Dataset": {
         "dataset": Option("digits", "", "digits, synthetic, image_folder:/path, or a dataset of TFDS: docs/data.md"),
         "data_dir": Option(
-            None, "", "folder of TFDS datasets; None: ~/tensorflow_datasets", kind=str, affects_result=False
+            None,
+            "",
+            "folder of TFDS datasets; None: $TFDS_DATA_DIR, or ~/tensorflow_datasets",
+            kind=str,
+            affects_result=False,
         ),
         "train_split": Option(None, "", "split for training; None: train", kind=str),
         "eval_split": Option(
@@ -158,7 +162,7 @@ SECTIONS = {
         "steps_per_dispatch": Option(
             0,
             "[0, 10000] steps",
-            "most steps in one call of the compiled program; 0: 20, or 1 on a CPU",
+            "most steps in one call of the compiled program; 0: 20; on a CPU always 1",
             needs="cache",
             affects_result=False,
         ),
@@ -253,26 +257,30 @@ SECTIONS = {
             needs="optimizer=adamw|lamb",
         ),
         "trust_coefficient": Option(
-            0.001, "(0, 1000]", "norm of lars's step, in norms of the weights, at a rate of 1", needs="optimizer=lars"
+            0.001,
+            "(0, 1000]",
+            "norm of lars's step over the norm of the weights, at a learning rate of 1",
+            needs="optimizer=lars",
         ),
         "weight_decay": Option(
             1e-4,
             "[0, 1000]",
-            "L2 penalty, added to the gradient before the momentum; adamw and lamb: share of the weights, times the "
-            "rate, that each step takes off",
+            "sgd, rmsprop, lars: L2 penalty, added to the gradient; adamw, lamb: each step shrinks the weights by the "
+            "learning rate times this",
         ),
         "decay_norm_and_bias": Option(
             True,
             "",
-            "apply weight decay, and the norms of lamb and lars, to biases and batch-norm parameters too",
+            "apply weight decay, and the scaling by norms of lamb and lars, to biases and normalisation parameters too",
             needs="weight_decay",
         ),
         "gradient_clip_norm": Option(0.0, "[0, 1e6]", "largest global 2-norm of the gradient; 0: no clipping"),
         "accumulation_steps": Option(1, "[1, 2^20]", "micro-batches that each batch is cut into to save memory"),
         "sharpness_radius": Option(
             0.0,
-            "[0, 100] of the weights' 2-norm",
-            "distance up the gradient at which the gradient is taken (Foret 2021, SAM); doubles the time; 0: off",
+            "[0, 100]",
+            "SAM (Foret 2021): the gradient is taken after a step of this length (2-norm) along the gradient; doubles "
+            "the time; 0: off",
         ),
         "shard_params": Option(
             False,
@@ -293,9 +301,13 @@ SECTIONS = {
             needs="init_from",
         ),
         "layer_decay": Option(
-            1.0, "(0, 1]", "factor of the learning rate from each block to the one before it, down to the stem"
+            1.0,
+            "(0, 1]",
+            "the learning rate of each block is that of the next one times this, back to the stem; 1: all equal",
         ),
-        "head_rate_factor": Option(1.0, "(0, 1e6]", "factor of the learning rate of the layers that have the classes"),
+        "head_rate_factor": Option(
+            1.0, "(0, 1e6]", "factor of the learning rate of the output layers, whose size is the number of classes"
+        ),
     },
     "Schedule of the learning rate": {
         "schedule": Option(
@@ -350,7 +362,10 @@ SECTIONS = {
             1.0, "[0, 1e6] epochs", "time between evaluations; the last step always has one", affects_result=False
         ),
         "checkpoint_every_steps": Option(
-            0, "[0, 2^31) steps", "steps between checkpoints; 0: only the last step's", affects_result=False
+            0,
+            "[0, 2^31) steps",
+            "steps between checkpoints; 0: only the last step's and those of keep_best",
+            affects_result=False,
         ),
         "keep_checkpoints": Option(3, "[1, 1e6] checkpoints", "newest checkpoints kept", affects_result=False),
         "keep_best": Option(

@@ -2,7 +2,7 @@
 
 Paper: Simonyan and Zisserman 2014, Very deep convolutional networks for large-scale image recognition, section 3.1.
 Run: python train.py --config=configs/vgg16_c.py
-Published: 71.9 % top-1, 90.6 % top-5 (paper, Table 3).
+Published: 71.9 % top-1, 90.6 % top-5 (paper, Table 3, trained at one size, 256 pixels, and not with scale jitter).
 Measured: nothing yet.
 The rest of the recipe is that of configs/vgg16.py.
 """

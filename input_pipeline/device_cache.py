@@ -429,7 +429,7 @@ def _most_taps(config: ConfigDict, heights: np.ndarray, widths: np.ndarray) -> t
     if math.prod(taps) > MOST_TAPS:
         largest = np.argmax(heights * widths)
         raise ValueError(
-            f"cache=device cannot crop an image of {widths[largest]} x {heights[largest]} pixels to "
+            f"cache={config.cache} cannot crop an image of {widths[largest]} x {heights[largest]} pixels to "
             f"image_size={config.image_size} fast enough: shrink the images by prepare.py --max_side, or leave it out"
         )
     return taps

@@ -185,7 +185,12 @@ class Conv(Module):
           bias: whether the layer has a bias.
           kernel_initializer: draws the kernel.
           bias_initializer: draws the bias; None is PyTorch's default: uniform, within 1 / sqrt(fan in).
+
+        Raises:
+          ValueError: if padding is another string.
         """
+        if isinstance(padding, str) and padding != "SAME":
+            raise ValueError(f'padding="{padding}" is invalid; give "SAME", or a number of pixels')
         self.kernel_size = _pair(kernel)
         self.padding = padding if isinstance(padding, str) else tuple((size, size) for size in _pair(padding))
         self.stride, self.groups, self.dtype = stride, groups, jnp.float32

@@ -86,7 +86,7 @@ class Network(Module):
 
 @dataclass(frozen=True)
 class Entry:
-    """A network of the registry, with its natural values.
+    """A network of the registry, with its default values.
 
     Attributes:
       name: the name that create_model knows it by.

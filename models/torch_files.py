@@ -94,12 +94,22 @@ def read_state_dict(path: pathlib.Path, key: str | None = None, max_bytes: int =
 def write_safetensors(
     path: pathlib.Path, state_dict: dict[str, np.ndarray], metadata: dict[str, str] | None = None
 ) -> None:
-    """Writes a state dict that PyTorch loads with safetensors.torch.load_file, and the file's metadata."""
+    """Writes a state dict that PyTorch loads with safetensors.torch.load_file, and the file's metadata.
+
+    Raises:
+      OSError: if the file cannot be written; an old file of that name is unchanged.
+    """
+    from safetensors import SafetensorError
     from safetensors.numpy import save_file
 
     temporary = path.with_name(f".{path.name}")
-    save_file({name: np.ascontiguousarray(array) for name, array in state_dict.items()}, temporary, metadata)
-    temporary.rename(path)
+    try:
+        save_file({name: np.ascontiguousarray(array) for name, array in state_dict.items()}, temporary, metadata)
+        temporary.rename(path)
+    except (SafetensorError, OSError) as error:
+        raise OSError(f"{path} cannot be written: {getattr(error, 'strerror', None) or error}") from error
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 class _Refused(ValueError):

@@ -108,7 +108,7 @@ class Program:
 
     def _read(self, name: str) -> str:
         path = self._folder / name
-        return path.read_text(errors="replace") if path.exists() else ""
+        return path.read_text(errors="surrogateescape") if path.exists() else ""
 
 
 def run(program: str, *arguments: object, exit_code: int = 0, **how: Any) -> str:

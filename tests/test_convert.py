@@ -73,8 +73,9 @@ def test_the_other_programs_take_it(weights, tmp_path):
         (lambda tensors: tensors.pop("bn1.weight"), "'bn1.weight'"),
         (lambda tensors: tensors.update(extra=np.zeros(3, np.float32)), "'extra'"),
         (lambda tensors: tensors.update({"linear.bias": np.zeros(7, np.float32)}), "'linear.bias' has shape"),
+        (lambda tensors: tensors.update({"bn1.weight": np.full(16, np.nan, np.float32)}), "not finite"),
     ],
-    ids=["missing", "surplus", "misshapen"],
+    ids=["missing", "surplus", "misshapen", "not finite"],
 )
 def test_what_does_not_fit_is_named_and_nothing_is_written(weights, tmp_path, change, message):
     tensors = read_state_dict(weights)
@@ -105,6 +106,10 @@ def test_bad_calls(weights, tmp_path):
     assert "--config is missing" in run("convert.py", f"--weights={weights}", workdir, exit_code=2)
     assert "no file of weights" in run("convert.py", *RESNET, "--weights=/none.pth", workdir, exit_code=2)
     assert "no workdir" in run("convert.py", "--to=safetensors", workdir, exit_code=2)
+    assert "--key has no effect" in run("convert.py", "--to=onnx", "--key=model", workdir, exit_code=2)
+    assert "--step has no effect" in run(
+        "convert.py", *RESNET, f"--weights={weights}", "--step=1", workdir, exit_code=2
+    )
     assert not pathlib.Path(tmp_path / "run").exists()
 
 
@@ -158,3 +163,27 @@ def test_accuracy_does_not_depend_on_the_names_of_the_folders(weights, tmp_path)
     assert "'owl'; name them as the network's are" in run(
         "evaluate.py", f"--workdir={workdir}", "--split=val", "--json=-", exit_code=2
     )
+
+
+def test_all_images_of_another_folder_are_evaluated_but_of_the_runs_own_only_those_held_out(weights, tmp_path):
+    for name in ("0", "1"):
+        for number, pixels in enumerate(np.random.RandomState(0).randint(0, 256, (10, 32, 32, 3)).astype(np.uint8)):
+            path = tmp_path / "own" / name / f"{number}.png"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(pixels).save(path)
+    shutil.copytree(tmp_path / "own", tmp_path / "other")
+    (tmp_path / "link").symlink_to(tmp_path / "own")
+    own = [
+        RESNET[0],
+        "--config.num_classes=10",
+        f"--config.dataset=image_folder:{tmp_path / 'own'}",
+        f"--workdir={tmp_path / 'run'}",
+    ]
+    run("convert.py", *own, f"--weights={weights}")
+
+    def count(folder):
+        arguments = [f"--workdir={tmp_path / 'run'}", f"--dataset=image_folder:{tmp_path / folder}", "--json=-"]
+        return json.loads(run("evaluate.py", *arguments, "--batch_size=3"))["examples"]
+
+    # validation_share is 0.2
+    assert [count(folder) for folder in ("own", "own/", "link", "other")] == [4, 4, 4, 20]

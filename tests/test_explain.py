@@ -30,11 +30,12 @@ def workdir(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def images(tmp_path_factory):
-    """Two images of one name in two folders, and a damaged one."""
+    """Two images of one name in two folders, one that has the second one's number in its name, and a damaged one."""
     folder = tmp_path_factory.mktemp("images")
     (folder / "other").mkdir()
     Image.fromarray(np.random.RandomState(0).randint(0, 256, (40, 50), np.uint8)).save(folder / "a.png")
-    shutil.copy(folder / "a.png", folder / "other" / "a.png")
+    for other in ("other/a.png", "a-2.png"):
+        shutil.copy(folder / "a.png", folder / other)
     (folder / "broken.jpg").write_text("no image")
     return folder
 
@@ -45,9 +46,9 @@ def test_a_sheet_for_each_image(workdir, images, tmp_path):
     assert process.end() == 1, process.errors  # an image could not be read
     output, errors = process.output, process.errors
     assert len(errors.splitlines()) == 1 and "broken.jpg" in errors
-    assert len(output.splitlines()) == 2 and output.count("[b]$x: ") == 4
+    assert len(output.splitlines()) == 3 and output.count("[b]$x: ") == 6
     sheets = {path.name: Image.open(path) for path in (tmp_path / "out").iterdir()}
-    assert sheets.keys() == {"a.png", "a-2.png"} and all(sheet.width == 800 for sheet in sheets.values())
+    assert sheets.keys() == {"a.png", "a-2.png", "a-3.png"} and all(sheet.width == 800 for sheet in sheets.values())
 
 
 def test_randomized_layers_are_further_columns(workdir, images):

@@ -279,6 +279,9 @@ def test_names_are_printed_neither_as_markup_nor_as_control_characters(finished,
     assert r"[bold]0[/b]\x1b[2J:cat:" in output and r"broken\x1b[31m.png" in errors
     assert all(character.isprintable() for character in (output + errors).translate({ord("\n"): "", ord("\t"): ""}))
 
+    (tmp_path / image.parent / "broken\x1b[31m.png").unlink()
+    assert b"/\xff:cat:" in os.fsencode(run("predict.py", *arguments, "--csv=-", cwd=tmp_path))
+
     errors = run("predict.py", f"--workdir={workdir}", "--images=\x1b[31m\udcff", exit_code=2)
     assert len(errors.splitlines()) == 1 and r"\x1b[31m\udcff" in errors
     new = tmp_path / "new[/b]:cat:$^$\x1b[31m"  # in a title of curves.png $^$ would be a damaged formula
@@ -330,7 +333,9 @@ def test_predict_arrays(finished, tmp_path):
         ("train.py", ["--config=configs/base.py", "--config.init_from=/nowhere"], "/nowhere is no workdir"),
         ("evaluate.py", ["--workdir=/nowhere"], "/nowhere is no workdir"),
         ("predict.py", ["--workdir=/nowhere"], "give --images=FILES"),
+        ("predict.py", ["--workdir=/nowhere", "--images="], "--images is empty"),
         ("evaluate.py", [], "workdir"),
+        ("prepare.py", ["digits", "--quality=50"], "--quality has no effect without --max_side"),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(tmp_path, program, arguments, message):

@@ -24,7 +24,7 @@ from configs._other_names import OTHER_NAMES
 from input_pipeline.files import is_remote, local_path, printable
 from input_pipeline.remote import check_url
 from training import configuration, lists
-from training.platform import prepare_process
+from training.platform import out_of_memory, prepare_process
 from training.processes import end_process, is_lost_connection, is_one_of_several, leave_processes
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -58,6 +58,8 @@ def run(
             reason = f"a connection broke ({str(error).strip().splitlines()[0][:200]})"
             advice = "start all processes again; training resumes from its newest checkpoint"
             end_process(f"{reason}; {advice}", 4, lost=True)
+        if reason := out_of_memory(error):
+            refuse(f"a batch does not fit into memory ({reason}); give a smaller --batch_size")
         if is_one_of_several():
             traceback.print_exc()
             end_process(f"{type(error).__name__}: {error}", 1)

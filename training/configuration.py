@@ -1,4 +1,4 @@
-"""Resolves the options: fills in natural values for options that are None, and checks every option."""
+"""Resolves the options: replaces None by the default of the network or of the dataset, and checks every option."""
 
 import bisect
 import math
@@ -50,7 +50,7 @@ def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
             )
 
 
-def resolve_network(config: ConfigDict, typed: Collection[str] = ()) -> ConfigDict:
+def resolve_network(config: ConfigDict, typed: Collection[str] | None = ()) -> ConfigDict:
     """Returns a copy in which every option has been checked, and the options of the network have their values.
 
     If image_size, channels or dropout_rate is None, it gets the network's own value. aux_heads becomes the heads whose
@@ -60,6 +60,7 @@ def resolve_network(config: ConfigDict, typed: Collection[str] = ()) -> ConfigDi
     Args:
       config: options as typed.
       typed: names of the options that were given on the command line; options that this network ignores are refused.
+        None: not known, as of a workdir's config; then the settings of published weights replace no option but None.
 
     Raises:
       ValueError: if an option is out of range, or does not fit the network.
@@ -69,7 +70,8 @@ def resolve_network(config: ConfigDict, typed: Collection[str] = ()) -> ConfigDi
         option.check(name, config[name])
     if published_weights.is_published(config.init_from):
         weights = published_weights.find(config.init_from, config.model)
-        published_weights.apply_settings(config, weights, set(typed))
+        chosen = {name for name in config if config[name] is not None} if typed is None else typed
+        published_weights.apply_settings(config, weights, chosen)
     for name in ("init_from", "teacher", "data_dir"):
         check_place(config[name] or "")
     for name in ("compilation_cache_dir", "remote_cache_dir"):
@@ -81,7 +83,7 @@ def resolve_network(config: ConfigDict, typed: Collection[str] = ()) -> ConfigDi
         if config[option] is None:
             config[option] = getattr(entry, option)
     config.eval_batch_size = config.eval_batch_size or config.batch_size
-    config.steps_per_dispatch = config.steps_per_dispatch or 20 if loops_are_fast() else 1
+    config.steps_per_dispatch = (config.steps_per_dispatch or 20) if loops_are_fast() else 1
     for option in ("mean", "std"):
         if len(config[option]) not in (1, config.channels):
             counts = "1" if config.channels == 1 else f"1 or {config.channels}"
@@ -89,7 +91,7 @@ def resolve_network(config: ConfigDict, typed: Collection[str] = ()) -> ConfigDi
     _resolve_aux_heads(config, entry)
     fine_tuning.frozen_paths(config)  # refuses unknown names
     _check_image_size(config)
-    _check_layers(config, typed)
+    _check_layers(config, typed or ())
     return config
 
 
@@ -206,9 +208,11 @@ def _check_combinations(config: ConfigDict) -> None:
 
 
 def smallest_batch(config: ConfigDict) -> int:
-    """Returns the smallest valid batch_size; every multiple of it is valid too."""
+    """Returns a small valid batch_size, every multiple of which is valid too."""
     pairs = 2 if config.mixup_alpha or config.cutmix_alpha else 1
-    return jax.device_count() * math.lcm(config.accumulation_steps * max(config.bn_virtual_batch_size, 1), pairs)
+    size = jax.device_count() * math.lcm(config.accumulation_steps * max(config.bn_virtual_batch_size, 1), pairs)
+    least = 4 * config.repeated_augmentation if config.repeated_augmentation > 1 else 1
+    return size * math.ceil(least / size)
 
 
 def _check_batches(config: ConfigDict) -> None:

@@ -4,7 +4,9 @@ import pathlib
 from collections.abc import Collection
 from typing import Any, NamedTuple
 
+import numpy as np
 from flax import nnx
+from flax.nnx.traversals import flatten_mapping
 from ml_collections import ConfigDict
 
 import input_pipeline
@@ -63,7 +65,7 @@ def import_weights(
     config, entry = config.copy_and_resolve_references(), models.get_entry(config.model)
     if published:
         published_weights.apply_settings(config, published, typed)
-    config = configuration.resolve_network(config)
+    config = configuration.resolve_network(config, typed=None)
     config.num_classes = config.num_classes or entry.num_classes
     for option, value in (("mean", entry.torch_mean), ("std", entry.torch_std)):
         if option not in typed and not published:
@@ -110,6 +112,11 @@ def _read(config: ConfigDict, path: pathlib.Path, key: str | None = None) -> tup
             raise
         others = ", ".join(map(repr, read.other_keys))
         raise ValueError(f"{error}; the file also holds {others}: choose with --key") from error
+    for layers, array in flatten_mapping(values).items():
+        if not np.isfinite(array).all():
+            raise ValueError(
+                f"{path} has numbers in {'.'.join(map(str, layers))} that are not finite; take other weights"
+            )
     left_out = sorted(name for name in set(state_dict) - set(torch_shapes(entry, model)) if "num_batches" not in name)
     return values, Imported(config.model, len(state_dict) - len(left_out), left_out, read.key, read.other_keys)
 

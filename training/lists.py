@@ -46,7 +46,7 @@ def answer(words: Sequence[str]) -> None:
 
 def list_options() -> str:
     """Returns every option, grouped, with default, valid values, unit and meaning."""
-    lines = ["Every option, as --config.NAME=VALUE. None: the natural value of the network or the dataset."]
+    lines = ["Every option, as --config.NAME=VALUE. None: the default of the network or of the dataset."]
     for title, options in base.SECTIONS.items():
         lines += ["", title]
         for name, option in options.items():

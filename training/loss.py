@@ -111,8 +111,8 @@ def weighted_loss(
     """Returns the batch's mean loss and the sums from which the metrics are computed.
 
     The loss is the main classifier's plus each auxiliary classifier's times its weight (Szegedy et al. 2014,
-    section 5). Among the metrics it is `total_loss`, because `loss` is the main classifier's cross-entropy, the same
-    quantity as in an evaluation.
+    section 5). Among the metrics it is `total_loss`, because `loss` is the main classifier's cross-entropy, as in an
+    evaluation, but here with smoothed and mixed labels.
 
     Args:
       outputs: of a network: logits (N, classes), or (logits, [auxiliary logits in depth order]).

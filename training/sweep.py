@@ -19,9 +19,9 @@ from rich.progress import BarColumn, Progress, TextColumn
 from configs import base
 from configs._option import nearest_name, words_of
 from training import command_line
-from training.configuration import apply_typed
+from training.configuration import apply_typed, resolve_network
 from training.metrics import format_seconds, read_rows
-from training.workdir import default_workdir
+from training.workdir import check_options, default_workdir
 
 ROOT = pathlib.Path(__file__).parent.parent
 MOST_RUNS = 10_000
@@ -77,7 +77,8 @@ def list_trials(
       folder: of the runs' folders; None: the one that train.py would choose.
 
     Raises:
-      ValueError: if an option or a value is invalid, or if two runs would have the same folder.
+      ValueError: if an option or a value is invalid, if two runs would have the same folder, or if a finished run in
+        one of the folders had other options.
     """
     choices: dict[str, list[str]] = {}
     for text in varied:
@@ -116,6 +117,11 @@ def list_trials(
             workdir = folder / workdir.name
             words += (f"--workdir={workdir}",)
         trials.append(Trial(words, workdir, name))
+        if trials[-1].is_finished:
+            # The dataset would say how many classes it has, and how many steps the epochs have.
+            unknown = [option for option in ("num_classes", "num_steps") if checked[option] is None]
+            unknown += ["num_epochs"] if checked.num_steps is not None else []
+            check_options(workdir, resolve_network(checked, {**kept, **own}), unknown)
     twice = {trial.name for trial in trials if sum(other.workdir == trial.workdir for other in trials) > 1}
     if twice:
         raise ValueError(f"--vary gives {min(twice)} more than once; give each value once")

@@ -54,7 +54,8 @@ def at_sizes(config: ConfigDict, image_sizes: Sequence[int], resizes: Sequence[i
             )
         changed = config.copy_and_resolve_references()
         changed.image_size, changed.eval_resize = size, resize
-        seen.append(changed if (size, resize) == (config.image_size, config.eval_resize) else resolve_network(changed))
+        is_own = (size, resize) == (config.image_size, config.eval_resize)
+        seen.append(changed if is_own else resolve_network(changed, typed=None))
     return seen
 
 

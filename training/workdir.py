@@ -9,7 +9,7 @@ import pathlib
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any, TextIO
 
 import jax
@@ -85,14 +85,28 @@ def check_workdir(workdir: pathlib.Path, config: ConfigDict) -> None:
         if (workdir / "checkpoints").exists():
             raise ValueError(f"workdir {workdir} has checkpoints but no config.json; choose another --workdir")
         return
-    theirs, ours = (json.loads(options.to_json()) for options in (read_config(workdir), config))
     # num_epochs only serves to compute num_steps. In a workdir of convert.py num_steps is None: the dataset's size is
     # unknown there.
-    ours |= {"num_epochs": theirs["num_epochs"]} | ({"num_steps": None} if theirs["num_steps"] is None else {})
+    unknown = ["num_epochs"] + ["num_steps"] * (read_config(workdir).num_steps is None)
+    check_options(workdir, config, unknown)
+
+
+def check_options(workdir: pathlib.Path, config: ConfigDict, unknown: Collection[str]) -> None:
+    """Checks that the workdir's run has the options of a config.
+
+    Args:
+      workdir: a folder with a config.json.
+      config: with the options of the network resolved.
+      unknown: names of the options that are not compared.
+
+    Raises:
+      ValueError: if an option differs that affects the result.
+    """
+    theirs, ours = (json.loads(options.to_json()) for options in (read_config(workdir), config))
     differing = [
         f"{option}={theirs.get(option)!r}, not {ours[option]!r}"
         for option in ours
-        if base.OPTIONS[option].affects_result and theirs.get(option) != ours[option]
+        if base.OPTIONS[option].affects_result and option not in unknown and theirs.get(option) != ours[option]
     ]
     if differing:
         raise ValueError(f"workdir {workdir} belongs to a run with {'; '.join(differing)}; choose another --workdir")

@@ -42,6 +42,9 @@ def test_functions_are_layers_too():
         ("Any()", "models/layers.py has no layer Any"),
         ("Conv(3, 8)", "missing 1 required positional argument: 'kernel'"),
         ("max_pool(3)", "missing a required argument: 'stride'"),
+        ("Conv(3, 8, 3, groups=0)", "division"),
+        ('Conv(3, 8, 3, padding="VALID")', 'padding="VALID" is invalid; give "SAME", or a number of pixels'),
+        ('squeezenet.SqueezeNet("2.0", 10, 3, 0.5)', "2.0"),
     ],
 )
 def test_anything_else_is_refused(text, message):
@@ -51,7 +54,7 @@ def test_anything_else_is_refused(text, message):
 
 
 def test_a_layer_that_does_not_fit_is_refused():
-    for text in ("Conv(4, 8, kernel=3)", "Conv(3, 8, kernel=5)"):
+    for text in ("Conv(4, 8, kernel=3)", "Conv(3, 8, kernel=5)", "Conv(3, 8, 3, stride=0)", "max_pool(2, 0)"):
         with pytest.raises(ValueError, match="a layer does not fit the map before it"):
             list_chain([text], (4, 4, 3))
     with pytest.raises(ValueError, match="--map=28x28 is no map"):

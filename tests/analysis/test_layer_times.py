@@ -2,6 +2,7 @@
 
 import pytest
 
+from analysis import layer_times
 from analysis.layer_times import KINDS, classify, read_origins
 
 PROGRAM = """HloModule jit_train_step
@@ -50,3 +51,9 @@ def test_fusions_have_the_origin_of_their_parts():
 def test_kinds_of_work(operation, origin, expected):
     kinds = {"stage1.0/conv1": "convolution", "stage1.0/norm1": "normalisation"}
     assert classify(operation, origin, kinds) == expected
+
+
+def test_every_layer_of_a_transformer_has_its_kind(summary_of):
+    """Vaswani 2017, section 3.2.1: attention is two products; its normalisation is that of layers (Ba 2016)."""
+    kinds = {layer.kind: layer_times._kind_of_layer(layer.kind) for layer in summary_of("vit_tiny_patch16_224").layers}
+    assert kinds["layer norm"] == "normalisation" and kinds["product"] == kinds["dense"] == "dense"

@@ -6,7 +6,9 @@ import json
 import math
 import statistics
 
+import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 from analysis import runs, runs_report
@@ -147,6 +149,20 @@ def test_the_page_needs_no_other_file_and_shows_every_run(folders, tmp_path):
     for line in markdown_file.read_text().splitlines():
         if line.startswith("!["):
             assert Image.open(markdown_file.parent / line.partition("](")[2].rstrip(")")).width > 500
+
+
+def test_the_mean_over_seeds_has_all_of_them_at_the_step_where_one_was_stopped(tmp_path):
+    for seed, accuracies in enumerate([[0.2, 0.4, 0.6], [0.4, 0.6, 0.8]]):
+        write_run(tmp_path / f"seed={seed}", accuracies, seed)
+    path = tmp_path / "seed=0" / "metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    stopped = next(row for row in rows if row["step"] == 10 and row["split"] != "train")
+    stopped = stopped | {"step": 15, "epoch": 1.5 * stopped["epoch"], "accuracy_top1": 0.3}
+    path.write_text("".join(json.dumps(row) + "\n" for row in sorted([*rows, stopped], key=lambda row: row["step"])))
+    (group,) = runs.group_runs(runs.find_runs([str(tmp_path)]))
+    axes = Figure().subplots()
+    runs_report._draw_setting(axes, group.settings[0], "step", "accuracy_top1", 100, True, color="C0")
+    np.testing.assert_allclose(axes.lines[0].get_xydata(), [[10, 30], [15, 40], [20, 50], [30, 70]])
 
 
 def test_metrics_of_earlier_versions_have_the_main_classifiers_loss(tmp_path):

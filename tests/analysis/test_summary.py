@@ -113,7 +113,12 @@ def test_accuracies_are_ranked_only_within_a_protocol():
     for protocol in set(protocols) - {None}:
         accuracies = [row["top1"] for row in rows if row["protocol"] == protocol]
         assert accuracies == sorted(accuracies, reverse=True)
-    assert {row["model"] for row in rows if row["protocol"] == "ImageNet, 10 crops"} == {"zfnet", "plain18", "plain34"}
+    assert {row["model"] for row in rows if row["protocol"] == "ImageNet, 10 crops"} == {
+        "zfnet",
+        "zfnet_wide",
+        "plain18",
+        "plain34",
+    }
 
 
 def test_a_wrong_column_is_refused_before_anything_is_counted():
@@ -208,6 +213,19 @@ def test_auxiliary_heads_cost_only_backward(summary_of):
     # Szegedy 2014, section 5: 4x4 maps of 512 and 528, a 1x1 convolution of 128, a dense layer of 1024, the classes.
     heads = sum(16 * features * 128 + 16 * 128 * 1024 + 1024 * 1000 for features in (512, 528))
     assert headed.backward_macs - plain.backward_macs == 2 * heads
+
+
+def test_the_backward_pass_of_a_recipe_that_mixes_and_cuts_its_batches(summary_of):
+    """One image has no neighbour and no half, but its costs are those of an image in any batch."""
+    options = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "accumulation_steps": 2}
+    mixed = summary_of("resnet18", backward=True, **options)
+    assert mixed.backward_macs == summary_of("resnet18", backward=True).backward_macs > 0
+
+
+def test_the_size_that_is_given_replaces_that_of_published_weights(summary_of):
+    weights = {"init_from": "timm/resnet18.a1_in1k"}
+    assert (summary_of("resnet18", **weights).image_size, summary_of("resnet18", **weights).channels) == (224, 3)
+    assert summary_of("resnet18", image_size=160, **weights).image_size == 160
 
 
 def test_options_change_what_they_should(summary_of):

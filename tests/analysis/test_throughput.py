@@ -8,7 +8,7 @@ import pytest
 
 from analysis import memory, throughput
 from analysis.roofline import Ceilings
-from configs import base
+from configs import base, resnet50_tv2
 from training.program import Program
 from training.state import make_mesh
 
@@ -74,6 +74,14 @@ def test_a_batch_that_would_not_fit_the_host_is_refused_before_it_is_made(monkey
     config = throughput.resolve(base.get_config(), "train")
     (row,) = throughput.guarded(lambda: [throughput.measure(config, "train", Ceilings(1e9, 1e9), limit_seconds=0.0)])
     assert row["status"] == "out_of_memory" and row["error"].startswith("the compiled program needs")
+
+
+def test_inference_takes_batches_that_the_training_of_a_recipe_could_not_cut():
+    config = resnet50_tv2.get_config()
+    config.batch_size = 3 * jax.device_count()
+    with pytest.raises(ValueError, match="batch_size=|bn_virtual_batch_size="):
+        throughput.resolve(config, "train")
+    assert throughput.resolve(config, "infer").batch_size == config.batch_size
 
 
 def test_a_loop_of_steps_on_a_cached_dataset_counts_for_its_steps(monkeypatch):

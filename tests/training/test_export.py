@@ -12,6 +12,7 @@ from safetensors import safe_open
 
 from configs import base
 from models import REGISTRY, get_entry, initial_values
+from models.torch_files import write_safetensors
 from training import export
 from training.configuration import resolve_network
 from training.inference import make_apply
@@ -97,6 +98,15 @@ def test_safetensors_names_the_classes(tmp_path):
     with safe_open(export.export_workdir(tmp_path, "safetensors").path, "numpy") as file:
         assert json.loads(file.metadata()["class_names"]) == ["cat", "dog", "ünïcode"]
         assert "layer1.0.conv1.weight" in file.keys()
+
+
+def test_a_file_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    with pytest.raises(OSError, match=r"none/x.safetensors cannot be written: .*No such file"):
+        write_safetensors(tmp_path / "none" / "x.safetensors", {"a": np.zeros(2)})
+    (tmp_path / "x.safetensors").mkdir()
+    with pytest.raises(OSError, match=r"x.safetensors cannot be written: Is a directory"):
+        write_safetensors(tmp_path / "x.safetensors", {"a": np.zeros(2)})
+    assert [path.name for path in tmp_path.iterdir()] == ["x.safetensors"]
 
 
 def test_what_an_exporter_cannot_do_is_refused_by_name(tmp_path, monkeypatch):

@@ -115,6 +115,11 @@ def test_the_members_of_an_ensemble_take_their_own_images_and_classes():
     _, _, together = scores_of([first, second], images)
     alone = [scores_of([first], images)[2][0], scores_of([second], images, class_names=backwards)[2][0][:, ::-1]]
     np.testing.assert_allclose(together, alone, rtol=1e-5, atol=1e-5)
+    bicubic = make_member(interpolation="bicubic", image_size=24)
+    members = [make_member(interpolation="bilinear", image_size=24), bicubic]
+    _, _, together = scores_of(members, images)
+    np.testing.assert_allclose(together[1], scores_of([bicubic], images)[2][0], rtol=1e-5, atol=1e-5)
+    assert np.abs(together[0] - together[1]).max() > 1e-3
     with pytest.raises(ValueError, match="run1 has other classes than run0: .*'a'"):
         scores_of([first, make_member(seed=1, class_names=("z", *CLASSES[1:]))], images)
 
@@ -140,6 +145,24 @@ def test_a_larger_crop_keeps_the_proportion_to_the_image():
     config = make_member(image_size=32, eval_resize=36).config
     assert [(seen.image_size, seen.eval_resize) for seen in at_sizes(config, [64], [], "1")] == [(64, 72)]
     assert [(seen.image_size, seen.eval_resize) for seen in at_sizes(config, [], [40, 48], "1")] == [(32, 40), (32, 48)]
+
+
+def test_a_run_from_published_weights_is_evaluated_at_the_size_that_is_given():
+    """The run's config has the settings of the weights; they do not replace what was changed since."""
+    config = base.get_imagenet_config()
+    config.update({"model": "resnet18", "init_from": "timm/resnet18.a1_in1k", "num_classes": 10})
+    config = resolve_network(config)
+    assert (config.image_size, config.interpolation) == (224, "bicubic")
+    config.mean = (0.1, 0.2, 0.3)
+    seen = at_sizes(config, [192, 224, 288], [], "1")
+    assert [each.image_size for each in seen] == [192, 224, 288] and all(each.mean == config.mean for each in seen)
+
+
+def test_a_network_that_computes_nan_is_named():
+    member = make_member()
+    member = member._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, member.params))
+    with pytest.raises(FloatingPointError, match="the network of run0, step 0, computes numbers that are not finite"):
+        scores_of([member], random_images(3))
 
 
 def test_the_mean_of_checkpoints(tmp_path):

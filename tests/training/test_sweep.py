@@ -1,5 +1,7 @@
 """Sweeps, with a small program in the place of train.py."""
 
+import functools
+import json
 import os
 import pathlib
 import signal
@@ -9,6 +11,7 @@ import pytest
 
 from configs import base
 from training import sweep
+from training.configuration import resolve_network, resolve_run
 
 # Finishes, except for seed 1, which fails once it has started, and seed 9, which waits for a signal.
 PROGRAM = """
@@ -104,6 +107,22 @@ def test_a_failed_run_stops_no_other_and_finished_runs_are_not_repeated(folder, 
     assert trials[1].log == pathlib.Path("runs/base/seed=1.log") and trials[1].log.exists()
     sweep.train_all(trials, jobs=1)
     assert [(trial.workdir / "starts").read_text() for trial in trials] == ["0", "11", "2"]
+
+
+def test_a_finished_run_of_another_recipe_is_refused(folder):
+    """Its folder has the name of the new run, but its learning rate was another one."""
+    config = base.get_config()
+    config.num_epochs = 2.0
+    list_runs = functools.partial(sweep.list_trials, "configs/base.py", {"num_epochs": 2.0}, ["seed=0"])
+    (trial,) = list_runs(config)
+    trial.workdir.mkdir(parents=True)
+    (trial.workdir / "summary.json").write_text("{}")
+    resolved = resolve_run(resolve_network(config), num_classes=10, num_images=1437)
+    (trial.workdir / "config.json").write_text(json.dumps({"config": json.loads(resolved.to_json())}))
+    assert list_runs(config)[0].is_finished
+    config.learning_rate = 0.125
+    with pytest.raises(ValueError, match=r"seed=0 belongs to a run with learning_rate=0.05, not 0.125"):
+        list_runs(config)
 
 
 def test_a_signal_reaches_the_runs_and_no_other_starts(folder):
