@@ -20,7 +20,7 @@ openmpi() {
   kill -TERM $!
   wait $! || say "mpirun ended with exit code $?; checkpoints: $(ls "$FOLDER/stopped/checkpoints" | tr '\n' ' ')"
   mpirun --allow-run-as-root --oversubscribe -n 2 "$PYTHON" train.py $long > "$FOLDER/openmpi.out" 2>&1
-  say "resumed: first $(grep -m1 -oE "step [0-9]+/[0-9]+" "$FOLDER/openmpi.out"), then $(grep -oE "done: .*" "$FOLDER/openmpi.out")"
+  say "resumed: first $(grep -oE "step [0-9]+/[0-9]+" "$FOLDER/openmpi.out" | sed -n 1p), then $(grep -oE "done: .*" "$FOLDER/openmpi.out")"
 }
 
 start_slurm() {

@@ -38,6 +38,7 @@ RESNET += "stochastic_depth_rate=0.2 ema_decay=0.9"
 AUGMENTED = "model=lenet5 channels=3 dropout_rate=0.5 train_crop=random_resized random_flip=True auto_augment=rand "
 AUGMENTED += "color_jitter=0.2,0.2,0.2,0.1 random_erasing=0.5 mixup_alpha=0.2 cutmix_alpha=1.0 accumulation_steps=2 "
 AUGMENTED += "repeated_augmentation=2 ema_decay=0.9"
+ALEXNET = "model=alexnet image_size=67 shard_params=True"
 KINDS = "training loss", "evaluation loss", "accuracy"
 CASES = {
     "virtual batches, auxiliary heads, stochastic depth, average": RESNET,
@@ -45,7 +46,9 @@ CASES = {
     "dropout, every augmentation, mixup and cutmix, accumulation, average": AUGMENTED,
     "the same with cache=device": f"{AUGMENTED} cache=device",
     "the same with cache=sharded": f"{AUGMENTED} cache=sharded",
-    "AlexNet with shard_params, adamw": "model=alexnet image_size=67 shard_params=True optimizer=adamw",
+    "AlexNet with shard_params, adamw": f"{ALEXNET} optimizer=adamw",
+    "AlexNet with shard_params, adamw, in float64": f"{ALEXNET} optimizer=adamw dtype=float64",
+    "AlexNet with shard_params, sgd": ALEXNET,
 }
 
 

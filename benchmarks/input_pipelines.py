@@ -126,7 +126,8 @@ def main(_) -> None:
         path = pathlib.Path(_JSON.value)
         path.parent.mkdir(parents=True, exist_ok=True)
         kept = json.loads(path.read_text())["rows"] if path.exists() else []
-        kept = [row for row in kept if any(row[key] != setting[key] for key in ("images", "image_size"))]
+        replaced = [(row["images"], row["image_size"], row["pipeline"]) for row in rows]
+        kept = [row for row in kept if (row["images"], row["image_size"], row["pipeline"]) not in replaced]
         content = {"command": "python benchmarks/input_pipelines.py", **environment, "rows": kept + rows}
         write_atomically(path, json.dumps(content, indent=2) + "\n")
 

@@ -26,7 +26,7 @@ from ml_collections import ConfigDict
 import input_pipeline
 from analysis import tables
 from configs import base
-from input_pipeline import crops, images
+from input_pipeline import crops
 from input_pipeline.preparation import prepare
 
 _FOLDER = flags.DEFINE_string("folder", None, "Images in class folders.", required=True)
@@ -66,7 +66,7 @@ def describe(config: ConfigDict) -> dict[str, float]:
     random, enlargements = np.random.default_rng(0), []
     for height, width in sizes:
         for uniforms in random.random((20, crops.UNIFORMS)):
-            box = images.random_resized_box(height, width, config.crop_area, config.crop_aspect, uniforms)
+            box = crops.random_resized_box(height, width, config.crop_area, config.crop_aspect, uniforms)
             enlargements.append(config.image_size / (box[2] * box[3]) ** 0.5)
     return {
         "kilobytes": round(statistics.mean(map(len, encoded)) / 1000, 1),

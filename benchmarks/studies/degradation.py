@@ -85,7 +85,8 @@ def make_table(rows: list[study.Row]) -> str:
     lines = []
     for name, group in by_depth(rows).items():
         steps = group[0]["steps"]
-        published = f"{PUBLISHED[name]:.2f}" if name in PUBLISHED and steps == 64_000 else ""
+        model = group[0]["model"]
+        published = f"{PUBLISHED[model]:.2f}" if model in PUBLISHED and steps == 64_000 else ""
         seconds = study.spread((row["seconds"] for row in group), 0)
         errors, early = ([study.spread(error) for error in errors_after(group, at)] for at in (steps, common))
         lines.append([name, len(group), f"{steps:,}", *errors, published, seconds, *(early if shortened else [])])
@@ -133,8 +134,10 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
                 curves = [row["curves"][split] for row in group]
                 style |= {"marker": "o"} if len(curves[0]["step"]) == 1 else {}
                 label = name if split == "evaluation" else None
-                values = [[100 * (1 - accuracy) for accuracy in curve["accuracy_top1"]] for curve in curves]
-                study.draw_seeds(axes, curves[0]["step"], values, color=f"C{color}", label=label, **style)
+                points = [
+                    (curve["step"], [100 * (1 - accuracy) for accuracy in curve["accuracy_top1"]]) for curve in curves
+                ]
+                study.draw_seeds(axes, points, color=f"C{color}", label=label, **style)
         axes.set_title({"plain": "plain networks", "resnet": "residual networks"}[kind])
         axes.set_xlabel("iterations")
         axes.grid(alpha=0.3)
@@ -175,7 +178,8 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
     for group in groups:
         row, published = group[0], PUBLISHED.get(group[0]["model"])
         if published and row["steps"] == 64_000:
-            claim = f"{row['model'].replace('resnet', 'ResNet-')} has a test error of {published} %."
+            network = row["model"].replace("resnet", "ResNet-")
+            claim = f"{network} has a test error of {published} %, or at most {NEAR} points more."
             run = f"64,000 iterations on CIFAR-10, {study.hardware_name(row['hardware'])}; {study.seeds_of(group)}"
             found = [100 * (1 - row["accuracy_top1"]) for row in group]
             holds = "yes" if statistics.fmean(found) <= published + NEAR else "no"

@@ -328,17 +328,16 @@ def score(files: study.Files) -> int:
         ):
             number = begin // MEMBERS
             seeds = [number] if name == "few_images_ensemble" else list(members)
-            if {(name, seed) for seed in seeds} <= {(row["name"], row["seed"]) for row in rows}:
+            about = json.loads((workdirs[next(iter(members))] / "config.json").read_text())
+            known = {(row["name"], row["seed"]) for row in rows if row.get("hardware") == about["hardware"]}
+            if {(name, seed) for seed in seeds} <= known:
                 continue
             result, start = files.folder / f"{name}.json", time.monotonic()
             command = [sys.executable, "evaluate.py", *words, f"--json={result.absolute()}"]
             command += [f"--workdir={workdir.absolute()}" for workdir in members.values()]
             if code := subprocess.run(command, cwd=study.ROOT).returncode:
                 return code
-            measured, about = (
-                json.loads(result.read_text()),
-                json.loads((workdirs[seeds[0]] / "config.json").read_text()),
-            )
+            measured = json.loads(result.read_text())
             scores = [measured] if name == "few_images_ensemble" else measured["members"]
             for seed, each in zip(seeds, scores, strict=True):
                 row = {"name": name, "seed": seed, "model": measured["model"], "dataset": measured["dataset"]}
@@ -409,7 +408,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
         for name in names:
             if name in groups:
                 curves = [row["curves"]["train"] for row in groups[name]]
-                study.draw_seeds(axes, curves[0]["step"], [curve["loss"] for curve in curves], label=name)
+                study.draw_seeds(axes, [(curve["step"], curve["loss"]) for curve in curves], label=name)
         axes.set_title(title)
         axes.set_xlabel("iterations")
         axes.set_ylabel("loss of the main classifier (nats)")

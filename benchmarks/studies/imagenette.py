@@ -44,7 +44,7 @@ def make_table(rows: list[study.Row]) -> str:
                 f"{group[0]['epochs']:.3g}",
                 len(group),
                 study.spread(100 * row["accuracy_top1"] for row in group),
-                LEADERBOARD.get(round(group[0]["epochs"]), "") if name.endswith("epochs") else "",
+                LEADERBOARD.get(round(group[0]["epochs"]), "") if group[0]["name"].endswith("epochs") else "",
                 study.spread(100 * row["train_accuracy_top1"] for row in group),
                 study.spread((row["seconds"] for row in group), 0),
             ]
@@ -65,10 +65,12 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
             epochs_per_step = group[0]["epochs"] / group[0]["steps"]
             for split, style in (("train", {"linestyle": "--", "linewidth": 1}), ("evaluation", {"linewidth": 2})):
                 curves = [row["curves"][split] for row in group]
-                epochs = [step * epochs_per_step for step in curves[0]["step"]]
-                values = [[scale * value for value in curve[metric]] for curve in curves]
+                points = [
+                    ([step * epochs_per_step for step in curve["step"]], [scale * value for value in curve[metric]])
+                    for curve in curves
+                ]
                 style |= {"color": f"C{color}", "label": name if split == "evaluation" else None}
-                study.draw_seeds(axes, epochs, values, **style)
+                study.draw_seeds(axes, points, **style)
         axes.set_title(label.partition(" (")[0])
         axes.set_xlabel("epochs")
         axes.set_ylabel(label)

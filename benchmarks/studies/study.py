@@ -294,16 +294,18 @@ def mean_over_steps(curve: dict[str, list[float]], name: str, begin: float, end:
     return statistics.fmean(*zip(*chosen, strict=True))
 
 
-def draw_seeds(axes: Any, places: list[float], values: list[list[float]], **style: Any) -> None:
+def draw_seeds(axes: Any, curves: list[tuple[list[float], list[float]]], **style: Any) -> None:
     """Draws a line of the mean over the seeds, and a band from the lowest to the highest seed.
 
     Args:
       axes: of matplotlib.
-      places: on the x axis.
-      values: for each seed its values at these places.
+      curves: for each seed the places on the x axis and the values there. A run that was stopped and resumed has a
+        further row at the step where it stopped; only places that all seeds have are drawn.
       style: of the line.
     """
-    columns = list(zip(*values, strict=True))
+    values = [dict(zip(*curve, strict=True)) for curve in curves]
+    places = sorted(set.intersection(*map(set, values)))
+    columns = [[value[place] for value in values] for place in places]
     (line,) = axes.plot(places, [statistics.fmean(column) for column in columns], **style)
     if len(values) > 1:
         lowest, highest = list(map(min, columns)), list(map(max, columns))
@@ -408,7 +410,7 @@ def _train(run: Run, workdir: pathlib.Path, seconds: float) -> int:
 def _check_config(run: Run, workdir: pathlib.Path) -> None:
     """Raises ValueError if the finished run of a workdir had other options; train.py itself checks unfinished ones."""
     ours, calls = config_of(shlex.join(_words(run))), _calls(workdir)
-    theirs = calls[-1].get("config", ours)  # folders of earlier versions do not say
+    theirs = calls[-1].get("config", ours) if calls else ours  # unknown in folders of earlier versions
     differing = [f"{name}={theirs.get(name)!r}, not {ours[name]!r}" for name in ours if theirs.get(name) != ours[name]]
     if differing:
         raise ValueError(f"{workdir} has a run with {'; '.join(differing)}; give another --workdir")
@@ -444,7 +446,7 @@ def _row(run: Run, workdir: pathlib.Path) -> Row:
         # The mean over the training batches of the last tenth of the steps.
         "train_accuracy_top1": mean_over_steps(curves["train"], "accuracy_top1", 0.9, 1),
         "images_per_second": summary["images_per_second_median"],
-        "seconds": sum(call["seconds"] for call in calls),  # of the whole processes
+        "seconds": sum(call["seconds"] for call in calls) or summary["seconds"],  # of the whole processes, if known
         "calls": len(calls),
         "command": shlex.join(map(portable, _words(run))),
         "study_command": study_command(),
@@ -464,7 +466,8 @@ def study_command() -> str:
 
 def _calls(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """Returns seconds, exit code and options of each call of train.py in a workdir."""
-    return [json.loads(line) for line in (workdir / "calls.jsonl").read_text().splitlines()]
+    file = workdir / "calls.jsonl"  # missing if the study was killed while train.py went on
+    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
 
 
 def _label(group: list[Row], namesakes: list[list[Row]]) -> str:

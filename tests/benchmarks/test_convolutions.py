@@ -12,7 +12,8 @@ def test_the_table_has_the_convolutions_of_lenet5(tmp_path):
     """LeCun 1998, section II.B: 5x5 kernels from 1 to 6, 16 and 120 features, on maps of 32, 14 and 5 pixels."""
     words = ["--models=lenet5", "--batch_size=2", "--rounds=1", "--seconds=0.0001", f"--json={tmp_path / 'rows.json'}"]
     program = str(ROOT / "benchmarks" / "convolutions.py")
-    subprocess.run([sys.executable, program, *words], check=True, capture_output=True)
+    for _ in range(2):  # the second time replaces the rows of the first
+        subprocess.run([sys.executable, program, *words], check=True, capture_output=True)
     rows = json.loads((tmp_path / "rows.json").read_text())
     assert [(row["maps"], row["kernel"]) for row in rows if row["direction"] == "forward"] == [
         ("2x32x32x1", "5x5x1x6"),

@@ -82,6 +82,8 @@ def degradation_study(folder):
             test, train = 1 - error[model] - 0.001 * seed, 1 - error[model] / 2 - 0.001 * seed
             curves = {"train": [0.5, train], "evaluation": [0.5, test]}
             curves = {split: {"step": [32_000, 64_000], "accuracy_top1": values} for split, values in curves.items()}
+            if seed == 1:  # was stopped after its first step, and resumed
+                curves["train"] = {"step": [1, 32_000, 64_000], "accuracy_top1": [0.1, 0.5, train]}
             new = row(seed, H100, 64_000, model=model, dataset="cifar10", seconds=9.0, curves=curves)
             rows.append(new | {"name": model, "steps": 64_000, "accuracy_top1": test, "train_accuracy_top1": train})
     rows = [row for row in rows if (row["model"], row["seed"]) != ("resnet110", 1)]
@@ -205,7 +207,7 @@ def test_the_degradation_study_says_whether_the_papers_order_stands(found):
         "yes",  # 7.05 %: 6.97 %
         "yes",
     ]
-    assert claims[2][0] == "ResNet-20 has a test error of 8.75 %."
+    assert claims[2][0] == "ResNet-20 has a test error of 8.75 %, or at most 0.3 points more."
 
 
 def test_small_networks_differ_in_what_they_compare_only(found):
