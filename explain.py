@@ -110,6 +110,10 @@ def main() -> int:
             if method not in METHODS:
                 hint = nearest_name(method, METHODS)
                 raise ValueError(f"--methods={method} does not exist{hint or f'; choose from {METHODS}'}")
+        for flag in (_SAMPLES, _NOISE, _STEPS, _BASELINE, _STAGE, _WINDOW, _STRIDE, _GREY):
+            method = next(method for method in METHODS if flag.name.startswith(method))
+            if flag.present and method not in _METHODS.value:
+                raise ValueError(f"--{flag.name} has no effect without {method} in --methods; add it, or leave it out")
         if _RANDOMIZE.value and len(_WORKDIR.value) > 1:
             raise ValueError("--randomize compares the levels of one network; give one --workdir")
         if not _IMAGES.value:

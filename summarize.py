@@ -96,6 +96,8 @@ def check_flags(several: bool) -> None:
         raise ValueError("give both --layer=CALL and --map=HEIGHTxWIDTHxCHANNELS")
     if not several and (_MODELS.value or _LAYER.value or _REPORT.value):
         raise ValueError("--models, --layer and --report are not for a single network; leave the recipe or model out")
+    if several and _WIDE.value:
+        raise ValueError("--wide is for one network; give it, as in --config.model=vgg16")
     if several and _NO_BIASES.value and not _LAYER.value:
         raise ValueError("--no_biases is for one network; give it, as in --config.model=vgg16")
     if _LAYER.value and (_PICTURE.value or _REPORT.value or _MODELS.value):
@@ -161,6 +163,9 @@ def draw_effective_receptive_field() -> None:
     """Draws the effective receptive field of a workdir's newest weights, and prints its width."""
     if not (_WORKDIR.value and _FIELD.value):
         raise ValueError("give both --workdir=DIR and --effective_receptive_field=FILE.png")
+    for flag in (_JSON, _CSV, _PICTURE, _REPORT, _MODELS, _LAYER, _SORT, _BACKWARD, _WIDE, _NO_BIASES):
+        if flag.present:
+            raise ValueError(f"--{flag.name} has no effect on --effective_receptive_field; leave it out")
     field, title = effective_receptive_field.measure_workdir(pathlib.Path(_WORKDIR.value), _IMAGES.value)
     effective_receptive_field.draw(field, title, pathlib.Path(_FIELD.value))
     share, (side, _) = 100 * effective_receptive_field.SHARE, field.influence.shape

@@ -65,9 +65,10 @@ def test_randomized_layers_are_further_columns(workdir, images):
         (["--class=cat"], "did you mean a cat?"),
         (["--gradcam_stage=stage9"], "choose from conv1, conv3"),
         (["--randomize", "--workdir=other"], "give one --workdir"),
+        (["--methods=saliency", "--occlusion_window=3"], "--occlusion_window has no effect without occlusion"),
         (["--images=/none"], "is no file"),
     ],
-    ids=["method", "class", "stage", "several workdirs", "images"],
+    ids=["method", "class", "stage", "several workdirs", "useless flag", "images"],
 )
 def test_bad_calls_are_refused_in_one_line(workdir, images, tmp_path, arguments, message):
     out = tmp_path / "out"

@@ -123,6 +123,8 @@ def test_the_accuracies_over_cost_need_no_benchmark(tmp_path):
         (["--layer=Conv(3, 8, 3)"], "give both --layer=CALL and --map=HEIGHTxWIDTHxCHANNELS"),
         (["--layer=Conv(3, 8, 3)", "--map=8x8x3", "--picture=x.png"], "leave --models, --picture and --report out"),
         (["--no_biases"], "--no_biases is for one network"),
+        (["--wide"], "--wide is for one network"),
+        (["--workdir=/x", "--effective_receptive_field=f.png", "--json=x.json"], "--json has no effect on --effective"),
         (["--config.modell=vgg16"], "option --config.modell does not exist; did you mean model?"),
     ],
 )
