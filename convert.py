@@ -47,12 +47,9 @@ def main() -> None:
     with command_line.refusing_bad_input():
         if not (_WEIGHTS.value or _TO.value):
             raise ValueError(f"give --weights=FILE to convert, or --to={'|'.join(export.FORMATS)} to write a file")
-        useless = [("key", "weights")] if not _WEIGHTS.value else []
-        useless += [("step", "to")] if not _TO.value else []
-        useless += [("config", "weights")] if not _WEIGHTS.value else []
-        for flag, needed in useless:
-            if flags.FLAGS[flag].present:
-                raise ValueError(f"--{flag} has no effect without --{needed}; give both, or leave it out")
+        for flag, needed in (("key", _WEIGHTS), ("config", _WEIGHTS), ("step", _TO)):
+            if flags.FLAGS[flag].present and not needed.value:
+                raise ValueError(f"--{flag} has no effect without --{needed.name}; give both, or leave it out")
         if (_BATCH.value is not None or _UINT8.value) and _TO.value not in ("stablehlo", "onnx"):
             raise ValueError(
                 "--batch and --uint8 are for --to=stablehlo and --to=onnx; give one of these, or leave them out"

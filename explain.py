@@ -250,9 +250,12 @@ def make_panels(
 def sheet_paths(files: list[pathlib.Path], out: pathlib.Path) -> list[pathlib.Path]:
     """Returns the path of each image's sheet: NAME.png, or NAME-2.png and so on if several images have one name."""
     paths: dict[pathlib.Path, None] = {}
+    numbers: dict[str, Iterator[int]] = {}
     for file in files:
-        names = itertools.chain([file.stem], (f"{file.stem}-{number}" for number in itertools.count(2)))
-        paths[next(path for name in names if (path := out / f"{name}.png") not in paths)] = None
+        path, number = out / f"{file.stem}.png", numbers.setdefault(file.stem, itertools.count(2))
+        while path in paths:
+            path = out / f"{file.stem}-{next(number)}.png"
+        paths[path] = None
     return list(paths)
 
 

@@ -23,6 +23,7 @@ if __name__ == "__main__":
 import gc
 import json
 import pathlib
+from collections.abc import Collection
 
 from absl import flags
 from ml_collections import config_flags
@@ -87,7 +88,7 @@ def main() -> None:
         if several:
             summarize_networks(natural=set(typed) <= {"batch_size"})
         else:
-            summarize_network()
+            summarize_network(typed)
 
 
 def check_flags(several: bool) -> None:
@@ -96,7 +97,7 @@ def check_flags(several: bool) -> None:
         raise ValueError("give both --layer=CALL and --map=HEIGHTxWIDTHxCHANNELS")
     if not several and (_MODELS.value or _LAYER.value or _REPORT.value):
         raise ValueError("--models, --layer and --report are not for a single network; leave the recipe or model out")
-    if several and _WIDE.value:
+    if several and _WIDE.value and not _LAYER.value:
         raise ValueError("--wide is for one network; give it, as in --config.model=vgg16")
     if several and _NO_BIASES.value and not _LAYER.value:
         raise ValueError("--no_biases is for one network; give it, as in --config.model=vgg16")
@@ -116,10 +117,10 @@ def summarize_layers() -> None:
         command_line.say(summary_report.describe_chain(layers, shape))
 
 
-def summarize_network() -> None:
-    """Prints and writes the table of one network's layers."""
+def summarize_network(typed: Collection[str]) -> None:
+    """Prints and writes the table of one network's layers; typed: names of the options of the command line."""
     column = summary_report.find_column(_SORT.value, Layer, _BACKWARD.value)
-    summary = summarize(_CONFIG.value, _BACKWARD.value, biases=not _NO_BIASES.value)
+    summary = summarize(_CONFIG.value, _BACKWARD.value, not _NO_BIASES.value, typed)
     rows = summary_report.sort_rows([summary_report.as_row(layer) for layer in summary.all_layers], column)
     write_files(summary_report.as_row(summary) | {"layers": rows}, rows)
     if _PICTURE.value:

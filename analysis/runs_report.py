@@ -244,11 +244,11 @@ def _draw_setting(
     axes: "Axes", setting: Setting, axis: str, name: str, scale: float, evaluated: bool, **style: Any
 ) -> None:
     """Draws a metric of a setting: a line for a single run, the mean and a band for several."""
-    curves = [points for run in setting.runs if (points := _points(run, axis, name, evaluated))]
+    curves = [points for run in setting.counted if (points := _points(run, axis, name, evaluated))]
     if not curves:
         return
-    # All curves are read at the places of all, between those that all have: clocks differ, and a run that was stopped
-    # has a row of its own at that step.
+    # The curves are interpolated wherever a seed has a row, within the range that all seeds cover: clocks differ, and a
+    # run that was stopped has a row of its own at that step.
     start, end = max(points[0][0] for points in curves), min(points[-1][0] for points in curves)
     x = np.unique(np.clip([where for points in curves for where, _ in points], start, max(start, end)))
     values = [np.interp(x, *np.transpose(points)) for points in curves]

@@ -4,7 +4,7 @@ import collections
 import csv
 import fnmatch
 import pathlib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import dataclass
 
 import jax
@@ -61,18 +61,21 @@ class Summary:
     all_layers: list[Layer]
 
 
-def summarize(config: ConfigDict, backward: bool = False, biases: bool = True) -> Summary:
+def summarize(
+    config: ConfigDict, backward: bool = False, biases: bool = True, typed: Collection[str] | None = None
+) -> Summary:
     """Traces a network, and with `backward` also its training step; allocates and computes nothing.
 
     Args:
       config: options as typed; options that are None get the network's own values.
       backward: whether to count the backward pass.
       biases: whether biases count as parameters.
+      typed: names of the options that were given on the command line, as for resolve_network.
 
     Raises:
       ValueError: if an option does not fit the network.
     """
-    config = resolve_network(config, typed=None)
+    config = resolve_network(config, typed)
     with jax.enable_x64(config.dtype == "float64"):
         return _summarize(config, backward, biases)
 
@@ -164,10 +167,9 @@ def trace_train_step(config: ConfigDict, mesh: Mesh) -> jax.stages.Traced:
 
 
 def _count_backward_macs(config: ConfigDict) -> collections.Counter[str]:
-    """Returns the backward pass's multiply-accumulates by layer, for any batch: one image cannot be mixed or cut."""
+    """Returns the backward pass's multiply-accumulates by layer; a batch of one image cannot be mixed or divided."""
     config = config.copy_and_resolve_references()
-    config.mixup_alpha = config.cutmix_alpha = 0.0
-    config.accumulation_steps = config.repeated_augmentation = 1
+    config.update({"mixup_alpha": 0.0, "cutmix_alpha": 0.0, "accumulation_steps": 1, "bn_virtual_batch_size": 0})
     return count_backward_macs(trace_train_step(config, make_mesh(1)).jaxpr.jaxpr)
 
 

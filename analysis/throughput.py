@@ -73,9 +73,10 @@ def resolve(config: ConfigDict, mode: str) -> ConfigDict:
         config.dataset, config.cache = "synthetic", ""
         config.learning_rate = LEARNING_RATE
     if mode in ("infer", "input"):  # what needs neighbours or parts of a batch belongs to the training step
-        config.update({"bn_virtual_batch_size": 0, "accumulation_steps": 1, "repeated_augmentation": 1})
-        config.update({"mixup_alpha": 0.0, "cutmix_alpha": 0.0})
-    config = configuration.resolve_network(config, typed=None)
+        config.update({"bn_virtual_batch_size": 0, "accumulation_steps": 1, "mixup_alpha": 0.0, "cutmix_alpha": 0.0})
+    if mode == "infer":
+        config.repeated_augmentation = 1
+    config = configuration.resolve_network(config, typed=["image_size"])  # which is given for every row
     classes, images = config.num_classes or models.get_entry(config.model).num_classes, config.batch_size
     if reads_dataset:
         dataset = input_pipeline.load_dataset(config, "train")

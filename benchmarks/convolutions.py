@@ -181,7 +181,7 @@ def measure(case: Convolution, options: dict, torch: PyTorchProcess | None, peak
         row = {"maps": "x".join(map(str, case.maps)), "kernel": "x".join(map(str, case.kernel))}
         row |= {
             "stride": case.stride,
-            "padding": [list(sides) for sides in case.padding],
+            "padding": [list(pair) for pair in case.padding],
             "groups": case.groups,
             "direction": direction,
         }

@@ -47,7 +47,7 @@ CASES = {
     "the same with cache=device": f"{AUGMENTED} cache=device",
     "the same with cache=sharded": f"{AUGMENTED} cache=sharded",
     "AlexNet with shard_params, adamw": f"{ALEXNET} optimizer=adamw",
-    "AlexNet with shard_params, adamw, in float64": f"{ALEXNET} optimizer=adamw dtype=float64",
+    "AlexNet with shard_params, adamw in float64": f"{ALEXNET} optimizer=adamw dtype=float64",
     "AlexNet with shard_params, sgd": ALEXNET,
 }
 

@@ -70,9 +70,9 @@ class Tally:
         own = log_probabilities[rows, labels][:, None]
         # Of classes with equal probabilities the lower number ranks first, as in training.loss.classification_sums.
         before = (log_probabilities == own) & (classes < labels[:, None])
-        rank = (~(log_probabilities <= own) | before).sum(axis=1)  # what is not a number ranks above the label
+        rank = ((log_probabilities > own) | before).sum(axis=1)
         predictions, correct = log_probabilities.argmax(axis=1), rank < 1
-        confidences = np.nan_to_num(np.exp(log_probabilities[rows, predictions].astype(np.float64)))
+        confidences = np.exp(log_probabilities[rows, predictions].astype(np.float64))
         self.examples += len(labels)
         self._loss -= own.sum(dtype=np.float64)
         self._top5 += int((rank < 5).sum())

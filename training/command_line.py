@@ -59,7 +59,8 @@ def run(
             advice = "start all processes again; training resumes from its newest checkpoint"
             end_process(f"{reason}; {advice}", 4, lost=True)
         if reason := out_of_memory(error):
-            refuse(f"a batch does not fit into memory ({reason}); give a smaller --batch_size")
+            advice = "; give a smaller --batch_size" if "batch_size" in flags.FLAGS else ""
+            refuse(f"the program does not fit into memory ({reason}){advice}")
         if is_one_of_several():
             traceback.print_exc()
             end_process(f"{type(error).__name__}: {error}", 1)

@@ -121,6 +121,7 @@ def list_trials(
             # The dataset would say how many classes it has, and how many steps the epochs have.
             unknown = [option for option in ("num_classes", "num_steps") if checked[option] is None]
             unknown += ["num_epochs"] if checked.num_steps is not None else []
+            unknown += common.keys() - kept.keys()
             check_options(workdir, resolve_network(checked, {**kept, **own}), unknown)
     twice = {trial.name for trial in trials if sum(other.workdir == trial.workdir for other in trials) > 1}
     if twice:

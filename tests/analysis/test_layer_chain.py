@@ -44,7 +44,7 @@ def test_functions_are_layers_too():
         ("max_pool(3)", "missing a required argument: 'stride'"),
         ("Conv(3, 8, 3, groups=0)", "division"),
         ('Conv(3, 8, 3, padding="VALID")', 'padding="VALID" is invalid; give "SAME", or a number of pixels'),
-        ('squeezenet.SqueezeNet("2.0", 10, 3, 0.5)', "2.0"),
+        ('squeezenet.SqueezeNet("2.0", 10, 3, 0.5)', ": '2.0'"),
     ],
 )
 def test_anything_else_is_refused(text, message):

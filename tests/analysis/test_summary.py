@@ -217,7 +217,7 @@ def test_auxiliary_heads_cost_only_backward(summary_of):
 
 def test_the_backward_pass_of_a_recipe_that_mixes_and_cuts_its_batches(summary_of):
     """One image has no neighbour and no half, but its costs are those of an image in any batch."""
-    options = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "accumulation_steps": 2}
+    options = {"mixup_alpha": 0.2, "cutmix_alpha": 1.0, "accumulation_steps": 2, "bn_virtual_batch_size": 32}
     mixed = summary_of("resnet18", backward=True, **options)
     assert mixed.backward_macs == summary_of("resnet18", backward=True).backward_macs > 0
 

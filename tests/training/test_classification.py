@@ -48,12 +48,6 @@ def test_top5_and_equal_probabilities():
     assert tally.measures()["accuracy_top5"] == pytest.approx(2 / 3)
 
 
-def test_what_is_not_a_number_is_not_correct():
-    tally = Tally(6)
-    tally.add(np.full((2, 6), np.nan), np.array([0, 5]), np.arange(2))
-    assert tally.measures()["accuracy_top1"] == tally.measures()["accuracy_top5"] == 0
-
-
 def test_accuracy_among_the_classes_of_a_dataset():
     """Class 0 is none of the dataset's: the first image is right among classes 1 and 2, the second is wrong."""
     log_probabilities = np.log([[0.5, 0.3, 0.2], [0.1, 0.6, 0.3]])

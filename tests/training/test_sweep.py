@@ -109,20 +109,36 @@ def test_a_failed_run_stops_no_other_and_finished_runs_are_not_repeated(folder, 
     assert [(trial.workdir / "starts").read_text() for trial in trials] == ["0", "11", "2"]
 
 
+def finish(trial, config):
+    """Writes the workdir of a finished run on the digits."""
+    trial.workdir.mkdir(parents=True)
+    (trial.workdir / "summary.json").write_text("{}")
+    resolved = resolve_run(resolve_network(config), num_classes=10, num_images=1437)
+    (trial.workdir / "config.json").write_text(json.dumps({"config": json.loads(resolved.to_json())}))
+
+
 def test_a_finished_run_of_another_recipe_is_refused(folder):
     """Its folder has the name of the new run, but its learning rate was another one."""
     config = base.get_config()
     config.num_epochs = 2.0
     list_runs = functools.partial(sweep.list_trials, "configs/base.py", {"num_epochs": 2.0}, ["seed=0"])
     (trial,) = list_runs(config)
-    trial.workdir.mkdir(parents=True)
-    (trial.workdir / "summary.json").write_text("{}")
-    resolved = resolve_run(resolve_network(config), num_classes=10, num_images=1437)
-    (trial.workdir / "config.json").write_text(json.dumps({"config": json.loads(resolved.to_json())}))
+    finish(trial, config)
     assert list_runs(config)[0].is_finished
     config.learning_rate = 0.125
     with pytest.raises(ValueError, match=r"seed=0 belongs to a run with learning_rate=0.05, not 0.125"):
         list_runs(config)
+
+
+def test_a_finished_run_without_an_option_that_has_no_effect_there_is_its_own(folder):
+    """Momentum has no effect with AdamW, so that run was trained without it."""
+    config = base.get_config()
+    config.momentum = 0.5
+    list_runs = functools.partial(sweep.list_trials, "configs/base.py", {"momentum": 0.5}, ["optimizer=sgd,adamw"])
+    own = base.get_config()
+    own.optimizer = "adamw"
+    finish(list_runs(config)[1], own)
+    assert [trial.is_finished for trial in list_runs(config)] == [False, True]
 
 
 def test_a_signal_reaches_the_runs_and_no_other_starts(folder):
