@@ -34,7 +34,7 @@ from PIL import Image
 ROOT = pathlib.Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from benchmarks.faults import Bench, Run, result, start_several
+from benchmarks.faults import TRAIN, Bench, Run, result, start_several
 from benchmarks.page import put_table
 from training.environment import describe_environment
 from training.state import make_mesh
@@ -346,12 +346,13 @@ def datasets(store: Store) -> Iterator[str]:
         "data_dir": (f"--config.data_dir={prepared}", "--config.data_dir=s3://bucket/prepared"),
     }
     for kind, (local, remote) in places.items():
-        more = ["--config.num_classes=None"] + (["--config.dataset=images"] if kind == "data_dir" else [])
+        more = ["train.py", *(word for word in TRAIN if "synthetic" not in word and "num_classes" not in word)]
+        more += ["--config.dataset=images"] if kind == "data_dir" else []
         expected, workdir = store.bench.new(), store.bench.new()
-        problem = store.bench.train(expected, store.bench.cache, local, *more).problem(0)
+        problem = store.bench.start(*more, store.bench.cache, local, f"--workdir={expected}").problem(0)
         store.proxy.fault = functools.partial(every_third, "503")
         for kill in (True, False):
-            run = store.bench.train(workdir, *store.options(kind), remote, *more, **store.variables)
+            run = store.bench.start(*more, *store.options(kind), remote, f"--workdir={workdir}", **store.variables)
             if kill:
                 run.prints("copying s3")
                 time.sleep(1)
