@@ -130,13 +130,13 @@ def run_case(options: str, folder: pathlib.Path, steps: int = 8) -> dict[str, An
     return found
 
 
-def run_chain(options: str, folder: pathlib.Path, steps: int = 600) -> dict[str, Any]:
+def run_chain(options: str, folder: pathlib.Path, steps: int = 200) -> dict[str, Any]:
     """Continues one run on one layout after the other; returns where it stopped, and how far it is from a whole one."""
     flags, stops = arguments(options, folder / "chain", steps), []
     for layout in CHAIN:
         run, last = Processes(layout, *flags), layout == CHAIN[-1]
         if not last:
-            run.programs[0].prints(rf"(step \d+/{steps} loss.*\n(.*validation.*\n)?){{3}}")
+            run.programs[0].prints(rf"(?s)(step \d+/{steps} loss.*?){{3}}")  # three logged steps
         codes = run.end(None if last else signal.SIGTERM)
         stops.append(f"{name_of(layout)}: exit codes {codes}, to step {read(folder / 'chain')[-1]['step']}")
         if not last and not any(codes):
