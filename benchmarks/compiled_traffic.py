@@ -127,7 +127,8 @@ def main() -> None:
             recipe_config(recipe)
         mesh = target_mesh(pathlib.Path(_TARGET.value))
     environment = describe_environment()
-    command = {"command": " ".join(["python", *sys.argv]), "git_commit": environment["git_commit"]}
+    words = [word for word in sys.argv if not word.startswith("--json")]  # no path of a machine
+    command = {"command": " ".join(["python", *words]), "git_commit": environment["git_commit"]}
     command |= {f"{name}_version": version for name, version in environment["versions"].items()}
     rows: list[Row] = []
     for name in _RECIPES.value or _MODELS.value:
