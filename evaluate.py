@@ -169,13 +169,12 @@ def check_flags() -> None:
 
 def is_other_dataset(own: str) -> bool:
     """Returns whether --dataset names another dataset than the run's own; one folder may be written in several ways."""
-    names = (_DATASET.value or own), own
-    places = [name.removeprefix("image_folder:") for name in names]
-    if all(
-        name.startswith("image_folder:") and not is_remote(place) for name, place in zip(names, places, strict=True)
-    ):
-        return os.path.realpath(local_path(places[0])) != os.path.realpath(local_path(places[1]))
-    return names[0] != names[1]
+
+    def place(name: str) -> str:
+        folder = name.removeprefix("image_folder:")
+        return name if folder == name or is_remote(folder) else os.path.realpath(local_path(folder))
+
+    return place(_DATASET.value or own) != place(own)
 
 
 def has_no_splits(config: ConfigDict) -> bool:

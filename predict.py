@@ -107,7 +107,7 @@ def main() -> int:
                     print(printable(f"cannot read {file}: {reason}"), file=sys.stderr)
                 logits = jax.device_get(logits)[: len(batch.files)]
                 if np.isnan(logits).any():
-                    command_line.refuse(f"the network of {_WORKDIR.value} computes numbers that are not finite")
+                    command_line.refuse(f"the network of {_WORKDIR.value} computes NaN; give an earlier --step")
                 likeliest = likeliest_classes(logits, class_names, _TOP.value)
                 for file, classes in zip(batch.files, likeliest, strict=True):
                     show(file, classes)

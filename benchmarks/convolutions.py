@@ -179,12 +179,8 @@ def measure(case: Convolution, options: dict, torch: PyTorchProcess | None, peak
         if torch and above == below and left == right:  # PyTorch's convolution has no other padding
             sides["pytorch"] = lambda steps, direction=direction: torch.seconds(json.dumps([*case, direction, steps]))
         row = {"maps": "x".join(map(str, case.maps)), "kernel": "x".join(map(str, case.kernel))}
-        row |= {
-            "stride": case.stride,
-            "padding": [list(pair) for pair in case.padding],
-            "groups": case.groups,
-            "direction": direction,
-        }
+        padding = [list(pair) for pair in case.padding]  # as JSON has it
+        row |= {"stride": case.stride, "padding": padding, "groups": case.groups, "direction": direction}
         seconds = median_seconds(sides)
         row |= {f"{side}_seconds": value for side, value in seconds.items()}
         rate = case.flops(shape) / seconds["ours"]
@@ -243,17 +239,7 @@ def main() -> None:
                 measured[case].append(row)
                 print(tables.line(COLUMNS, row), flush=True)
                 if _JSON.value:
-                    same = (
-                        "maps",
-                        "kernel",
-                        "stride",
-                        "padding",
-                        "groups",
-                        "direction",
-                        "dtype",
-                        "device",
-                        "processor",
-                    )
+                    same = "maps kernel stride padding groups direction dtype device processor".split()
                     row_files.record(pathlib.Path(_JSON.value), row, same)
     sides = ["ours, ms", "JAX, ms", "PyTorch, ms"][: 3 if _TORCH_PYTHON.value else 2]
     ratios = ["JAX / ours", "PyTorch / ours"][: len(sides) - 1]

@@ -56,7 +56,8 @@ def import_weights(
       typed: names of the options that the user typed, which keep the config's values.
 
     Raises:
-      ValueError: if a tensor is missing, unexpected or misshapen, or the workdir is in use; nothing is written.
+      ValueError: if a tensor is missing, unexpected, misshapen or not finite, or the workdir is in use; nothing is
+        written.
       OSError: if the file of the weights does not exist, or cannot be downloaded.
     """
     if has_checkpoints(workdir):

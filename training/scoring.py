@@ -117,10 +117,6 @@ def check_classes(members: Sequence[Member]) -> list[list[int]]:
     return positions
 
 
-IMAGE_OPTIONS = "image_size", "eval_resize", "interpolation", "channels", "exif_orientation"
-"""The options that the loading of an image for the evaluation depends on."""
-
-
 class Inputs:
     """The images that the members need: each way of loading them once, however many members and sizes share it.
 
@@ -135,10 +131,11 @@ class Inputs:
         self.configs, self.views, self.loaded = configs, views, list[ConfigDict]()
         self._numbers: list[list[int]] = []
         known: dict[tuple, int] = {}
+        names = "image_size", "eval_resize", "interpolation", "channels", "exif_orientation"
         for member_configs in configs:
             self._numbers.append([])
             for config in (loaded_as(config, views) for config in member_configs):
-                options = {name: config[name] for name in IMAGE_OPTIONS}
+                options = {name: config[name] for name in names}
                 number = known.setdefault(tuple(options.values()), len(known))
                 if number == len(self.loaded):
                     self.loaded.append(configs[0][0].copy_and_resolve_references())
@@ -183,7 +180,7 @@ def score(members: Sequence[Member], inputs: Inputs, datasets: Sequence[Dataset]
 
     Raises:
       DamagedImageError: if an image cannot be decoded and on_bad_image is 'raise', or if no image can be decoded.
-      FloatingPointError: if a network computes something that is not a number.
+      FloatingPointError: if a network computes NaN.
     """
     positions = check_classes(members)
     scorers = [
@@ -207,8 +204,7 @@ def score(members: Sequence[Member], inputs: Inputs, datasets: Sequence[Dataset]
         for member, log_probabilities in zip(members, own, strict=True):
             if np.isnan(log_probabilities).any():
                 raise FloatingPointError(
-                    f"the network of {member.workdir}, step {member.step}, computes numbers that are not finite; give "
-                    "an earlier --step"
+                    f"the network of {member.workdir}, step {member.step}, computes NaN; give an earlier --step"
                 )
         return Scores(first + rows, labels[rows], np.stack(own))
 

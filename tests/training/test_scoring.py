@@ -161,7 +161,7 @@ def test_a_run_from_published_weights_is_evaluated_at_the_size_that_is_given():
 def test_a_network_that_computes_nan_is_named():
     member = make_member()
     member = member._replace(params=jax.tree.map(lambda leaf: leaf * np.nan, member.params))
-    with pytest.raises(FloatingPointError, match="the network of run0, step 0, computes numbers that are not finite"):
+    with pytest.raises(FloatingPointError, match="the network of run0, step 0, computes NaN"):
         scores_of([member], random_images(3))
 
 
