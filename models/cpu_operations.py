@@ -5,8 +5,8 @@ XLA's compiler for CPUs is slow at some operations (docs/benchmarks.md has the f
 - It runs a 1x1 convolution and its gradients as convolutions. As matrix products they are faster.
 - A convolution of few positions, a depthwise convolution and a window that slides are plain loops without vector
   instructions. The same sums over shifted maps are vectorised.
-- It computes the sum of a residual block again for every operation that reads it or a later block's sum, and the result
-  and the gradient of a depthwise convolution again for every operation that reads them.
+- It computes the sum of a residual block again for every operation that reads it or a later block's sum. It does the
+  same with the gradient of concatenated maps, and with the result and the gradient of a depthwise convolution.
 - A sum over positions strides over the features and misses the cache. A product with a vector of ones does not.
 - Inside a loop (lax.scan, lax.fori_loop) the weight gradients of convolutions do not reach the fast library (Eigen) and
   run 20 to 40 times slower. So nothing loops on a CPU: training unrolls its loops there.

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from models.layers import (
@@ -19,6 +18,7 @@ from models.layers import (
     max_pool,
 )
 from models.network import Entry, Network
+from models.operations import concatenate
 
 
 class DenseLayer(Module):
@@ -38,7 +38,7 @@ class DenseLayer(Module):
         y = self.conv1(self.norm1(x, activation="relu"))
         if self.norm2 and self.conv2:
             y = self.conv2(self.norm2(y, activation="relu"))
-        return jnp.concatenate((x, self.dropout(y)), axis=-1)
+        return concatenate((x, self.dropout(y)))
 
 
 class Transition(Module):

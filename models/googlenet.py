@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 
 from models.layers import (
     BatchNorm,
@@ -27,7 +26,7 @@ from models.layers import (
     max_pool,
 )
 from models.network import TENSORFLOW_PIXELS, Entry, Network
-from models.operations import relu
+from models.operations import concatenate, relu
 
 # Table 1: #1x1, #3x3 reduce, #3x3, #5x5 reduce, #5x5, pool proj.
 INCEPTIONS = {
@@ -82,7 +81,7 @@ class Inception(Module):
             self.branch3(self.branch3_reduce(x)),
             self.branch4(max_pool(x, 3, 1, padding=1)),
         )
-        return jnp.concatenate(branches, axis=-1)
+        return concatenate(branches)
 
 
 class NaiveInception(Module):
@@ -105,7 +104,7 @@ class NaiveInception(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H, W, sum of the branches' widths + I)."""
         branches = self.branch1(x), self.branch2(x), self.branch3(x), max_pool(x, 3, 1, padding=1)
-        return jnp.concatenate(branches, axis=-1)
+        return concatenate(branches)
 
 
 class AuxiliaryHead(Module):

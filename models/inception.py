@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 from flax import nnx
 
 from models.layers import (
@@ -29,7 +28,7 @@ from models.layers import (
     max_pool,
 )
 from models.network import TENSORFLOW_PIXELS, Entry, Network
-from models.operations import relu, store
+from models.operations import concatenate, relu, store
 
 CONV = partial(ConvReLU, bias=False, batch_norm=partial(BatchNorm, epsilon=1e-3), kernel_initializer=kaiming_normal)
 # A function from the number of features in to a module and its number of features out.
@@ -120,7 +119,7 @@ class Branches(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H', W', features)."""
         branches = [run(getattr(self, f"branch{index}"), x) for index in range(self.count)]
-        return jnp.concatenate(branches, axis=-1)
+        return concatenate(branches)
 
 
 def branches(*layers: list[Layer]) -> Layer:

@@ -9,7 +9,7 @@ program. It makes JAX trace layers of the same shapes once, which saves a fifth 
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -85,6 +85,15 @@ def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
 def store(x: jax.Array) -> jax.Array:
     """Returns x, the sum of a residual block, which a CPU must be made to store."""
     return _choose(lambda x: x, x, cpu=cpu_operations.store)
+
+
+def concatenate(maps: Sequence[jax.Array]) -> jax.Array:
+    """Puts maps (N, H, W, C1), (N, H, W, C2), ... side by side: (N, H, W, C1 + C2 + ...).
+
+    A CPU stores the result and its gradient. The gradient is the sum of what all later readers add, and each of the
+    maps would compute that sum again.
+    """
+    return store(jnp.concatenate(maps, axis=-1))
 
 
 @functools.partial(jax.jit, inline=True)

@@ -5,7 +5,6 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 
 from models.layers import (
     Constant,
@@ -19,6 +18,7 @@ from models.layers import (
     to_logits,
 )
 from models.network import Entry, Network
+from models.operations import concatenate
 
 # s1x1 of fire2 to fire9; e1x1 and e3x3 are four times as wide.
 SQUEEZE_WIDTHS = {
@@ -48,7 +48,7 @@ class Fire(Module):
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps (N, H, W, I) to (N, H, W, 8 squeeze)."""
         x = self.squeeze(x)
-        return jnp.concatenate((self.expand1x1(x), self.expand3x3(x)), axis=-1)
+        return concatenate((self.expand1x1(x), self.expand3x3(x)))
 
 
 class SqueezeNet(Network):
