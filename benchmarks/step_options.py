@@ -177,7 +177,9 @@ VARIANTS = {
         },
         base="float32",
     ),
-    "results with several readers not stored": Variant(functions={"cpu_operations.store": leave_to_xla}, base="float32"),
+    "results with several readers not stored": Variant(
+        functions={"cpu_operations.store": leave_to_xla}, base="float32"
+    ),
 }
 COLUMNS = [
     Column("variant", 37, "variant"),

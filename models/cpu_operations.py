@@ -36,7 +36,8 @@ def store(x: jax.Array) -> jax.Array:
 
     XLA's compiler for CPUs fuses element-wise operations into all their readers. In a residual network the sum of each
     block contains that of the block before, so the work would grow with the square of the number of blocks: fusions
-    of ResNet-152 had 185 operands. XLA removes barriers before it fuses. A condition stays and separates fusions.
+    of ResNet-152 had 185 operands. XLA removes barriers before it fuses. A condition stays and separates fusions. Its
+    derivative is a condition too, so the gradient of x is stored as well.
     """
     always = lax.optimization_barrier(True)  # keeps XLA from removing the condition
     return lax.cond(always, lambda x: x, lambda x: -x, x)
