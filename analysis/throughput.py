@@ -76,9 +76,8 @@ def resolve(config: ConfigDict, mode: str) -> ConfigDict:
         config.update({"bn_virtual_batch_size": 0, "accumulation_steps": 1, "mixup_alpha": 0.0, "cutmix_alpha": 0.0})
     if mode == "infer":
         config.repeated_augmentation = 1
-    config = configuration.resolve_network(
-        config, typed=["image_size"]
-    )  # the size of a row is never that of published weights
+    # The size of a row counts as typed: it is never replaced by that of published weights.
+    config = configuration.resolve_network(config, typed=["image_size"])
     classes, images = config.num_classes or models.get_entry(config.model).num_classes, config.batch_size
     if reads_dataset:
         dataset = input_pipeline.load_dataset(config, "train")

@@ -26,6 +26,7 @@ from absl import flags
 import input_pipeline
 import models
 from analysis import tables
+from benchmarks.commands import own_command
 from configs import base
 from training import command_line
 from training.configuration import resolve_network, resolve_run
@@ -140,7 +141,7 @@ def main() -> None:
     peaks = [max(each.memory for each in costs[name]) for name in ("predict.py", "predict.py, an eighth")]
     print(f"peak memory of predict.py: {peaks[0]:.2f} GB; with an eighth of the images {peaks[1]:.2f} GB")
     if _JSON.value:
-        content = {"command": " ".join(["python", *sys.argv]), **describe_environment(), "images": images}
+        content = {"command": own_command(), **describe_environment(), "images": images}
         content["costs"] = {name: [each._asdict() for each in found] for name, found in costs.items()}
         content |= {"accuracies_top1": accuracies, "load_average": loads}
         write_atomically(pathlib.Path(_JSON.value), json.dumps(content, indent=2) + "\n")

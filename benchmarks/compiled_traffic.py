@@ -30,6 +30,7 @@ from analysis import rows as row_files
 from analysis.compiled_traffic import ROLES, SMALL, bound_seconds, bytes_by_role, find_kernels, target_mesh
 from analysis.costs import count_bytes
 from analysis.rows import Row
+from benchmarks.commands import own_command
 from configs import base
 from training import command_line, configuration
 from training.environment import describe_environment
@@ -127,8 +128,7 @@ def main() -> None:
             recipe_config(recipe)
         mesh = target_mesh(pathlib.Path(_TARGET.value))
     environment = describe_environment()
-    words = [word for word in sys.argv if not word.startswith("--json")]  # no path of a machine
-    command = {"command": " ".join(["python", *words]), "git_commit": environment["git_commit"]}
+    command = {"command": own_command(), "git_commit": environment["git_commit"]}
     command |= {f"{name}_version": version for name, version in environment["versions"].items()}
     rows: list[Row] = []
     for name in _RECIPES.value or _MODELS.value:

@@ -25,6 +25,7 @@ from ml_collections import ConfigDict
 
 import input_pipeline
 from analysis import tables
+from benchmarks.commands import own_command
 from configs import base
 from input_pipeline import crops
 from input_pipeline.preparation import prepare
@@ -97,7 +98,7 @@ def main(_: list[str]) -> None:
     tables.print_boxed(columns, [[str(row[column]) for column in columns] for row in rows])
     if _JSON.value:
         hardware = {"machine": platform.machine(), "cores": len(os.sched_getaffinity(0)), "opencv": cv2.__version__}
-        content = {"command": " ".join(["python", *sys.argv]), "hardware": hardware, "rows": rows}
+        content = {"command": own_command(), "hardware": hardware, "rows": rows}
         pathlib.Path(_JSON.value).write_text(json.dumps(content, indent=2) + "\n")
 
 

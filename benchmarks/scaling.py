@@ -40,6 +40,7 @@ from analysis import memory, tables
 from analysis import rows as row_files
 from analysis.collectives import FABRICS, communication_seconds, efficiency, find_collectives
 from analysis.summary import trace_train_step
+from benchmarks.commands import own_command
 from configs import base
 from training import command_line, configuration
 from training.environment import describe_environment
@@ -238,8 +239,7 @@ def write_json(row: dict, demand: list[dict]) -> None:
     program = ("model", "bn_virtual_batch_size", "shard_params", "devices")
     rows = [other for other in before["rows"] if any(other[name] != row[name] for name in program)]
     rows = sorted([*rows, row], key=lambda row: NETWORKS.index(row["model"]) if row["model"] in NETWORKS else 99)
-    words = [word for word in sys.argv if not word.startswith("--json")]  # no path of a machine
-    commands = list(dict.fromkeys([*before["commands"], " ".join(["python", *words])]))
+    commands = list(dict.fromkeys([*before["commands"], own_command()]))
     content = {"commands": commands, "git_commit": environment["git_commit"], **setting}
     content |= {"rows": rows, "host_with_8_gpus": demand}
     write_atomically(path, json.dumps(content, indent=2) + "\n")

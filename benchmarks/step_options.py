@@ -182,7 +182,7 @@ VARIANTS = {
     ),
 }
 COLUMNS = [
-    Column("variant", 37, "variant"),
+    Column("variant", max(map(len, VARIANTS)), "variant"),
     Column("images/s", 8, "images_per_second", 1),
     Column("time, relative", 14, "time_ratio", 1),
     Column("from", 6, "time_ratio_low", 1),

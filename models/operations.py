@@ -83,15 +83,15 @@ def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
 
 @functools.partial(jax.jit, inline=True)
 def store(x: jax.Array) -> jax.Array:
-    """Returns x, the sum of a residual block, which a CPU must be made to store."""
+    """Returns x, which many layers read: a CPU is made to store it and its gradient, not to compute them for each."""
     return _choose(lambda x: x, x, cpu=cpu_operations.store)
 
 
 def concatenate(maps: Sequence[jax.Array]) -> jax.Array:
     """Puts maps (N, H, W, C1), (N, H, W, C2), ... side by side: (N, H, W, C1 + C2 + ...).
 
-    A CPU stores the result and its gradient. The gradient is the sum of what all later readers add, and each of the
-    maps would compute that sum again.
+    A CPU stores the result and its gradient. All layers that read the result add to the gradient. XLA would compute
+    that sum again for each of the maps.
     """
     return store(jnp.concatenate(maps, axis=-1))
 

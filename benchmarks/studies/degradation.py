@@ -18,6 +18,7 @@ import subprocess
 import study
 from absl import flags
 
+from benchmarks.commands import own_command
 from training import command_line
 from training.environment import describe_environment
 
@@ -201,7 +202,7 @@ def run_pytorch() -> int:
     if result.returncode:
         return result.returncode
     row = {"name": "PyTorch", "seed": None} | json.loads(result.stdout.splitlines()[-1])
-    study.record(files, row | {"command": study.study_command(), "git_commit": describe_environment()["git_commit"]})
+    study.record(files, row | {"command": own_command(), "git_commit": describe_environment()["git_commit"]})
     study.show(files, make_pytorch_table)
     return 0
 

@@ -18,6 +18,7 @@ from typing import NamedTuple
 import study
 from absl import flags
 
+from benchmarks.commands import own_command
 from training import command_line
 
 LOSS, ACCURACY = 2.0, 0.75  # nats; share of the training batches: Krizhevsky 2012, Fig. 1, has 25 % training error
@@ -343,7 +344,7 @@ def score(files: study.Files) -> int:
                 row = {"name": name, "seed": seed, "model": measured["model"], "dataset": measured["dataset"]}
                 row |= {key: each[key] for key in ("accuracy_top1", "loss", "examples")}
                 row |= {"seconds": (time.monotonic() - start) / len(seeds), "members": list(members)}
-                row |= {"command": " ".join(["python", "evaluate.py", *words]), "study_command": study.study_command()}
+                row |= {"command": " ".join(["python", "evaluate.py", *words]), "study_command": own_command()}
                 study.record(files, row | {key: about[key] for key in ("hardware", "versions", "git_commit")})
     return 0
 

@@ -41,6 +41,7 @@ from absl import flags
 import models
 from analysis import rows as row_files
 from analysis.summary import summarize
+from benchmarks.commands import portable
 from training import command_line
 
 RECIPE = "imagenette_resnet18"
@@ -246,8 +247,8 @@ def measure_rates(size: str, files: study.Files) -> None:
         if code := subprocess.run(command, cwd=study.ROOT).returncode:
             sys.exit(code)
         (row,) = json.loads(result.read_text())
-        row |= {"name": name, "command": shlex.join(map(study.portable, words))}
-        row_files.record(rates_file(), row | {"dataset": study.portable(row["dataset"])}, ["name"])
+        row |= {"name": name, "command": shlex.join(map(portable, words))}
+        row_files.record(rates_file(), row | {"dataset": portable(row["dataset"])}, ["name"])
 
 
 @functools.cache
@@ -383,7 +384,8 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     figure = Figure(figsize=(7.5 * len(budgets), 6.5), layout="constrained")
     figure.suptitle("The lineage on Imagenette: accuracy over cost, with 95 % intervals")
     for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
-        for number, (name, each) in enumerate(networks.items()):
+        for name, each in networks.items():
+            number = list(NETWORKS).index(name)
             color = f"C{number % 10}"
             for recipe, face in (("common", color), ("own", "none")):
                 if (budget, recipe) not in each:
@@ -394,9 +396,11 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
                 style = {"facecolor": face, "edgecolor": color, "alpha": 0.6}
                 axes.scatter(millions, top1(group), area, linewidth=1.5, **style)
                 if recipe == "common" or (budget, "common") not in each:
-                    place = {"xytext": (6, 4), "textcoords": "offset points", "fontsize": "small"}
+                    height = (4, -11, 14, -21)[number % 4]  # networks of a similar cost may have equal accuracies
+                    place = {"xytext": (6, height), "textcoords": "offset points", "fontsize": "small"}
                     axes.annotate(name, (millions, top1(group)), **place)
         axes.set_xscale("log")
+        axes.margins(x=0.15)  # room for the names
         axes.set_title(f"{describe(budget)} of training for each network")
         axes.set_xlabel("million multiply-accumulates an image")
         axes.set_ylabel("top-1 accuracy (%)")

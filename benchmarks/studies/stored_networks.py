@@ -16,6 +16,7 @@ import study
 from absl import flags
 
 import models
+from benchmarks.commands import own_command, portable
 from models.torch_files import write_safetensors
 from models.torch_names import to_torch
 from training import command_line
@@ -83,7 +84,7 @@ def evaluate(weights: pathlib.Path, files: study.Files, overrides: dict) -> int:
     content, measured = (json.loads(path.read_text()) for path in (workdir / "config.json", result))
     about = {key: content[key] for key in ("hardware", "versions", "git_commit")}
     row = {"name": name, "seed": None, "file": weights.name, "seconds": time.monotonic() - start} | measured | about
-    study.record(files, row | {"dataset": study.portable(row["dataset"]), "command": study.study_command()})
+    study.record(files, row | {"dataset": portable(row["dataset"]), "command": own_command()})
     return 0
 
 

@@ -29,6 +29,7 @@ from absl import flags
 from analysis import rows as row_files
 from analysis import tables
 from analysis.runs import Spread, welch_interval
+from benchmarks.commands import own_command, portable
 from benchmarks.page import put_table
 from configs import base
 from configs._option import text_of, words_of
@@ -238,15 +239,6 @@ def config_of(command: str) -> dict[str, Any]:
     return {name: options[name] for name, option in base.OPTIONS.items() if option.affects_result}
 
 
-def portable(text: str) -> str:
-    """Returns a text in which only the last part is left of each path that is absolute or leaves this folder.
-
-    >>> portable("image_folder:/tmp/x/imagenette2-160")
-    'image_folder:imagenette2-160'
-    """
-    return re.sub(r"(^|[=:,\s])(?:~[^/\s,]*|\.\.)?/(?:[^/\s,]*/)*([^/\s,]+)/?", r"\1\2", text)
-
-
 def hardware_name(hardware: dict[str, Any] | None) -> str:
     """Returns the hardware of a row in words, such as 2 CPU cores."""
     if not hardware:
@@ -271,10 +263,10 @@ def seeds_of(*groups: list[Any]) -> str:
 
 def verdict(gain: float, half: float) -> str:
     """Returns in words whether a claim holds that a gain is positive, from half the gain's 95 % interval."""
+    if gain == 0 or abs(gain) <= half:
+        return "not shown"
     if math.isnan(half):
         return f"{'yes' if gain > 0 else 'no'}, too few seeds"
-    if abs(gain) <= half:
-        return "not shown"
     return "yes" if gain > 0 else "no, the opposite"
 
 
@@ -449,19 +441,11 @@ def _row(run: Run, workdir: pathlib.Path) -> Row:
         "seconds": sum(call["seconds"] for call in calls) or summary["seconds"],  # of the whole processes, if known
         "calls": len(calls),
         "command": shlex.join(map(portable, _words(run))),
-        "study_command": study_command(),
+        "study_command": own_command(),
         "config": config_of(shlex.join(map(portable, _words(run)))),
         **{name: content[name] for name in ("hardware", "versions", "git_commit")},
         "curves": curves,
     }
-
-
-def study_command() -> str:
-    """Returns the command of this process, without a machine's paths and without what does not change the result."""
-    words = [word for word in sys.argv[1:] if not word.startswith(("--workdir", "--minutes", "--json"))]
-    program = pathlib.Path(sys.argv[0]).absolute()
-    program = program.relative_to(ROOT) if program.is_relative_to(ROOT) else program.name
-    return shlex.join(["python", str(program), *map(portable, words)])
 
 
 def _calls(workdir: pathlib.Path) -> list[dict[str, Any]]:

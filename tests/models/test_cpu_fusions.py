@@ -1,4 +1,4 @@
-"""Programs compiled for a CPU compute what several layers read once, however deep the network is."""
+"""Programs compiled for a CPU compute a map or a gradient once, however many later layers read it."""
 
 import re
 from collections.abc import Callable
@@ -36,8 +36,8 @@ def test_sums_of_residual_blocks_are_stored(name):
 
 
 def test_gradients_of_concatenated_maps_are_stored():
-    # Each layer adds to the gradient of all earlier maps. Without operations.concatenate the largest fusion has 117
-    # operands for these 12 layers, and in DenseNet-121 227.
+    # Each layer adds to the gradient of all earlier maps. If operations.concatenate does not store its result, the
+    # largest fusion has 117 operands with these 12 layers, and 227 in DenseNet-121.
     network = DenseNet((12,), num_classes=10, channels=3, dropout_rate=0.0, growth=12, bottleneck=False, cifar=True)
     network.train()
     graph, parameters, rest = nnx.split(network, nnx.Param, ...)
