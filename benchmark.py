@@ -30,6 +30,7 @@ from analysis.benchmark_tasks import DTYPES, MODES
 from analysis.rows import Row
 from analysis.tables import Display
 from training import command_line
+from training.output import results
 from training.workdir import write_atomically
 
 BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"
@@ -153,7 +154,8 @@ def write(result: list[Row], finished: bool = False) -> None:
             except OSError as error:
                 command_line.machine_failed(f"--{flag.name}={flag.value} cannot be written: {error}")
         elif flag.value == "-" and finished:
-            print(make_text(result), end="")
+            with results():
+                print(make_text(result), end="")
 
 
 if __name__ == "__main__":

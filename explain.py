@@ -34,6 +34,7 @@ from input_pipeline.files import is_remote, most_bytes, printable, read_file
 from input_pipeline.image_files import named_images
 from input_pipeline.images import evaluation_transform
 from training import command_line
+from training.output import messages
 from training.platform import prepare_platform
 from training.remote_workdir import local_copy
 from training.state import make_mesh, make_model
@@ -135,7 +136,8 @@ def main() -> int:
             try:
                 images = [run.transform(read_file(file, most_bytes(run.config.max_image_pixels))) for run in runs]
             except (ValueError, OSError) as error:
-                print(printable(f"cannot read {file}: {error}"), file=sys.stderr)
+                with messages(sys.stderr):
+                    print(printable(f"cannot read {file}: {error}"), file=sys.stderr)
                 unreadable += 1
                 continue
             with command_line.refusing_bad_input((ValueError,)):  # a network without what a method needs

@@ -35,6 +35,7 @@ from input_pipeline.image_files import decoded_batches, named_images
 from input_pipeline.images import evaluation_transform
 from training import command_line
 from training.inference import one_behind
+from training.output import messages, results
 from training.platform import prepare_platform
 from training.prediction import likeliest_classes, make_predictor, predict_arrays, read_inputs
 from training.remote_workdir import local_copy
@@ -100,24 +101,20 @@ def main() -> int:
         num_decode_threads(config),
     )
     unreadable = 0
-    try:
-        with contextlib.closing(batches), output(total) as (show, display):
-            for batch, logits in one_behind((batch, predict(batch.images)) for batch in batches):
-                for file, reason in batch.errors:
+    with results(), contextlib.closing(batches), output(total) as (show, display):
+        for batch, logits in one_behind((batch, predict(batch.images)) for batch in batches):
+            for file, reason in batch.errors:
+                with messages(sys.stderr):
                     print(printable(f"cannot read {file}: {reason}"), file=sys.stderr)
-                logits = jax.device_get(logits)[: len(batch.files)]
-                if np.isnan(logits).any():
-                    command_line.refuse(f"the network of {_WORKDIR.value} computes NaN; give an earlier --step")
-                likeliest = likeliest_classes(logits, class_names, _TOP.value)
-                for file, classes in zip(batch.files, likeliest, strict=True):
-                    show(file, classes)
-                sys.stdout.flush()
-                unreadable += len(batch.errors)
-                display.advance(len(batch.files) + len(batch.errors))
-    except BrokenPipeError:  # who reads the pipe has seen enough, as head does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-    except OSError as error:
-        command_line.machine_failed(f"the result cannot be written: {error}")
+            logits = jax.device_get(logits)[: len(batch.files)]
+            if np.isnan(logits).any():
+                command_line.refuse(f"the network of {_WORKDIR.value} computes NaN; give an earlier --step")
+            likeliest = likeliest_classes(logits, class_names, _TOP.value)
+            for file, classes in zip(batch.files, likeliest, strict=True):
+                show(file, classes)
+            sys.stdout.flush()
+            unreadable += len(batch.errors)
+            display.advance(len(batch.files) + len(batch.errors))
     return 1 if unreadable else 0
 
 

@@ -34,6 +34,7 @@ from analysis.costs import Layer
 from analysis.shape import draw_shapes
 from analysis.summary import Summary, match_networks, summarize
 from training import command_line
+from training.output import results
 from training.workdir import write_atomically
 
 BASE = pathlib.Path(__file__).resolve().parent / "configs" / "base.py"
@@ -155,7 +156,8 @@ def write_files(result: dict | list, rows: list[dict]) -> None:
     """Writes the result as JSON and its rows as CSV, if --json and --csv are given; - is standard output."""
     for path, text in ((_JSON.value, json.dumps(result, indent=2) + "\n"), (_CSV.value, summary_report.as_csv(rows))):
         if path == "-":
-            print(text, end="")
+            with results():
+                print(text, end="")
         elif path:
             write_atomically(pathlib.Path(path), text)
 

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from analysis.rows import Row
 from input_pipeline.files import printable
+from training.output import messages
 
 WIDEST_LINE = 10_000  # characters: a Markdown table is never broken to the width of a terminal
 
@@ -69,7 +70,8 @@ def print_boxed(headings: Sequence[str], rows: Iterable[Sequence[str]], title: s
     console = Console()
     if not console.is_terminal:
         console = Console(width=WIDEST_LINE)
-    console.print(_boxed(headings, rows, title))
+    with messages():
+        console.print(_boxed(headings, rows, title))
 
 
 class Display:
@@ -99,11 +101,13 @@ class Display:
 
     def say(self, text: str) -> None:
         """Prints lines above the bar."""
-        self._console.print(printable(text, kept="\n"))
+        with messages(self._console.file):
+            self._console.print(printable(text, kept="\n"))
 
     def boxed(self, headings: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
         """Prints a table with lines around its cells above the bar."""
-        self._console.print(_boxed(headings, rows))
+        with messages(self._console.file):
+            self._console.print(_boxed(headings, rows))
 
     def begin(self, text: str) -> None:
         """Shows beside the bar what is being measured."""

@@ -83,12 +83,12 @@ def main() -> int:
                 command_line.refuse(f"--{flag.name}={word} is unknown; choose of {', '.join(known)}")
     if not shutil.which(_TORCH_PYTHON.value):
         command_line.refuse(f"--torch_python={_TORCH_PYTHON.value} is no program; give a Python that has torch")
-    print(tables.heading(COLUMNS))
+    command_line.say(tables.heading(COLUMNS))
     exit_code = 0
     for name in _MODELS.value:
         try:
             for row in compare(name):
-                print(tables.line(COLUMNS, row), flush=True)
+                command_line.say(tables.line(COLUMNS, row))
                 if _JSON.value:
                     same = ("model", "mode", "batch_size", "image_size", "dtype", "device", "processor")
                     rows.record(pathlib.Path(_JSON.value), row, same)

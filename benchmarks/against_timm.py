@@ -135,11 +135,11 @@ def main() -> None:
             [f"{our}, {their}", *(f"{rate:.0f}" for rate in rates), *ratio, f"{statistics.median(on_cores):.2f}"]
         )
     headings = ["programs", "ours, images/s", "timm's, images/s", "ratio", "range", "ratio of core time"]
-    print(tables.markdown(headings, rows))
-    print(f"{images} images; load average {min(loads):.1f} to {max(loads):.1f}")
-    print(f"top-1: ours {accuracies[0]:.2f} %, timm's {accuracies[1]:.2f} %")
+    command_line.say(tables.markdown(headings, rows))
+    command_line.say(f"{images} images; load average {min(loads):.1f} to {max(loads):.1f}")
+    command_line.say(f"top-1: ours {accuracies[0]:.2f} %, timm's {accuracies[1]:.2f} %")
     peaks = [max(each.memory for each in costs[name]) for name in ("predict.py", "predict.py, an eighth")]
-    print(f"peak memory of predict.py: {peaks[0]:.2f} GB; with an eighth of the images {peaks[1]:.2f} GB")
+    command_line.say(f"peak memory of predict.py: {peaks[0]:.2f} GB; with an eighth of the images {peaks[1]:.2f} GB")
     if _JSON.value:
         content = {"command": own_command(), **describe_environment(), "images": images}
         content["costs"] = {name: [each._asdict() for each in found] for name, found in costs.items()}

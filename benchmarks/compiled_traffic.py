@@ -162,7 +162,7 @@ def main() -> None:
     tables.print_boxed(headings, lines)
     if _RECIPES.value:
         headings = ["recipe", "pixels", "images a step", "least time", "images/s", "memory of the step (GB)"]
-        print(tables.markdown(headings, [recipe_line(name, rows) for name in _RECIPES.value]))
+        command_line.say(tables.markdown(headings, [recipe_line(name, rows) for name in _RECIPES.value]))
     lines = [[role, *(f"{row['gigabytes_by_role'][role]:.2f}" for row in rows)] for role in ROLES]
     tables.print_boxed(["gigabytes by role", *(row["model"] for row in rows)], lines)
 

@@ -224,7 +224,7 @@ def main() -> None:
         uses = {model: convolutions_of(model) for model in _MODELS.value}
     options, peak = compiler_options(config), measure_peak()
     machine = throughput.describe_machine() | {"peak_flops_per_second": peak}
-    print(tables.heading(COLUMNS))
+    command_line.say(tables.heading(COLUMNS))
     measured: dict[Convolution, list[Row]] = {}
     with contextlib.ExitStack() as stack:
         torch = None
@@ -237,14 +237,14 @@ def main() -> None:
                 row |= {"networks": [model for model, counts in uses.items() if case in counts]} | machine
                 row |= torch.about if torch else {}
                 measured[case].append(row)
-                print(tables.line(COLUMNS, row), flush=True)
+                command_line.say(tables.line(COLUMNS, row))
                 if _JSON.value:
                     same = "maps kernel stride padding groups direction dtype device processor".split()
                     row_files.record(pathlib.Path(_JSON.value), row, same)
     sides = ["ours, ms", "JAX, ms", "PyTorch, ms"][: 3 if _TORCH_PYTHON.value else 2]
     ratios = ["JAX / ours", "PyTorch / ours"][: len(sides) - 1]
-    print(f"\npeak: {peak / 1e9:,.0f} GFLOP/s\n")
-    print(tables.markdown(["network", "direction", *sides, *ratios], add_up(uses, measured)))
+    command_line.say(f"\npeak: {peak / 1e9:,.0f} GFLOP/s\n")
+    command_line.say(tables.markdown(["network", "direction", *sides, *ratios], add_up(uses, measured)))
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 from absl import flags
 from jax import lax
+from ml_collections import ConfigDict
 
 import training.program
 import training.step
@@ -199,12 +200,17 @@ _SECONDS = flags.DEFINE_float("seconds", 0.3, "Length of a turn; at least one st
 _JSON = flags.DEFINE_string("json", None, "A file for the rows, and of those measured before.")
 
 
-def make_turn(variant: Variant, batch_size: int, image_size: int) -> Callable[[], float]:
-    """Returns a function that runs some steps of a variant and returns the seconds of one."""
+def make_config(variant: Variant, batch_size: int, image_size: int) -> ConfigDict:
+    """Returns the resolved config of a variant; raises ValueError if the flags' values are invalid."""
     config = resnet50.get_config()
     config.update({"model": _MODEL.value, "batch_size": batch_size, "image_size": image_size})
     config.update({"compilation_cache_dir": "", **variant.options})
-    config = throughput.resolve(config, "train")
+    return throughput.resolve(config, "train")
+
+
+def make_turn(variant: Variant, batch_size: int, image_size: int) -> Callable[[], float]:
+    """Returns a function that runs some steps of a variant and returns the seconds of one."""
+    config = make_config(variant, batch_size, image_size)
     prepare_platform(config)
     xla = compiler_options(config) | variant.compiler_options
     with contextlib.ExitStack() as stack:
@@ -253,13 +259,15 @@ def main() -> None:
             command_line.refuse(f"--variants={name} is unknown; choose of {', '.join(VARIANTS)}")
     on_cpu = jax.default_backend() == "cpu"
     sizes = _BATCH_SIZE.value or (32 if on_cpu else 256), _IMAGE_SIZE.value or (32 if on_cpu else 224)
+    with command_line.refusing_bad_input():
+        make_config(VARIANTS["float32"], *sizes)
     kept = {}
-    print(tables.heading(COLUMNS))
+    command_line.say(tables.heading(COLUMNS))
     for name in _VARIANTS.value:
         turns = dict(kept)
         row = measure(name, turns, *sizes) | throughput.describe_machine()
         kept |= {base: turns[base] for base in {variant.base for variant in VARIANTS.values()} & turns.keys()}
-        print(tables.line(COLUMNS, row), flush=True)
+        command_line.say(tables.line(COLUMNS, row))
         if _JSON.value:
             rows.record(pathlib.Path(_JSON.value), row, ("model", "variant", "batch_size", "image_size", "device"))
 

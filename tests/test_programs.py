@@ -157,6 +157,36 @@ def test_a_full_log_does_not_end_an_unbuffered_run(tmp_path):
     assert process.returncode == 0 and (tmp_path / "run" / "summary.json").exists()
 
 
+@pytest.mark.parametrize("words", ["train.py --list_models", "summarize.py --models=lenet5 --json=-"])
+def test_a_result_that_cannot_be_written_is_one_line(words):
+    """A reader that has seen enough, as head has, is no error."""
+    command = [sys.executable, *words.split()]
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, text=True, timeout=TIMEOUT)
+    (line,) = process.stderr.splitlines()
+    assert process.returncode == 4 and line.endswith("the result cannot be written: [Errno 28] No space left on device")
+    assert end_without_a_reader(command) == (0, "")
+
+
+def test_a_table_that_cannot_be_printed_ends_no_measurement(tmp_path, monkeypatch):
+    monkeypatch.delenv("XLA_FLAGS")  # without XLA's optimisations, benchmark.py takes long to measure the machine
+    words = "benchmark.py --models=lenet5 --mode=infer --batch_sizes=1 --seconds=0.01".split()
+    command = [sys.executable, *words, f"--json={tmp_path / 'full.json'}"]
+    with open("/dev/full", "w") as full:
+        process = subprocess.run(command, cwd=ROOT, stdout=full, stderr=subprocess.PIPE, timeout=TIMEOUT)
+    assert (process.returncode, process.stderr) == (0, b"")
+    assert end_without_a_reader([*command[:-1], f"--json={tmp_path / 'closed.json'}"]) == (0, "")
+    assert all(len(read_json(tmp_path / name)) == 1 for name in ("full.json", "closed.json"))
+
+
+def end_without_a_reader(command):
+    """Returns the exit code and the errors of a program whose standard output is a closed pipe."""
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process.stdout.close()
+    errors = process.stderr.read()
+    return process.wait(TIMEOUT), errors
+
+
 def test_a_signal_during_the_last_evaluation(finished, tmp_path):
     """The resumed run makes the missing evaluation, and --step=best takes it into account."""
     workdir = tmp_path / "run"

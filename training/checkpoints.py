@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from input_pipeline.files import printable
+from training.output import messages
 from training.processes import check_same, first_text, is_lost_connection, is_one_of_several
 from training.state import AVERAGED_BATCH_STATS, State
 
@@ -153,7 +154,8 @@ class Checkpoints:
             if AVERAGED_BATCH_STATS in target and AVERAGED_BATCH_STATS not in state:
                 state[AVERAGED_BATCH_STATS] = jax.tree.map(lambda leaf: leaf.copy(), state["batch_stats"])
             for damaged, reason in reasons.items():
-                print(printable(f"checkpoint {damaged} in {self.directory} is damaged: {reason}"), file=sys.stderr)
+                with messages(sys.stderr):
+                    print(printable(f"checkpoint {damaged} in {self.directory} is damaged: {reason}"), file=sys.stderr)
                 if not self._read_only:
                     self._set_aside(str(damaged))
             self._manager.reload()

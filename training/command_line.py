@@ -4,7 +4,6 @@ import ast
 import contextlib
 import difflib
 import functools
-import os
 import pathlib
 import re
 import signal
@@ -24,6 +23,7 @@ from configs._other_names import OTHER_NAMES
 from input_pipeline.files import is_remote, local_path, printable
 from input_pipeline.remote import check_url
 from training import configuration, lists
+from training.output import messages
 from training.platform import out_of_memory, prepare_process
 from training.processes import end_process, is_lost_connection, is_one_of_several, leave_processes
 
@@ -94,10 +94,8 @@ def parse_option(name: str, text: str) -> Any:
 
 def say(text: str) -> None:
     """Prints lines at once; if that fails, at a closed pipe or a full disk, the program goes on and prints no more."""
-    try:
+    with messages():
         print(printable(text, kept="\n"), flush=True)
-    except OSError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 @contextlib.contextmanager
@@ -146,6 +144,8 @@ def step(value: str | None) -> int | str | None:
 def _call(main: Callable[..., int | None], argv: list[str]) -> NoReturn:
     exit_code = main(*argv[1:])
     leave_processes()
+    with messages():
+        sys.stdout.flush()
     sys.exit(exit_code)
 
 

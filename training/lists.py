@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Sequence
 
 from configs import base
 from configs._option import text_of
+from training.output import results
 
 ROOT = pathlib.Path(__file__).parent.parent
 WIDTH = 100  # characters of a line
@@ -37,10 +38,8 @@ def answer(words: Sequence[str]) -> None:
     asked = [word.lstrip("-") for word in words if word.startswith("-")]
     for name, make in LISTS.items():
         if name in asked:
-            try:
-                print(make(), flush=True)
-            except BrokenPipeError:  # as in `python train.py --options | head`
-                os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            with results():
+                print(make())
             sys.exit(0)
 
 

@@ -7,7 +7,6 @@ import math
 import os
 import pathlib
 import re
-import sys
 import time
 from collections.abc import Iterable
 from typing import Any
@@ -21,6 +20,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from input_pipeline.files import printable
 from training.environment import peak_host_memory
 from training.loss import means
+from training.output import messages
 from training.workdir import naming_failure, run_name, write_atomically
 
 Row = dict[str, Any]
@@ -100,11 +100,8 @@ class RunLog:
 
     def say(self, text: str) -> None:
         """Prints a line above the live line; the run continues even if the terminal or the pipe is closed."""
-        try:
+        with messages():
             self._console.print(printable(text, kept="\n"), markup=False)
-        except (OSError, SystemExit):  # rich leaves the program when a pipe is closed
-            self._progress.stop()
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
     def status(self, text: str) -> None:
         """Shows in the live line what the program does between two steps, as in "saving"."""
@@ -239,7 +236,8 @@ def _open_tensorboard(*arguments: Any) -> Any:
     try:
         from training.tensorboard import TensorBoard
     except ImportError:
-        print("note: no TensorBoard files, as tensorboardX is not installed")
+        with messages():
+            print("note: no TensorBoard files, as tensorboardX is not installed")
         return None
     return TensorBoard(*arguments)
 
@@ -271,7 +269,9 @@ def plot_curves(workdir: pathlib.Path, rows: list[Row]) -> None:
     try:
         from matplotlib.figure import Figure
     except ImportError:
-        return print("note: no curves.png, as matplotlib is not installed")
+        with messages():
+            print("note: no curves.png, as matplotlib is not installed")
+        return
     panels: list[tuple[str, tuple[str, ...], int]] = [
         ("loss of the main classifier (nats)", ("loss",), 1),
         ("top-1 accuracy (%)", ("accuracy_top1",), 100),

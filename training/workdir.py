@@ -18,6 +18,7 @@ from ml_collections import ConfigDict
 from configs import base
 from input_pipeline.files import printable
 from training.environment import describe_environment
+from training.output import messages
 
 LONGEST_NAME = 120  # characters of a folder's name; file systems allow 255 bytes
 
@@ -158,7 +159,8 @@ def _lock(file: Any, workdir: pathlib.Path) -> None:
         holder = file.read() or "another process"
         raise ValueError(f"workdir {workdir} is in use by {holder}; wait for it, or choose another --workdir") from None
     except OSError as error:  # a file system without locks
-        print(printable(f"note: workdir {workdir} cannot be locked ({error.strerror}); start no second run there"))
+        with messages():
+            print(printable(f"note: workdir {workdir} cannot be locked ({error.strerror}); start no second run there"))
 
 
 def write_config(workdir: pathlib.Path, config: ConfigDict, class_names: tuple[str, ...]) -> None:
