@@ -34,8 +34,10 @@ def _keep_freed_memory() -> None:
     """Makes glibc keep freed memory instead of returning it to the system.
 
     Otherwise the pages are requested again in each step, which on a CPU took a fifth of MobileNet's training step and a
-    tenth of ResNet-50's (docs/benchmarks.md). On machines with an NVIDIA GPU, where the effect was not measured,
-    nothing is changed.
+    tenth of ResNet-50's. The threads share two arenas. A compilation leaves the first one in pieces. With only that
+    one, malloc searches long lists in each step and the threads wait for each other; with more than two, more buffers
+    are requested again, because only the first arena can grow without limit (docs/benchmarks.md). On machines with an
+    NVIDIA GPU, where the effect was not measured, nothing is changed.
     """
     if sys.platform != "linux" or os.path.exists("/dev/nvidiactl"):
         return
@@ -43,7 +45,7 @@ def _keep_freed_memory() -> None:
         trim_threshold, mmap_max, arena_max = -1, -4, -8  # the numbers of these parameters in malloc.h
         mallopt(trim_threshold, -1)  # never return memory
         mallopt(mmap_max, 0)
-        mallopt(arena_max, 1)  # all threads share the first arena, because the size of the other arenas is limited
+        mallopt(arena_max, 2)
 
 
 def _silence_abandoned_reads() -> None:
