@@ -84,7 +84,7 @@ class Display:
           total: the number of steps of the bar.
           to_errors: whether to print to standard error, because standard output is for the results.
         """
-        self._console = Console(stderr=to_errors, highlight=False, markup=False, emoji=False, soft_wrap=True)
+        self._console = _Console(stderr=to_errors, highlight=False, markup=False, emoji=False, soft_wrap=True)
         description = TextColumn("{task.description}", markup=False)
         columns = BarColumn(bar_width=16), MofNCompleteColumn(), TimeElapsedColumn(), description
         self._shown = bool(self._console.is_terminal and total)
@@ -116,6 +116,14 @@ class Display:
     def advance(self, steps: int = 1) -> None:
         """Moves the bar by one step, or by several."""
         self._progress.advance(self._task, steps)
+
+
+class _Console(Console):
+    """A console whose closed pipe is an error; Rich would discard standard output, whichever stream was closed."""
+
+    def on_broken_pipe(self) -> None:
+        """Raises the BrokenPipeError that Rich has caught."""
+        raise
 
 
 def _boxed(headings: Sequence[str], rows: Iterable[Sequence[str]], title: str | None = None) -> Table:

@@ -177,14 +177,29 @@ def test_a_table_that_cannot_be_printed_ends_no_measurement(tmp_path, monkeypatc
     assert (process.returncode, process.stderr) == (0, b"")
     assert end_without_a_reader([*command[:-1], f"--json={tmp_path / 'closed.json'}"]) == (0, "")
     assert all(len(read_json(tmp_path / name)) == 1 for name in ("full.json", "closed.json"))
+    exit_code, rows = end_without_a_reader([*command[:-1], "--json=-"], closed="stderr")
+    assert exit_code == 0 and len(json.loads(rows)) == 1
 
 
-def end_without_a_reader(command):
-    """Returns the exit code and the errors of a program whose standard output is a closed pipe."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.close()
-    errors = process.stderr.read()
-    return process.wait(TIMEOUT), errors
+def test_a_signal_without_a_reader_of_errors(tmp_path):
+    command = [sys.executable, "train.py", *SHORT, f"--workdir={tmp_path / 'run'}"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    with subprocess.Popen(command, cwd=ROOT, env=UNBUFFERED, text=True, **pipes) as process:
+        process.stderr.close()
+        while "first step" not in process.stdout.readline():
+            pass
+        process.terminate()
+        assert "/60 loss" in process.stdout.read()
+    assert process.returncode == 143 and any((tmp_path / "run/checkpoints").iterdir())
+
+
+def end_without_a_reader(command, closed="stdout"):
+    """Returns the exit code of a program one of whose outputs is a closed pipe, and what it printed to the other."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
+    getattr(process, closed).close()
+    printed = getattr(process, *(pipes.keys() - {closed})).read()
+    return process.wait(TIMEOUT), printed
 
 
 def test_a_signal_during_the_last_evaluation(finished, tmp_path):

@@ -1,13 +1,15 @@
 """SIGINT and SIGTERM: the handler only notes the signal, and the training loop stops between two steps."""
 
 import contextlib
+import os
 import signal
 from types import FrameType
 
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from rich.console import Console
+
+STANDARD_ERROR = 2  # its file descriptor
 
 
 class Interruption:
@@ -58,4 +60,5 @@ class Interruption:
         for handled, handler in self._previous.items():
             signal.signal(handled, handler)
         with contextlib.suppress(OSError):  # standard error may be a closed pipe
-            Console(stderr=True).print(f"{signal.Signals(number).name}: saving and stopping")
+            # print would fail if the signal came in the middle of another print.
+            os.write(STANDARD_ERROR, f"{signal.Signals(number).name}: saving and stopping\n".encode())

@@ -31,14 +31,14 @@ def handlers_before(monkeypatch):
 
 @pytest.mark.parametrize("first", SIGNALS)
 @pytest.mark.parametrize("second", SIGNALS)
-def test_the_second_signal_ends_the_program_whichever_it_is(handlers_before, capsys, first, second):
+def test_the_second_signal_ends_the_program_whichever_it_is(handlers_before, capfd, first, second):
     with Interruption() as interruption:
         assert not interruption and interruption.exit_code == 0
         signal.raise_signal(first)
         assert interruption and interruption.exit_code == 128 + first
         with pytest.raises(SecondSignalError, match=str(int(second))):
             signal.raise_signal(second)
-    assert capsys.readouterr().err == f"{first.name}: saving and stopping\n"
+    assert capfd.readouterr().err == f"{first.name}: saving and stopping\n"
 
 
 @pytest.mark.parametrize("program", sorted(path.name for path in ROOT.glob("*.py")))
