@@ -96,9 +96,10 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
             ),
         ):
             without, there = (list(map(value, group)) for group in pair)
+            more, half = study.difference(there, without)
             result = f"{study.spread(there, digits)} and {study.spread(without, digits)} {unit}"
-            holds = study.verdict(*study.difference(there, without))
-            claims.append(study.Claim("Szegedy 2014, section 5", claim, run, result, holds))
+            result += study.difference_in_words(more, half, digits)
+            claims.append(study.Claim("Szegedy 2014, section 5", claim, run, result, study.verdict(more, half)))
     return claims
 
 

@@ -7,7 +7,6 @@ said.
 """
 
 import json
-import math
 import pathlib
 import subprocess
 import sys
@@ -384,7 +383,7 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
             values = [[of(row) for row in groups[name]] for name in (ours, theirs)]
             more, half = study.difference(*values)
             result = f"{' and '.join(study.spread(each, digits) for each in values)} {unit}"
-            result += "" if math.isnan(half) else f"; difference {more:+.{digits}f} ± {half:.{digits}f}"
+            result += study.difference_in_words(more, half, digits)
             run = f"{run}; {study.seeds_of(*values)}"
             claims.append(study.Claim(paper, claim, run, result, study.verdict(sign * more, half)))
     return claims

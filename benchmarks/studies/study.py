@@ -255,6 +255,11 @@ def difference(ours: Iterable[float], theirs: Iterable[float]) -> tuple[float, f
     return welch_interval(*spreads)
 
 
+def difference_in_words(more: float, half: float, digits: int) -> str:
+    """Returns the end of a result's text, such as "; difference +5.9 ± 7.7"; empty for one seed."""
+    return "" if math.isnan(half) else f"; difference {more:+.{digits}f} ± {half:.{digits}f}"
+
+
 def seeds_of(*groups: list[Any]) -> str:
     """Returns in words how many seeds some groups have, such as 5 seeds, or 5 and 15 seeds."""
     counts = list(dict.fromkeys(map(len, groups)))
