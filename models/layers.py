@@ -436,8 +436,10 @@ class LocalResponseNorm(Module):
         side, channels = self.size // 2, x.shape[-1]
         # XLA fuses a few shifted additions; they are faster than a window over channels.
         padded = jnp.pad(squares, ((0, 0), (0, 0), (0, 0), (side, side)))
-        total = sum(padded[..., shift : shift + channels] for shift in range(self.size))
-        return (x * (self.k + self.alpha * total) ** -self.beta).astype(x.dtype)
+        total = operations.store(sum(padded[..., shift : shift + channels] for shift in range(self.size)))
+        # XLA computes exp and log with vector instructions on a CPU, but not a power.
+        factor = jnp.exp(-self.beta * jnp.log(self.k + self.alpha * total))
+        return operations.store((x * factor).astype(x.dtype))
 
 
 class ConvReLU(Module):

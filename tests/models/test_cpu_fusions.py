@@ -12,6 +12,7 @@ from flax import nnx
 
 from models import create_model, get_entry
 from models.densenet import DenseNet
+from models.layers import LocalResponseNorm, max_pool
 
 # The networks with the longest stages of each kind of block. Without operations.store their largest fusions have 185
 # operands (ResNet-152), 57 (ResNet-110), 39 (ResNet-164), 41 (Inception-ResNet-v2) and 8 (Xception).
@@ -48,3 +49,13 @@ def test_gradients_of_concatenated_maps_are_stored():
     state = nnx.to_pure_dict(parameters), nnx.to_pure_dict(rest)
     operands = count_operands(jax.grad(loss), *state, jnp.zeros((2, 16, 16, 3)))
     assert len(operands) > 100 and max(operands) <= 12
+
+
+def test_local_response_normalisation_computes_its_factors_once():
+    # The gradient adds shifted maps. Without operations.store the factor is computed anew for each of the shifts.
+    def loss(x: jax.Array) -> jax.Array:
+        return max_pool(LocalResponseNorm()(x), window=3, stride=2).sum()
+
+    text = jax.jit(jax.grad(loss)).lower(jnp.zeros((2, 12, 12, 16))).compile().as_text()
+    with_factor = [part for part in text.split("\n}\n") if " exponential(" in part]
+    assert with_factor and not any(" slice(" in part for part in with_factor)
