@@ -4,8 +4,8 @@ Both sides run training steps and inference of the same networks, with equal par
 batches of the same size on the device, with the same loss and SGD with momentum. Ours runs as in train.py. PyTorch runs
 in its own process, channels_last, eager, compiled, and on a GPU compiled into CUDA graphs. The type is bfloat16 on a
 GPU and float32 on a CPU. The two sides run alternately, so that a drift of the machine's speed does not change the
-ratios. Each row is written when it is measured; the rows of other networks, sizes, machines
-or versions of JAX in --json are kept.
+ratios. Each row is written when it is measured; the rows of other networks, sizes, machines or
+versions of JAX in --json are kept.
 """
 
 import contextlib

@@ -437,7 +437,7 @@ class LocalResponseNorm(Module):
         # XLA fuses a few shifted additions; they are faster than a window over channels.
         padded = jnp.pad(squares, ((0, 0), (0, 0), (0, 0), (side, side)))
         total = operations.store(sum(padded[..., shift : shift + channels] for shift in range(self.size)))
-        # XLA computes exp and log with vector instructions on a CPU, but not a power.
+        # On a CPU this is faster than a power.
         factor = jnp.exp(-self.beta * jnp.log(self.k + self.alpha * total))
         return operations.store((x * factor).astype(x.dtype))
 

@@ -186,8 +186,7 @@ def test_a_signal_without_a_reader_of_errors(tmp_path):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     with subprocess.Popen(command, cwd=ROOT, env=UNBUFFERED, text=True, **pipes) as process:
         process.stderr.close()
-        while "first step" not in process.stdout.readline():
-            pass
+        next(line for line in process.stdout if "first step" in line)
         process.terminate()
         assert "/60 loss" in process.stdout.read()
     assert process.returncode == 143 and any((tmp_path / "run/checkpoints").iterdir())
@@ -198,7 +197,7 @@ def end_without_a_reader(command, closed="stdout"):
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
     process = subprocess.Popen(command, cwd=ROOT, text=True, **pipes)
     getattr(process, closed).close()
-    printed = getattr(process, *(pipes.keys() - {closed})).read()
+    printed = (process.stderr if closed == "stdout" else process.stdout).read()
     return process.wait(TIMEOUT), printed
 
 
