@@ -7,6 +7,7 @@ three seeds; --runs and --seeds choose some. --size=full: 128 pixels on a GPU.
 """
 
 import functools
+import math
 import pathlib
 
 import study
@@ -72,52 +73,109 @@ def overrides(name: str, epochs: int, pixels: int) -> dict:
 
 
 def make_table(rows: list[study.Row]) -> str:
-    """Returns accuracies, their spread over the seeds and their difference from the plain recipe's."""
-    groups = study.by_name(rows)
+    """Returns accuracies and their difference from the plain recipe's with the same seeds, with 95 % intervals."""
     headings = ["ingredient", "epochs", "seeds", "top-1, %", "more than plain", "training top-1, %", "seconds a run"]
     lines = []
-    for name, group in groups.items():
+    for name, group in study.by_name(rows).items():
         epochs = round(group[0]["epochs"])
-        alike = [row for row in rows if all(row[key] == group[0][key] for key in ("hardware", "dataset"))]
-        plain = [row for row in alike if row["name"] in (f"plain_{epochs}", "plain")]
-        accuracies, own = [100 * row["accuracy_top1"] for row in group], {row["seed"] for row in group}
-        same = [100 * row["accuracy_top1"] for row in plain if row["seed"] in own]
-        more = sum(accuracies) / len(accuracies) - sum(same) / len(same) if len(same) == len(group) else None
+        plain = plain_of(group, rows)
+        more = f"{study.top1(group) - study.top1(plain):+.1f} ± {half_of_difference(group, plain):.1f}" if plain else ""
         lines.append(
             [
                 name.replace(f"_{epochs}", "", 1),
                 epochs,
                 len(group),
-                study.spread(accuracies),
-                f"{more:+.2f}" if more is not None and group != plain else "",
-                study.spread(100 * row["train_accuracy_top1"] for row in group),
+                f"{study.top1(group):.1f} ± {study.half_interval(group):.1f}",
+                more,
+                study.spread((100 * row["train_accuracy_top1"] for row in group), 1),
                 study.spread((row["seconds"] for row in group), 0),
             ]
         )
     return study.table(headings, lines)
 
 
+def plain_of(group: list[study.Row], rows: list[study.Row]) -> list[study.Row]:
+    """Returns the plain recipe's rows for the same epochs, dataset, machine and seeds.
+
+    The list is empty if a seed lacks, and for the plain recipe itself.
+    """
+    first, seeds = group[0], {row["seed"] for row in group}
+    plain = [
+        row
+        for row in rows
+        if row["name"] in (f"plain_{round(first['epochs'])}", "plain")
+        and row["seed"] in seeds
+        and all(row[key] == first[key] for key in ("hardware", "dataset"))
+    ]
+    return plain if len(plain) == len(seeds) and first not in plain else []
+
+
+def half_of_difference(ours: list[study.Row], theirs: list[study.Row]) -> float:
+    """Returns half the 95 % interval of a difference in points: Welch's over the seeds; of one seed, of its images."""
+    if len(ours) == 1:
+        return math.hypot(study.half_interval(ours), study.half_interval(theirs))
+    return study.difference(*([100 * row["accuracy_top1"] for row in group] for group in (ours, theirs)))[1]
+
+
+def judge(rows: list[study.Row]) -> list[study.Claim]:
+    """Returns what ResNet-18 and ViT-Ti, both with AdamW, say about the inductive bias of convolutions."""
+    groups, claims = study.by_name(study.of_one_machine(rows)), []
+    for epochs in EPOCHS:
+        pair = [groups.get(f"{name}_{epochs}") for name in ("adamw", "vit_tiny")]
+        if all(pair):
+            values = [[100 * row["accuracy_top1"] for row in group] for group in pair]
+            more = study.difference(*values)
+            run = f"ResNet-18 and ViT-Ti on Imagenette, {epochs} epochs, both with AdamW; {study.seeds_of(*pair)}"
+            result = f"{' and '.join(map(study.spread, values))} % top-1{study.difference_in_words(*more, 1)}"
+            claim = "With few images a transformer is less accurate than a residual network."
+            claims.append(study.Claim("Dosovitskiy 2020, section 1", claim, run, result, study.verdict(*more)))
+    return claims
+
+
 def draw(rows: list[study.Row], path: pathlib.Path) -> None:
-    """Draws the accuracy of each ingredient, a panel for each number of epochs, with the plain recipe's as a line."""
+    """Draws, for each number of epochs, the accuracy of each ingredient, and ResNet-18 beside ViT-Ti as they learn."""
     from matplotlib.figure import Figure
 
     lengths = sorted({round(row["epochs"]) for row in rows})
-    figure = Figure(figsize=(5.5 * len(lengths), 5), layout="constrained")
-    for axes, epochs in zip(figure.subplots(1, len(lengths), squeeze=False)[0], lengths, strict=True):
+    figure = Figure(figsize=(12, 5.5 * len(lengths)), layout="constrained")
+    for (left, right), epochs in zip(figure.subplots(len(lengths), 2, squeeze=False), lengths, strict=True):
         groups = study.by_name([row for row in rows if round(row["epochs"]) == epochs])
-        axes.set_title(f"ResNet-18 on Imagenette, {epochs} epochs: one ingredient more")
-        for place, (name, group) in enumerate(groups.items()):
-            values = [100 * row["accuracy_top1"] for row in group]
-            axes.plot(values, [place] * len(values), "o", color="C0", alpha=0.5)
-            axes.plot([sum(values) / len(values)], [place], "|", color="C1", markersize=18, markeredgewidth=3)
+        left.set_title(f"ResNet-18 on Imagenette, {epochs} epochs: one ingredient more")
+        ingredients = {name: group for name, group in groups.items() if not name.startswith("vit")}
+        for place, (name, group) in enumerate(ingredients.items()):
+            left.plot([100 * row["accuracy_top1"] for row in group], [place] * len(group), "o", color="C0", alpha=0.5)
+            left.errorbar(study.top1(group), place, xerr=study.half_interval(group), color="C1", fmt="|", capsize=3)
             if name.startswith("plain"):
-                axes.axvline(sum(values) / len(values), color="C1", linewidth=1, linestyle="--")
-        axes.set_yticks(range(len(groups)), [name.removesuffix(f"_{epochs}").replace("_", " ") for name in groups])
-        axes.invert_yaxis()
-        axes.set_xlabel(f"top-1 accuracy after {epochs} epochs (%): seeds and their mean")
-        axes.grid(alpha=0.3)
+                left.axvline(study.top1(group), color="C1", linewidth=1, linestyle="--")
+        left.set_yticks(
+            range(len(ingredients)), [name.replace(f"_{epochs}", "").replace("_", " ") for name in ingredients]
+        )
+        left.invert_yaxis()
+        left.set_xlabel(f"top-1 accuracy after {epochs} epochs (%): seeds, mean and its 95 % interval")
+        right.set_title("What the inductive bias of convolutions is worth")
+        for network, name in (("ResNet-18", "adamw"), ("ViT-Ti", "vit_tiny")):
+            if group := groups.get(f"{name}_{epochs}"):
+                curves = [row["curves"]["train"] for row in group]
+                points = [
+                    (
+                        [epochs * step / row["steps"] for step in curve["step"]],
+                        [100 * x for x in curve["accuracy_top1"]],
+                    )
+                    for row, curve in zip(group, curves, strict=True)
+                ]
+                study.draw_seeds(right, points, label=f"{network} with AdamW, training")
+                style = {"fmt": "o", "capsize": 3, "color": right.lines[-1].get_color()}
+                right.errorbar(
+                    epochs, study.top1(group), study.half_interval(group), label=f"{network}, validation", **style
+                )
+        right.set_xlabel("epochs")
+        right.set_ylabel("top-1 accuracy (%)")
+        if right.lines:
+            right.legend()
+        for axes in (left, right):
+            axes.grid(alpha=0.3)
     study.save_figure(figure, path)
 
 
 if __name__ == "__main__":
-    command_line.run(functools.partial(study.main, "ingredients", list_runs, make_table, draw))
+    command_line.run(functools.partial(study.main, "ingredients", list_runs, make_table, draw, judge))

@@ -273,22 +273,6 @@ def cells(rows: list[study.Row]) -> dict[str, dict[tuple[str, str], list[study.R
     return {name: each for name, each in found.items() if each}
 
 
-def top1(group: list[study.Row]) -> float:
-    """Returns the mean top-1 accuracy in percent."""
-    return 100 * sum(row["accuracy_top1"] for row in group) / len(group)
-
-
-def half_interval(group: list[study.Row]) -> float:
-    """Returns half the 95 % interval of top1: Student's over the seeds; of one seed the binomial one of its images."""
-    mean, number = top1(group) / 100, len(group)
-    if number == 1:
-        return 100 * 1.96 * math.sqrt(mean * (1 - mean) / group[0]["examples"])
-    from scipy.special import stdtrit  # scipy comes with JAX
-
-    deviation = study.Spread.of(row["accuracy_top1"] for row in group).deviation
-    return 100 * float(stdtrit(number - 1, 0.975)) * deviation / math.sqrt(number)
-
-
 def describe(budget: str) -> str:
     """Returns a budget in words."""
     size = study.SIZE.value
@@ -314,7 +298,10 @@ def make_table(rows: list[study.Row]) -> str:
                 f"{count_millions(name):.4g}",
                 f"{first['parameters'] / 1e6:.3g}",
                 f"{rates[name]['images_per_second']:.3g}" if name in rates else "",
-                *(f"{top1(each[key]):.1f} ± {half_interval(each[key]):.1f}" if key in each else "" for key in columns),
+                *(
+                    f"{study.top1(each[key]):.1f} ± {study.half_interval(each[key]):.1f}" if key in each else ""
+                    for key in columns
+                ),
                 ", ".join(map(str, dict.fromkeys(len(group) for group in each.values()))),
                 *([next(iter(epochs), "")] * has_seconds),
             ]
@@ -343,7 +330,7 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
     results, holds = [], []
     for budget in budgets:
         points = [
-            (count_millions(name), top1(each[budget, "common"]))
+            (count_millions(name), study.top1(each[budget, "common"]))
             for name, each in networks.items()
             if (budget, "common") in each
         ]
@@ -391,14 +378,15 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
                 if (budget, recipe) not in each:
                     continue
                 group, millions = each[budget, recipe], count_millions(name)
-                axes.errorbar(millions, top1(group), half_interval(group), color=color, linewidth=1, capsize=2)
+                accuracy, half = study.top1(group), study.half_interval(group)
+                axes.errorbar(millions, accuracy, half, color=color, linewidth=1, capsize=2)
                 area = 4 * group[0]["parameters"] / 1e6 + 12
                 style = {"facecolor": face, "edgecolor": color, "alpha": 0.6}
-                axes.scatter(millions, top1(group), area, linewidth=1.5, **style)
+                axes.scatter(millions, accuracy, area, linewidth=1.5, **style)
                 if recipe == "common" or (budget, "common") not in each:
                     height = (4, -11, 14, -21)[number % 4]  # networks of a similar cost may have equal accuracies
                     place = {"xytext": (6, height), "textcoords": "offset points", "fontsize": "small"}
-                    axes.annotate(name, (millions, top1(group)), **place)
+                    axes.annotate(name, (millions, accuracy), **place)
         axes.set_xscale("log")
         axes.margins(x=0.15)  # room for the names
         axes.set_title(f"{describe(budget)} of training for each network")
@@ -423,7 +411,7 @@ def put_into_recipes(rows: list[study.Row]) -> None:
         # GoogLeNet's own recipe has the auxiliary classifiers, and ViT-S/16's is not that of ViT-Ti.
         if budget is None or config.model != NETWORKS[name].model or name == "googlenet":
             continue
-        result = f"{top1(own[budget]):.1f} % of Imagenette at {own[budget][0]['config']['image_size']} pixels"
+        result = f"{study.top1(own[budget]):.1f} % of Imagenette at {own[budget][0]['config']['image_size']} pixels"
         text = f'nothing on ImageNet yet; {result} in {describe(budget)}: docs/results.md, "The lineage".'
         begin, _, rest = path.read_text().partition("\nMeasured: nothing")
         if rest:

@@ -249,6 +249,22 @@ def hardware_name(hardware: dict[str, Any] | None) -> str:
     return " and ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
 
 
+def top1(group: list[Row]) -> float:
+    """Returns the mean top-1 accuracy in percent."""
+    return 100 * statistics.fmean(row["accuracy_top1"] for row in group)
+
+
+def half_interval(group: list[Row]) -> float:
+    """Returns half the 95 % interval of top1: Student's over the seeds; of one seed the binomial one of its images."""
+    mean, number = top1(group) / 100, len(group)
+    if number == 1:
+        return 100 * 1.96 * math.sqrt(mean * (1 - mean) / group[0]["examples"])
+    from scipy.special import stdtrit  # scipy comes with JAX
+
+    deviation = Spread.of(row["accuracy_top1"] for row in group).deviation
+    return 100 * float(stdtrit(number - 1, 0.975)) * deviation / math.sqrt(number)
+
+
 def difference(ours: Iterable[float], theirs: Iterable[float]) -> tuple[float, float]:
     """Returns the mean of our seeds minus that of theirs, and half its 95 % interval (Welch's); NaN for one seed."""
     spreads = [Spread.of(values) for values in (ours, theirs)]
