@@ -10,8 +10,6 @@ import gc
 import itertools
 import os
 import pathlib
-import platform
-import re
 import time
 from collections.abc import Callable, Generator, Iterator
 from typing import Any, NamedTuple
@@ -224,7 +222,7 @@ def describe_machine() -> Row:
         "platform": hardware["platform"],
         "device": hardware["devices"][0],
         "device_count": len(hardware["devices"]),
-        "processor": _processor(),
+        "processor": hardware["processor"],
         "cpu_cores": hardware["cpu_cores"],
         "driver": nvidia_smi.driver_version(),
         "git_commit": environment["git_commit"],
@@ -232,16 +230,6 @@ def describe_machine() -> Row:
         "libtpu_init_args": os.environ.get("LIBTPU_INIT_ARGS"),
     }
     return row | {f"{name.replace('-', '_')}_version": value for name, value in environment["versions"].items()}
-
-
-def _processor() -> str:
-    """The host's processor, if the system knows it, and its vector instructions: speeds differ by them."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    text = cpuinfo.read_text() if cpuinfo.exists() else ""
-    name = re.search(r"model name\s*: (.*)", text)
-    vectors = "AVX-512" if re.search(r"\bavx512f\b", text) else "AVX2" if re.search(r"\bavx2\b", text) else ""
-    features = [vectors, "AMX" if re.search(r"\bamx_tile\b", text) else ""]
-    return ", ".join([name[1] if name else platform.processor() or platform.machine(), *filter(None, features)])
 
 
 def _training(

@@ -24,9 +24,20 @@ def describe_environment() -> dict[str, Any]:
             "devices": [device.device_kind for device in jax.devices()],
             "cpu_cores": os.cpu_count(),
             "machine": platform.machine(),
+            "processor": _processor(),
         },
         "git_commit": git_commit(),
     }
+
+
+def _processor() -> str:
+    """The host's processor, if the system knows it, and its vector instructions: speeds differ by them."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    text = cpuinfo.read_text() if cpuinfo.exists() else ""
+    name = re.search(r"model name\s*: (.*)", text)
+    vectors = "AVX-512" if re.search(r"\bavx512f\b", text) else "AVX2" if re.search(r"\bavx2\b", text) else ""
+    features = [vectors, "AMX" if re.search(r"\bamx_tile\b", text) else ""]
+    return ", ".join([name[1] if name else platform.processor() or platform.machine(), *filter(None, features)])
 
 
 def describe_versions() -> dict[str, str]:
@@ -52,12 +63,15 @@ def _installed_version(name: str) -> str | None:
 
 
 def git_commit() -> str | None:
-    """Returns the git commit of this program, with "-dirty" if a file was changed since; None without git."""
-    root = pathlib.Path(__file__).parent.parent
+    """Returns the git commit of this program, with "-dirty" if its code was changed since; None without git.
+
+    The pages and stored results are no code: the benchmarks write them, so they change while a study runs.
+    """
+    git = ["git", "-C", pathlib.Path(__file__).parent.parent]
+    code = [".", ":!docs", ":!benchmarks/results", ":!README.md"]
     try:
-        git = subprocess.run(
-            ["git", "-C", root, "describe", "--always", "--dirty", "--abbrev=40"], capture_output=True, text=True
-        )
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code], capture_output=True).returncode == 1
     except OSError:  # git is not installed
         return None
-    return git.stdout.strip() or None
+    return commit.stdout.strip() + "-dirty" * changed if commit.returncode == 0 else None

@@ -52,7 +52,7 @@ def overrides(network: str, weight: float, size: str) -> dict:
 def make_table(rows: list[study.Row]) -> str:
     """Returns accuracies and gradient norms, with their spread over the seeds."""
     headings = ["network, weight of the auxiliary losses", "seeds", "iterations", "top-1, %", "training top-1, %"]
-    headings += [f"iterations to a loss of {LEFT:g}", "gradient norm, first quarter", "last quarter", "seconds"]
+    headings += [f"iterations to a loss of {LEFT:g}", "median gradient norm, first quarter", "last quarter", "seconds"]
     return study.table(
         headings,
         (
@@ -64,7 +64,7 @@ def make_table(rows: list[study.Row]) -> str:
                 study.spread(100 * row["train_accuracy_top1"] for row in group),
                 ", ".join(iterations_to_leave(row) for row in group),
                 *(
-                    significant(study.mean_over_steps(row["curves"]["train"], FIRST, *part) for row in group)
+                    significant(study.median_over_steps(row["curves"]["train"], FIRST, *part) for row in group)
                     for part in ((0, 0.25), (0.75, 1))
                 ),
                 study.spread((row["seconds"] for row in group), 0),
@@ -90,9 +90,9 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
             ("Auxiliary classifiers raise the accuracy.", "% top-1", 2, lambda row: 100 * row["accuracy_top1"]),
             (
                 "Auxiliary classifiers raise the gradient of the first layer.",
-                "gradient norm of conv1, first quarter",
+                "median gradient norm of conv1, first quarter",
                 3,
-                lambda row: study.mean_over_steps(row["curves"]["train"], FIRST, 0, 0.25),
+                lambda row: study.median_over_steps(row["curves"]["train"], FIRST, 0, 0.25),
             ),
         ):
             without, there = (list(map(value, group)) for group in pair)
@@ -123,11 +123,11 @@ def significant(values: Iterable[float]) -> str:
 
 
 def norms_by_depth(row: study.Row) -> dict[str, float]:
-    """Returns the mean gradient norm of each part in the first quarter of the training, without the classifiers."""
+    """Returns the median gradient norm of each part in the first quarter of the training, without the classifiers."""
     curves = row["curves"]["train"]
     parts = [name.removeprefix(NORM) for name in curves if name.startswith(NORM) and not name.endswith("head")]
     parts.sort(key=lambda part: (part.removesuffix("_reduce"), not part.endswith("_reduce")))
-    return {part: study.mean_over_steps(curves, f"{NORM}{part}", 0, 0.25) for part in parts}
+    return {part: study.median_over_steps(curves, f"{NORM}{part}", 0, 0.25) for part in parts}
 
 
 def draw(rows: list[study.Row], path: pathlib.Path) -> None:
@@ -152,7 +152,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     figure.suptitle("GoogLeNet's auxiliary classifiers on Imagenette: loss and gradients, a line a seed")
     panels[0, 0].set_ylabel("training loss of the main classifier (nats)")
     panels[1, 0].set_ylabel("gradient norm of the first convolution")
-    panels[2, 0].set_ylabel("gradient norm by depth, first quarter")
+    panels[2, 0].set_ylabel("median gradient norm by depth, first quarter")
     for axes in panels[1:, 0]:
         axes.set_yscale("log")
     panels[0, 0].legend(fontsize="small")

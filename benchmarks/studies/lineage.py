@@ -43,6 +43,7 @@ from analysis import rows as row_files
 from analysis.summary import summarize
 from benchmarks.commands import portable
 from training import command_line
+from training.environment import describe_environment
 
 RECIPE = "imagenette_resnet18"
 COMMON = {"optimizer": "adamw", "learning_rate": 3e-4, "weight_decay": 0.05, "gradient_clip_norm": 1.0}
@@ -53,6 +54,7 @@ LEAST_PIXELS = {"alexnet": 67, "inception_v3": 75}
 SECONDS, EPOCHS = {"full": 60, "cpu": 60, "reduced": 0.1}, {"full": 20, "cpu": 2, "reduced": 2}
 IMAGES = {"full": 9469, "cpu": 9469, "reduced": 128}  # of Imagenette, to train on
 IMAGENET = 1_281_167  # images to train on
+CHANCE = 10  # % top-1 of a network that guesses one of ten classes
 SEEDS = {"full": 3, "cpu": 3, "reduced": 1}
 COLUMNS = [("epochs", "common"), ("seconds", "common"), ("epochs", "own"), ("seconds", "own")]
 
@@ -230,9 +232,13 @@ def read_rates() -> dict[str, study.Row]:
 
 
 def measure_rates(size: str, files: study.Files) -> None:
-    """Measures how many images a second each network trains on under the common recipe, if no rate is stored."""
+    """Measures how many images a second each network trains on under the common recipe, if this processor's is unknown.
+
+    The steps of a minute follow from it, so the runs of another processor are runs of another setting.
+    """
+    processor = describe_environment()["hardware"]["processor"]
     for name in REDUCED if size == "reduced" else NETWORKS:
-        if name in read_rates():
+        if read_rates().get(name, {}).get("processor") == processor:
             continue
         options = (
             shared_options(name, size) | COMMON | ({"dataset": study.DATASET.value} if study.DATASET.value else {})
@@ -309,6 +315,11 @@ def make_table(rows: list[study.Row]) -> str:
     return study.table(headings, lines)
 
 
+def guesses(group: list[study.Row]) -> bool:
+    """Returns whether the 95 % interval of top1 begins at or below a tenth, the chance of ten classes."""
+    return study.top1(group) - study.half_interval(group) <= CHANCE
+
+
 def judge(rows: list[study.Row]) -> list[study.Claim]:
     """Returns what the runs under the common recipe say about the papers' claims, for each budget."""
     networks, claims = cells(rows), []
@@ -322,7 +333,10 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
                 continue
             values = [[100 * row["accuracy_top1"] for row in group] for group in groups]
             results.append(f"{' and '.join(map(study.spread, values))} % top-1 in {describe(budget)}")
-            holds.append(f"{study.verdict(*study.difference(*values))} ({describe(budget)})")
+            guessing = [name for name, group in zip(pair, groups, strict=True) if guesses(group)]
+            verdict = study.verdict(*study.difference(*values))
+            verdict = f"not shown, {' and '.join(guessing)} still at chance" if guessing else verdict
+            holds.append(f"{verdict} ({describe(budget)})")
             seeds = study.seeds_of(*groups)
         if results:
             run = f"{pair[0]} and {pair[1]} on Imagenette at {size}; {seeds}"
@@ -369,7 +383,9 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
         if any((budget, recipe) in each for each in networks.values() for recipe in ("common", "own"))
     ]
     figure = Figure(figsize=(7.5 * len(budgets), 6.5), layout="constrained")
-    figure.suptitle("The lineage on Imagenette: accuracy over cost, with 95 % intervals")
+    figure.suptitle(
+        "The lineage on Imagenette: accuracy over cost, with 95 % intervals\nover the seeds, for one seed of its images"
+    )
     for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
         for name, each in networks.items():
             number = list(NETWORKS).index(name)
@@ -387,6 +403,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
                     height = (4, -11, 14, -21)[number % 4]  # networks of a similar cost may have equal accuracies
                     place = {"xytext": (6, height), "textcoords": "offset points", "fontsize": "small"}
                     axes.annotate(name, (millions, accuracy), **place)
+        axes.axhline(CHANCE, color="grey", linewidth=1, linestyle="--", zorder=0)
         axes.set_xscale("log")
         axes.margins(x=0.15)  # room for the names
         axes.set_title(f"{describe(budget)} of training for each network")
@@ -396,7 +413,9 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     discs = [
         Line2D([], [], marker="o", linestyle="", color="grey", fillstyle=fill, label=f"{recipe} recipe")
         for recipe, fill in (("common", "full"), ("own", "none"))
+        if any(key[1] == recipe for each in networks.values() for key in each)
     ]
+    discs += [Line2D([], [], color="grey", linewidth=1, linestyle="--", label="chance")]
     figure.axes[0].legend(handles=discs, loc="upper left", title="area of a disc: parameters", fontsize="small")
     study.save_figure(figure, path)
 

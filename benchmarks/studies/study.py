@@ -200,7 +200,7 @@ def finished(files: Files, name: str) -> dict[int, pathlib.Path]:
 def of_one_machine(rows: list[Row]) -> list[Row]:
     """Returns the rows of the hardware that has most of them."""
     machines = [row["hardware"] for row in rows]
-    most = max(machines, key=machines.count)
+    most = max(machines, key=machines.count, default=None)
     return [row for row in rows if row["hardware"] == most]
 
 
@@ -218,9 +218,10 @@ def by_name(rows: list[Row]) -> dict[str, list[Row]]:
 
 
 def conditions(row: Row) -> dict[str, Any]:
-    """Returns what must be equal in rows that are averaged: the hardware and all options but the seed."""
+    """Returns what must be equal in rows that are averaged: the hardware, the steps and all options but the seed."""
     config = row["config"] if "config" in row else config_of(row["command"])  # older rows have only the command
-    return {"hardware": row.get("hardware")} | {name: value for name, value in config.items() if name != "seed"}
+    about = {"hardware": row.get("hardware"), "steps": row.get("steps")}  # a run can end before its last step
+    return about | {name: value for name, value in config.items() if name != "seed"}
 
 
 def config_of(command: str) -> dict[str, Any]:
@@ -240,11 +241,11 @@ def config_of(command: str) -> dict[str, Any]:
 
 
 def hardware_name(hardware: dict[str, Any] | None) -> str:
-    """Returns the hardware of a row in words, such as 2 CPU cores."""
+    """Returns the hardware of a row in words, such as 2 CPU cores, AMD EPYC, AVX-512."""
     if not hardware:
         return "unknown hardware"
-    if hardware["platform"] == "cpu":
-        return f"{hardware['cpu_cores']} CPU cores"
+    if hardware["platform"] == "cpu":  # older rows do not know the processor
+        return ", ".join([f"{hardware['cpu_cores']} CPU cores", *filter(None, [hardware.get("processor")])])
     kinds = hardware["devices"]
     return " and ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
 
@@ -256,19 +257,21 @@ def top1(group: list[Row]) -> float:
 
 def half_interval(group: list[Row]) -> float:
     """Returns half the 95 % interval of top1: Student's over the seeds; of one seed the binomial one of its images."""
-    mean, number = top1(group) / 100, len(group)
-    if number == 1:
-        return 100 * 1.96 * math.sqrt(mean * (1 - mean) / group[0]["examples"])
-    from scipy.special import stdtrit  # scipy comes with JAX
-
-    deviation = Spread.of(row["accuracy_top1"] for row in group).deviation
-    return 100 * float(stdtrit(number - 1, 0.975)) * deviation / math.sqrt(number)
+    if len(group) > 1:
+        return _student([100 * row["accuracy_top1"] for row in group])[1]
+    mean = top1(group) / 100
+    return 100 * 1.96 * math.sqrt(mean * (1 - mean) / group[0]["examples"])
 
 
 def difference(ours: Iterable[float], theirs: Iterable[float]) -> tuple[float, float]:
     """Returns the mean of our seeds minus that of theirs, and half its 95 % interval (Welch's); NaN for one seed."""
     spreads = [Spread.of(values) for values in (ours, theirs)]
     return welch_interval(*spreads)
+
+
+def paired_difference(pairs: list[tuple[float, float]]) -> tuple[float, float]:
+    """Returns the mean of ours minus theirs over pairs, and half its 95 % interval (Student's t); NaN for one pair."""
+    return _student([ours - theirs for ours, theirs in pairs])
 
 
 def difference_in_words(more: float, half: float, digits: int) -> str:
@@ -296,6 +299,14 @@ def spread(values: Iterable[float], digits: int = 2) -> str:
     values = list(values)
     text = f"{statistics.fmean(values):.{digits}f}"
     return f"{text} ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else text
+
+
+def median_over_steps(curve: dict[str, list[float]], name: str, begin: float, end: float) -> float:
+    """Returns the median of a metric's logs between two shares of a run: a few large ones do not decide it."""
+    steps = curve["step"]
+    return statistics.median(
+        value for step, value in zip(steps, curve[name], strict=True) if begin < step / steps[-1] <= end
+    )
 
 
 def mean_over_steps(curve: dict[str, list[float]], name: str, begin: float, end: float) -> float:
@@ -341,6 +352,16 @@ def save_figure(figure: Any, path: pathlib.Path) -> None:
     temporary = path.with_name(f".{path.name}")
     figure.savefig(temporary, dpi=110)
     temporary.rename(path)
+
+
+def _student(values: list[float]) -> tuple[float, float]:
+    """Returns the mean of some values and half its 95 % interval by Student's t; NaN for a single value."""
+    if len(values) == 1:
+        return values[0], math.nan
+    from scipy.special import stdtrit  # scipy comes with JAX
+
+    half = float(stdtrit(len(values) - 1, 0.975)) * statistics.stdev(values) / math.sqrt(len(values))
+    return statistics.fmean(values), half
 
 
 def _choose(runs: list[Run]) -> list[Run]:
@@ -423,7 +444,10 @@ def _train(run: Run, workdir: pathlib.Path, seconds: float) -> int:
 def _check_config(run: Run, workdir: pathlib.Path) -> None:
     """Raises ValueError if the finished run of a workdir had other options; train.py itself checks unfinished ones."""
     ours, calls = config_of(shlex.join(_words(run))), _calls(workdir)
-    theirs = calls[-1].get("config", ours) if calls else ours  # unknown in folders of earlier versions
+    theirs = calls[-1].get("config") if calls else None
+    if theirs is None:  # train.py was not started by a study; its options are resolved: null became a value
+        resolved = json.loads((workdir / "config.json").read_text())["config"]
+        theirs = {name: resolved.get(name) if value is not None else None for name, value in ours.items()}
     differing = [f"{name}={theirs.get(name)!r}, not {ours[name]!r}" for name in ours if theirs.get(name) != ours[name]]
     if differing:
         raise ValueError(f"{workdir} has a run with {'; '.join(differing)}; give another --workdir")

@@ -29,6 +29,7 @@ study.flags.FLAGS(["study.py", "--size=cpu"])
 small_networks.register()
 
 CPU = {"platform": "cpu", "devices": ["cpu"], "cpu_cores": 2}
+EPYC = CPU | {"processor": "AMD EPYC, AVX2"}
 H100 = {"platform": "gpu", "devices": ["NVIDIA H100"], "cpu_cores": 16}
 
 def row(seed, hardware=CPU, steps=8, **others):
@@ -41,11 +42,15 @@ def with_config(row):
 def groups(*rows):
     return {label: [row["seed"] for row in group] for label, group in study.by_name(list(rows)).items()}
 
-def refusal(first, then):
+def refusal(first, then, by_hand=False):
     folder = pathlib.Path(tempfile.mkdtemp())
     runs = [study.Run("a", "cifar10_resnet20", options, seed) for options, seed in (first, then)]
     words = [" ".join(study._words(run)) for run in runs]
-    (folder / "calls.jsonl").write_text(json.dumps({"seconds": 1, "config": study.config_of(words[0])}))
+    config = study.config_of(words[0])
+    if by_hand:  # train.py writes its options, with values for null
+        (folder / "config.json").write_text(json.dumps({"config": config | {"num_classes": 10}}))
+    else:
+        (folder / "calls.jsonl").write_text(json.dumps({"seconds": 1, "config": config}))
     try:
         return study._check_config(runs[1], folder)
     except ValueError as error:
@@ -61,6 +66,18 @@ def refused(run):
         configuration.resolve_run(configuration.resolve_network(config, typed), 10, 1437)
     except ValueError as error:
         return str(error)
+
+def evaluations():
+    top1 = {"few_images": [0.8, 0.9, 0.7, 0.8], "few_images_ensemble": [0.86, 0.78]}
+    top1 |= {"few_images_1_view": [0.8, 0.9, 0.7, 0.8], "few_images_5_views": [0.81, 0.92, 0.71, 0.82]}
+    rows = [
+        {"name": name, "seed": seed, "hardware": CPU, "command": "", "accuracy_top1": value}
+        | ({} if name == "few_images" else {"members": [2 * seed, 2 * seed + 1] if "ensemble" in name else [0, 1]})
+        | {"train_accuracy_top1": 1.0, "loss": 0.5}
+        for name, values in top1.items()
+        for seed, value in enumerate(values)
+    ]
+    return [claim.result for claim in digits.judge(rows)]
 
 def verdicts(better):
     curve = {"loss": [3, 1], "accuracy_top1": [0, 1], "gradient_norm/conv1": [1, 1]}
@@ -107,7 +124,9 @@ def lineage_study(folder):
         row |= {"parameters": 10**6, "epochs": 2.0, "accuracy_top1": top1, "config": study.config_of(command)}
         rows += [row] * (run.seed < (2 if budget == "seconds" else 1))
     lineage.draw(rows, folder / "figure.png")
+    guessing = [row | {"accuracy_top1": 0.104} for row in rows if "18_common_epochs" in row["name"]]
     return {
+        "guesses": next(claim.holds for claim in lineage.judge(guessing)),
         "refused": list(filter(None, (refused(run) for run in runs if run.seed == 0))),
         "steps": {run.name: run.overrides["num_steps"] for run in runs},
         "table": [[cell.strip() for cell in line.split("|")] for line in lineage.make_table(rows).splitlines()],
@@ -125,13 +144,16 @@ def small(name):
 here = {"dataset": "image_folder:/a/images"}
 print(json.dumps({
     "seeds": groups(with_config(row(0)), row(1), with_config(row(2))),
-    "machines": groups(with_config(row(0)), row(1, H100), with_config(row(2))),
+    "machines": groups(with_config(row(0)), row(1, H100), row(2, EPYC), with_config(row(3))),
+    "shortened": groups(row(0) | {"steps": 8}, row(1) | {"steps": 4}),
     "options": groups(with_config(row(0)), with_config(row(1, steps=16))),
     "other command": groups({"name": "a", "seed": None, "command": "python evaluate.py"}),
     "portable": [commands.portable(text) for text in sys.argv[1:]],
     "same run": refusal((here, 0), (here, 0)),
     "another dataset": refusal((here, 0), ({"dataset": "image_folder:/b/images"}, 0)),
     "another option": refusal(({}, 0), ({"learning_rate": 0.01}, 0)),
+    "same by hand": refusal(({}, 0), ({}, 0), by_hand=True),
+    "another option by hand": refusal(({}, 0), ({"learning_rate": 0.01}, 0), by_hand=True),
     "another recipe's way to the same": refusal(({}, 0), ({"learning_rate": 0.1}, 0)),
     "no effect": refusal(({}, 0), ({"log_every_steps": 3}, 0)),
     "verdicts": [study.verdict(*pair) for pair in ((2, 1), (-2, 1), (1, 2), (0, 0), (1, math.nan), (0, math.nan))],
@@ -140,6 +162,9 @@ print(json.dumps({
     "comparisons": verdicts(["resnet56"]),
     "degradation": degradation_study(pathlib.Path(tempfile.mkdtemp())),
     "interval": study.difference([1, 2, 3], [4, 5, 6]),
+    "paired interval": study.paired_difference([(1, 4), (2, 5), (3, 5)]),
+    "median": study.median_over_steps({"step": [1, 2, 3, 4, 8], "norm": [7, 0.1, 0.3, 0.2, 5]}, "norm", 0, 0.5),
+    "evaluations": evaluations(),
     "lineage": lineage_study(pathlib.Path(tempfile.mkdtemp())),
     "small": {name: small(name) for name in small_networks.NETWORKS},
 }))
@@ -167,7 +192,12 @@ def found():
 
 def test_only_the_seeds_of_one_setting_on_one_machine_are_averaged(found):
     assert found["seeds"] == {"plain20": [0, 1, 2]}  # row 1 is of an earlier version, which stored no options
-    assert found["machines"] == {"plain20 (2 CPU cores)": [0, 2], "plain20 (1 NVIDIA H100)": [1]}
+    assert found["machines"] == {
+        "plain20 (2 CPU cores)": [0, 3],
+        "plain20 (1 NVIDIA H100)": [1],
+        "plain20 (2 CPU cores, AMD EPYC, AVX2)": [2],
+    }
+    assert found["shortened"] == {"plain20 (steps=8)": [0], "plain20 (steps=4)": [1]}
     assert found["options"] == {"plain20 (num_steps=8)": [0], "plain20 (num_steps=16)": [1]}
     assert found["other command"] == {"a": [None]}
 
@@ -176,6 +206,7 @@ def test_a_finished_run_with_other_options_or_another_dataset_is_refused(found):
     assert found["same run"] is found["another recipe's way to the same"] is found["no effect"] is None
     assert "dataset='image_folder:/a/images', not 'image_folder:/b/images'" in found["another dataset"]
     assert "learning_rate=0.1, not 0.01" in found["another option"]
+    assert found["same by hand"] is None and "learning_rate=0.1, not 0.01" in found["another option by hand"]
 
 
 def test_a_verdict_needs_an_interval_that_does_not_include_zero(found):
@@ -189,6 +220,16 @@ def test_a_verdict_needs_an_interval_that_does_not_include_zero(found):
     ]
     # Welch's interval of two samples of variance 1 and size 3: t with 4 degrees of freedom is 2.776, times sqrt(2 / 3).
     assert found["interval"] == pytest.approx([-3, 2.7764 * (2 / 3) ** 0.5], abs=1e-3)
+    # Student's, of -3, -3 and -2 with a deviation of sqrt(1 / 3): t with 2 degrees of freedom is 4.3027.
+    assert found["paired interval"] == pytest.approx([-8 / 3, 4.3027 / 3], abs=1e-3)
+    assert found["median"] == pytest.approx(0.25)  # of 7, 0.1, 0.3 and 0.2
+
+
+def test_evaluations_of_the_same_networks_are_compared_in_pairs(found):
+    # Five crops: +1, +2, +1 and +2 points; t with 3 degrees of freedom is 3.182. Two ensembles of two: +1 and +3 points
+    # above their own members' mean; t with one degree of freedom is 12.706.
+    crops, ensembles = found["evaluations"]
+    assert crops.endswith("difference +1.50 ± 0.92") and ensembles.endswith("difference +2.00 ± 12.71")
 
 
 def test_the_digits_settings_are_valid_and_their_comparisons_point_the_right_way(found):
@@ -209,7 +250,7 @@ def test_the_degradation_study_says_whether_the_papers_order_stands(found):
         "yes",  # 7.05 %: 6.97 %
         "yes",
     ]
-    assert claims[2][0] == "ResNet-20 has a test error of 8.75 %, or at most 0.3 points more."
+    assert claims[2][0] == "ResNet-20 has a test error of 8.75 %."
 
 
 def test_small_networks_differ_in_what_they_compare_only(found):
@@ -239,6 +280,8 @@ def test_the_lineage_has_valid_settings_and_names_what_holds(found):
         "60.00 and 56.00 % top-1 in 2 epochs; 59.50 ± 0.71 and 55.50 ± 0.71 % top-1 in 60 s",
         "yes, too few seeds (2 epochs); yes (60 s)",
     ]
+    assert "at chance" not in str(lineage["claims"])
+    assert lineage["guesses"] == "not shown, resnet18 and plain18 still at chance (2 epochs)"
     assert lineage["claims"]["Szegedy 2014, section 5"][1] == "not shown (2 epochs); not shown (60 s)"
     assert lineage["claims"]["Dosovitskiy 2020, section 1"][1].endswith("no, the opposite (60 s)")
     assert lineage["claims"]["Canziani 2017, Fig. 2"][1] == "yes (2 epochs); yes (60 s)"
