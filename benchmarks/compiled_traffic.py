@@ -112,7 +112,10 @@ def recipe_line(recipe: str, rows: list[Row]) -> list[str]:
     own = [row for row in rows if row["recipe"] == recipe]
     hours, images = sum(row["hours"] for row in own), sum(row["steps"] * row["batch_size"] for row in own)
     sizes, needed = ", ".join(str(row["image_size"]) for row in own), max(row["total_gigabytes"] for row in own)
-    length = f"{hours:.1f} h" if hours >= 1 else f"{60 * hours:.1f} min"
+    units = ((1, "h"), (60, "min"), (3600, "s"))
+    length = next(
+        (f"{hours * parts:.1f} {unit}" for parts, unit in units if hours * parts >= 1), f"{3600 * hours:.1f} s"
+    )
     rate = images / (3600 * hours)
     return [f"`{recipe}`", sizes, f"{own[0]['batch_size']:,}", length, f"{rate:,.0f}", f"{needed:.1f}"]
 

@@ -25,7 +25,8 @@ class Option:
       ascending: whether the values of the tuple are a range, with the smaller value first.
       by_epoch: whether the tuple holds pairs of an epoch and the value from there on, the first of them at epoch 0.
       needs: the condition under which the option has an effect: "name" (that option is on, neither 0 nor empty), or
-        "name=value" or "name=value|value", with wildcards; several conditions are joined by " and ".
+        "name=value" or "name=value|value", with wildcards; " or " joins two of which one is enough, and " and "
+        conditions that must all hold.
       replaces: the name of an option that this one excludes; typing this option resets the other to its default.
       affects_result: whether the option changes the result of a run; if so, it is part of the workdir's name and must
         stay the same when the run resumes.
@@ -152,6 +153,8 @@ def text_of(value: object) -> str:
 
 
 def _is_met(need: str, config: Mapping[str, Any]) -> bool:
+    if " or " in need:
+        return any(_is_met(part, config) for part in need.split(" or "))
     name, _, patterns = need.partition("=")
     value = config[name]
     if patterns:

@@ -218,7 +218,11 @@ SECTIONS = {
             "", "", "trained network that the run learns from too: a workdir, or published weights (convert.py --list)"
         ),
         "teacher_weight": Option(
-            0.5, "(0, 1] of the loss", "share of the divergence from the teacher; the rest is the loss", needs="teacher"
+            0.5,
+            "(0, 1] of the loss",
+            "share of the divergence from the teacher; the rest is the loss. binary_cross_entropy, a mean over the "
+            "classes, is far smaller than the divergence: give less with it",
+            needs="teacher",
         ),
         "teacher_temperature": Option(
             1.0,
@@ -272,7 +276,7 @@ SECTIONS = {
             True,
             "",
             "apply weight decay, and the scaling by norms of lamb and lars, to biases and normalisation parameters too",
-            needs="weight_decay",
+            needs="weight_decay or optimizer=lamb|lars",
         ),
         "gradient_clip_norm": Option(0.0, "[0, 1e6]", "largest global 2-norm of the gradient; 0: no clipping"),
         "accumulation_steps": Option(1, "[1, 2^20]", "micro-batches that each batch is cut into to save memory"),

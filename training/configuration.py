@@ -2,6 +2,7 @@
 
 import bisect
 import math
+import re
 from collections.abc import Collection, Mapping
 
 import jax
@@ -42,7 +43,7 @@ def apply_typed(config: ConfigDict, typed: Mapping[str, object]) -> None:
     for name, value in typed.items():
         need = base.OPTIONS[name].unmet_need(config)
         if need:
-            other, needed = need.partition("=")[0], need.replace("|", " or ")
+            other, needed = re.split("=| or ", need)[0], need.replace("|", " or ")
             found = text_of(config[other]) or "empty"
             raise ValueError(
                 f"{name}={text_of(value)} has no effect: it needs {needed}, but {other} is {found}; "

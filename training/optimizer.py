@@ -72,7 +72,7 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     weight decay. layer_decay and head_rate_factor change the rates of single parameters.
     """
     momentum, nesterov, decay = config.momentum or None, config.nesterov, config.weight_decay
-    mask = None if config.decay_norm_and_bias or not decay else _is_kernel
+    mask = None if config.decay_norm_and_bias else _is_kernel
     decay_weights = [optax.add_decayed_weights(decay, mask)] if decay else []
     trust = optax.scale_by_trust_ratio(
         trust_coefficient=config.trust_coefficient if config.optimizer == "lars" else 1.0

@@ -80,6 +80,12 @@ def test_lars_follows_its_formula(momentum):
         np.testing.assert_allclose(found[name], weights[name], rtol=2e-6)
 
 
+@pytest.mark.parametrize("decay", [0.0, 0.02])
+def test_biases_take_adams_step_in_lamb_if_they_are_exempt_with_and_without_weight_decay(decay):
+    found = weights_after_three_steps(optimizer="lamb", decay_norm_and_bias=False, weight_decay=decay)
+    np.testing.assert_allclose(found["bias"], PLAIN_ADAM_BIAS, rtol=2e-6)
+
+
 @pytest.mark.parametrize("optimizer", ["lamb", "lars"])
 def test_weights_of_norm_0_leave_zero(optimizer):
     config = base.get_config()

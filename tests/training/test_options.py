@@ -79,7 +79,7 @@ def test_each_default_is_valid_and_the_table_is_complete():
     for name, option in base.OPTIONS.items():
         option.check(name, config[name])
         assert option.meaning and option.range
-        for need in filter(None, option.needs.split(" and ")):
+        for need in filter(None, re.split(" and | or ", option.needs)):
             assert need.partition("=")[0] in base.OPTIONS
         assert option.replaces in {"", *base.OPTIONS}
 
@@ -138,6 +138,7 @@ def test_a_typed_option_without_effect_is_refused(name):
         ("nesterov=True", "optimizer=adamw"),
         ("momentum=0.8", "optimizer=lamb"),
         ("decay_norm_and_bias=False", "weight_decay=0"),
+        ("decay_norm_and_bias=False", "weight_decay=0", "optimizer=adamw"),
         ("num_epochs=3", "num_steps=5"),
         ("step_epochs=1", "step_steps=1", "schedule=step"),
         ("bn_virtual_batch_size=8",),
@@ -147,6 +148,12 @@ def test_a_typed_option_without_effect_is_refused(name):
 def test_combinations_without_effect_are_refused(words):
     with pytest.raises(ValueError, match="has no effect|give one of the two"):
         resolve("base", *(f"--config.{word}" for word in words))
+
+
+@pytest.mark.parametrize("optimizer", ["lamb", "lars"])
+def test_the_exemption_of_norms_and_biases_has_an_effect_without_weight_decay(optimizer):
+    words = ("decay_norm_and_bias=False", "weight_decay=0", f"optimizer={optimizer}")
+    assert not resolve("base", *(f"--config.{word}" for word in words)).decay_norm_and_bias
 
 
 @pytest.mark.parametrize("word", ["dropout_rate=0.3", "bn_virtual_batch_size=8", "stochastic_depth_rate=0.1"])
