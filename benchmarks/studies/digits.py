@@ -415,7 +415,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
         "small filters and bottlenecks, 179 images": ("filters_7x7", "filters_3x3", "no_bottlenecks", "bottlenecks"),
     }
     figure = Figure(figsize=(11, 12), layout="constrained")
-    drawn = [row for names in panels.values() for name in names for row in groups.get(name, ())]
+    drawn = [row for name in set().union(*panels.values()) for row in groups.get(name, ())]
     figure.suptitle(f"The handwritten digits: training loss{study.about_bands(drawn) if drawn else ''}")
     for axes, (title, names) in zip(figure.subplots(3, 2).flat, panels.items(), strict=True):
         for name in names:
