@@ -77,7 +77,7 @@ class Claim(NamedTuple):
     """A line of the table that opens docs/results.md.
 
     Attributes:
-      paper: first author and year, which the table is sorted by, and the section.
+      paper: first author, year and section; the table is sorted by the year, then by the author.
       claim: what the paper says, in a sentence.
       run: what was trained here.
       result: of these runs.
@@ -523,7 +523,7 @@ def _put_claims(study: str, claims: list[Claim]) -> None:
     stored = json.loads(CLAIMS.read_text()) if CLAIMS.exists() else []
     stored = [claim for claim in stored if claim["study"] != study]
     stored += [{"study": study} | claim._asdict() for claim in claims]
-    stored.sort(key=lambda claim: re.search(r"\d{4}", claim["paper"])[0])
+    stored.sort(key=lambda claim: (re.search(r"\d{4}", claim["paper"])[0], claim["paper"]))
     write_atomically(CLAIMS, "[\n" + ",\n".join(map(json.dumps, stored)) + "\n]\n")
     headings = ["paper", "claim", "what was run", "result", "does it hold?"]
     lines = ([claim[name] for name in Claim._fields] for claim in stored)
