@@ -76,11 +76,10 @@ def make_table(rows: list[study.Row]) -> str:
 
 def judge(rows: list[study.Row]) -> list[study.Claim]:
     """Returns whether the auxiliary losses raise the accuracy and the gradient of the first convolution."""
-    groups = study.by_name(study.of_one_machine(rows))
     claims = []
     for network, words in zip(NETWORKS, ("as published", "with batch normalisation"), strict=True):
-        pair = [groups.get(f"{network}_aux_{weight:g}") for weight in WEIGHTS]
-        if not all(pair):
+        pair = study.comparable(rows, [f"{network}_aux_{weight:g}" for weight in WEIGHTS])
+        if not pair:
             continue
         row = pair[0][0]
         run = (

@@ -116,10 +116,10 @@ def half_of_difference(ours: list[study.Row], theirs: list[study.Row]) -> float:
 
 def judge(rows: list[study.Row]) -> list[study.Claim]:
     """Returns what ResNet-18 and ViT-Ti, both with AdamW, say about the inductive bias of convolutions."""
-    groups, claims = study.by_name(study.of_one_machine(rows)), []
+    claims = []
     for epochs in EPOCHS:
-        pair = [groups.get(f"{name}_{epochs}") for name in ("adamw_cosine", "vit_tiny")]
-        if all(pair):
+        pair = study.comparable(rows, [f"{name}_{epochs}" for name in ("adamw_cosine", "vit_tiny")])
+        if pair:
             values = [[100 * row["accuracy_top1"] for row in group] for group in pair]
             more = study.difference(*values)
             run = f"ResNet-18 and ViT-Ti on Imagenette, {epochs} epochs, both with AdamW and a cosine"
@@ -152,7 +152,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
         left.set_xlabel(f"top-1 accuracy after {epochs} epochs (%): seeds, mean and its 95 % interval")
         right.set_title("The inductive bias of convolutions: both with AdamW and a cosine")
         for network, name in (("ResNet-18", "adamw_cosine"), ("ViT-Ti", "vit_tiny")):
-            if group := groups.get(f"{name}_{epochs}"):
+            for group in study.comparable(rows, [f"{name}_{epochs}"]) or ():
                 curves = [row["curves"]["train"] for row in group]
                 points = [
                     (

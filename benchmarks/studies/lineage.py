@@ -43,7 +43,6 @@ from analysis import rows as row_files
 from analysis.summary import summarize
 from benchmarks.commands import portable
 from training import command_line
-from training.environment import describe_environment
 
 RECIPE = "imagenette_resnet18"
 COMMON = {"optimizer": "adamw", "learning_rate": 3e-4, "weight_decay": 0.05, "gradient_clip_norm": 1.0}
@@ -232,13 +231,12 @@ def read_rates() -> dict[str, study.Row]:
 
 
 def measure_rates(size: str, files: study.Files) -> None:
-    """Measures how many images a second each network trains on under the common recipe, if this processor's is unknown.
+    """Measures how many images a second each network trains on under the common recipe, if no rate is stored.
 
-    The steps of a minute follow from it, so the runs of another processor are runs of another setting.
+    The steps of a minute follow from it. To start anew on another machine, delete the file of the rates.
     """
-    processor = describe_environment()["hardware"]["processor"]
     for name in REDUCED if size == "reduced" else NETWORKS:
-        if read_rates().get(name, {}).get("processor") == processor:
+        if name in read_rates():
             continue
         options = (
             shared_options(name, size) | COMMON | ({"dataset": study.DATASET.value} if study.DATASET.value else {})
@@ -267,12 +265,12 @@ def count_millions(name: str) -> float:
 
 def cells(rows: list[study.Row]) -> dict[str, dict[tuple[str, str], list[study.Row]]]:
     """Returns for each network, in the order of history, the rows of each (budget, recipe) that has some."""
-    groups = study.by_name(study.of_one_machine(rows))
+    rows = study.of_one_machine(rows)
     found = {
         name: {
-            (budget, recipe): groups[f"{name}_{recipe}_{budget}"]
+            (budget, recipe): group
             for budget, recipe in COLUMNS
-            if f"{name}_{recipe}_{budget}" in groups
+            for group in study.comparable(rows, [f"{name}_{recipe}_{budget}"]) or ()
         }
         for name in NETWORKS
     }
@@ -316,8 +314,8 @@ def make_table(rows: list[study.Row]) -> str:
 
 
 def guesses(group: list[study.Row]) -> bool:
-    """Returns whether the 95 % interval of top1 begins at or below a tenth, the chance of ten classes."""
-    return study.top1(group) - study.half_interval(group) <= CHANCE
+    """Returns whether the mean of top1 is within chance: at most a tenth, and 1.96 standard errors of the images."""
+    return study.top1(group) <= CHANCE + 1.96 * math.sqrt(CHANCE * (100 - CHANCE) / group[0]["examples"])
 
 
 def judge(rows: list[study.Row]) -> list[study.Claim]:

@@ -25,6 +25,7 @@ sys.path.insert(0, str(ROOT))
 
 import jax
 from absl import flags
+from ml_collections import ConfigDict
 
 from analysis import rows as row_files
 from analysis import tables
@@ -33,7 +34,7 @@ from benchmarks.commands import own_command, portable
 from benchmarks.page import put_table
 from configs import base
 from configs._option import text_of, words_of
-from training import command_line
+from training import command_line, configuration
 from training.metrics import is_evaluation, read_rows
 from training.workdir import write_atomically
 
@@ -210,11 +211,24 @@ def by_name(rows: list[Row]) -> dict[str, list[Row]]:
     Rows of one name may come from several machines, or have different options or datasets. They are then different
     groups, and what differs stands behind the name in parentheses.
     """
-    groups: dict[str, list[list[Row]]] = {name: [] for name in dict.fromkeys(row["name"] for row in rows)}
-    for row in rows:
-        same = next((group for group in groups[row["name"]] if conditions(group[0]) == conditions(row)), None)
-        same.append(row) if same else groups[row["name"]].append([row])
-    return {_label(group, namesakes): group for namesakes in groups.values() for group in namesakes}
+    names = dict.fromkeys(row["name"] for row in rows)
+    groups = [_alike([row for row in rows if row["name"] == name]) for name in names]
+    return {_label(group, namesakes): group for namesakes in groups for group in namesakes}
+
+
+def comparable(rows: list[Row], names: Iterable[str]) -> list[list[Row]] | None:
+    """Returns for each name the largest group of rows that differ in the seed only, all of one machine.
+
+    Of the machines that have all names, it is that with most rows; None if there is none.
+    """
+    machines: list[Any] = []
+    machines += [row["hardware"] for row in rows if row["hardware"] not in machines]
+    found = []
+    for machine in machines:
+        own = [[row for row in rows if row["name"] == name and row["hardware"] == machine] for name in names]
+        if all(own):
+            found.append([max(_alike(group), key=len) for group in own])
+    return max(found, key=lambda groups: sum(map(len, groups)), default=None)
 
 
 def conditions(row: Row) -> dict[str, Any]:
@@ -229,25 +243,19 @@ def config_of(command: str) -> dict[str, Any]:
 
     The values are those of the recipe and the command; null stands for the network's or the dataset's own value.
     """
-    words = shlex.split(command)
-    recipe = next((word for word in words if word.startswith("--config=configs/")), None)
-    if recipe is None:
-        return {}
-    config = importlib.import_module(f"configs.{pathlib.Path(recipe).stem}").get_config()
-    typed = (word.removeprefix("--config.").split("=", 1) for word in words if word.startswith("--config."))
-    config.update({name: command_line.parse_option(name, text) for name, text in typed})
-    options = json.loads(config.to_json())
-    return {name: options[name] for name, option in base.OPTIONS.items() if option.affects_result}
+    config = _recipe_of(command)
+    return _decisive(config) if config else {}
 
 
 def hardware_name(hardware: dict[str, Any] | None) -> str:
     """Returns the hardware of a row in words, such as 2 CPU cores, AMD EPYC, AVX-512."""
     if not hardware:
         return "unknown hardware"
-    if hardware["platform"] == "cpu":  # older rows do not know the processor
-        return ", ".join([f"{hardware['cpu_cores']} CPU cores", *filter(None, [hardware.get("processor")])])
     kinds = hardware["devices"]
-    return " and ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    devices = " and ".join(f"{kinds.count(kind)} {kind}" for kind in dict.fromkeys(kinds))
+    if hardware["platform"] == "cpu":
+        devices = f"{hardware['cpu_cores']} CPU cores"
+    return ", ".join([devices, *filter(None, [hardware.get("processor")])])  # older rows do not know the processor
 
 
 def top1(group: list[Row]) -> float:
@@ -443,14 +451,44 @@ def _train(run: Run, workdir: pathlib.Path, seconds: float) -> int:
 
 def _check_config(run: Run, workdir: pathlib.Path) -> None:
     """Raises ValueError if the finished run of a workdir had other options; train.py itself checks unfinished ones."""
-    ours, calls = config_of(shlex.join(_words(run))), _calls(workdir)
-    theirs = calls[-1].get("config") if calls else None
-    if theirs is None:  # train.py was not started by a study; its options are resolved: null became a value
-        resolved = json.loads((workdir / "config.json").read_text())["config"]
-        theirs = {name: resolved.get(name) if value is not None else None for name, value in ours.items()}
+    command, calls = shlex.join(_words(run)), _calls(workdir)
+    ours, theirs = config_of(command), calls[-1].get("config") if calls else None
+    if theirs is None:  # no study started train.py, or an early version did; train.py stores resolved options
+        theirs = json.loads((workdir / "config.json").read_text())["config"]
+        resolved = _decisive(configuration.resolve_network(_recipe_of(command), typed=None))
+        from_dataset = {name for name, value in resolved.items() if value is None}
+        from_dataset |= {"num_epochs"} if resolved["num_steps"] else {"num_steps"}
+        ours = {name: value for name, value in resolved.items() if name not in from_dataset}
     differing = [f"{name}={theirs.get(name)!r}, not {ours[name]!r}" for name in ours if theirs.get(name) != ours[name]]
     if differing:
         raise ValueError(f"{workdir} has a run with {'; '.join(differing)}; give another --workdir")
+
+
+def _recipe_of(command: str) -> ConfigDict | None:
+    """Returns the recipe of a command of train.py with the typed options in it; None for other commands."""
+    words = shlex.split(command)
+    recipe = next((word for word in words if word.startswith("--config=configs/")), None)
+    if recipe is None:
+        return None
+    config = importlib.import_module(f"configs.{pathlib.Path(recipe).stem}").get_config()
+    typed = (word.removeprefix("--config.").split("=", 1) for word in words if word.startswith("--config."))
+    config.update({name: command_line.parse_option(name, text) for name, text in typed})
+    return config
+
+
+def _decisive(config: ConfigDict) -> dict[str, Any]:
+    """Returns the options that affect the result, as JSON has them."""
+    options = json.loads(config.to_json())
+    return {name: options[name] for name, option in base.OPTIONS.items() if option.affects_result}
+
+
+def _alike(rows: list[Row]) -> list[list[Row]]:
+    """Returns groups of rows of one name with equal conditions."""
+    groups: list[list[Row]] = []
+    for row in rows:
+        same = next((group for group in groups if conditions(group[0]) == conditions(row)), None)
+        same.append(row) if same else groups.append([row])
+    return groups
 
 
 def _words(run: Run) -> list[str]:
@@ -523,7 +561,7 @@ def _put_claims(study: str, claims: list[Claim]) -> None:
     stored = json.loads(CLAIMS.read_text()) if CLAIMS.exists() else []
     stored = [claim for claim in stored if claim["study"] != study]
     stored += [{"study": study} | claim._asdict() for claim in claims]
-    stored.sort(key=lambda claim: (re.search(r"\d{4}", claim["paper"])[0], claim["paper"]))
+    stored.sort(key=lambda claim: (re.search(r"\d{4}", claim["paper"])[0], claim["paper"], claim["study"]))
     write_atomically(CLAIMS, "[\n" + ",\n".join(map(json.dumps, stored)) + "\n]\n")
     headings = ["paper", "claim", "what was run", "result", "does it hold?"]
     lines = ([claim[name] for name in Claim._fields] for claim in stored)

@@ -17,6 +17,7 @@ import importlib, json, math, pathlib, sys, tempfile
 sys.path.insert(0, "benchmarks/studies")
 import degradation
 import digits
+import ingredients
 import lineage
 import small_networks
 import study
@@ -47,8 +48,10 @@ def refusal(first, then, by_hand=False):
     runs = [study.Run("a", "cifar10_resnet20", options, seed) for options, seed in (first, then)]
     words = [" ".join(study._words(run)) for run in runs]
     config = study.config_of(words[0])
-    if by_hand:  # train.py writes its options, with values for null
-        (folder / "config.json").write_text(json.dumps({"config": config | {"num_classes": 10}}))
+    if by_hand:  # train.py writes its options resolved
+        resolved = configuration.resolve_network(study._recipe_of(words[0]), typed=None)
+        resolved = configuration.resolve_run(resolved, num_classes=10, num_images=50_000)
+        (folder / "config.json").write_text(json.dumps({"config": json.loads(resolved.to_json())}))
     else:
         (folder / "calls.jsonl").write_text(json.dumps({"seconds": 1, "config": config}))
     try:
@@ -93,7 +96,7 @@ def verdicts(better):
     return [[pair.ours, pair.theirs, claim.holds] for pair, claim in zip(digits.COMPARISONS, claims, strict=True)]
 
 def degradation_study(folder):
-    error = {"plain20": 0.1, "plain56": 0.14, "resnet20": 0.09, "resnet56": 0.07, "resnet110": 0.0661}
+    error = {"plain20": 0.1, "plain56": 0.14, "resnet20": 0.089, "resnet56": 0.06, "resnet110": 0.071}
     rows = []
     for seed in (0, 1):
         for model in error:
@@ -108,6 +111,19 @@ def degradation_study(folder):
     degradation.draw(rows, folder / "figure.png")
     table = [[cell.strip() for cell in line.split("|")][1:3] for line in degradation.make_table(rows).splitlines()]
     return table[2:], [[claim.claim, claim.holds] for claim in degradation.judge(rows)]
+
+def ingredients_study(folder):
+    rows = []
+    for name, top1 in (("plain", 0.7), ("cosine", 0.72), ("adamw_cosine", 0.71), ("vit_tiny", 0.5)):
+        for seed, machine in ((0, EPYC), (1, EPYC), (0, CPU)):
+            if (name, machine) != ("plain", CPU):
+                new = {"name": f"{name}_5", "seed": seed, "hardware": machine, "command": "", "dataset": "imagenette"}
+                new |= {"accuracy_top1": top1 + 0.01 * seed, "train_accuracy_top1": top1, "examples": 3925}
+                curves = {"train": {"step": [10, 20], "accuracy_top1": [0.1, top1]}}
+                rows.append(new | {"epochs": 5.002, "steps": 20, "seconds": 9, "curves": curves})
+    ingredients.draw(rows, folder / "figure.png")
+    table = [[cell.strip() for cell in line.split("|")][1:6] for line in ingredients.make_table(rows).splitlines()]
+    return table[2:], [[claim.result, claim.holds] for claim in ingredients.judge(rows)]
 
 OWN = ("resnet18", "vit_tiny", "xception")
 
@@ -127,6 +143,7 @@ def lineage_study(folder):
     guessing = [row | {"accuracy_top1": 0.104} for row in rows if "18_common_epochs" in row["name"]]
     return {
         "guesses": next(claim.holds for claim in lineage.judge(guessing)),
+        "far from chance": lineage.guesses([{"accuracy_top1": top1, "examples": 3925} for top1 in (0.15, 0.25)]),
         "refused": list(filter(None, (refused(run) for run in runs if run.seed == 0))),
         "steps": {run.name: run.overrides["num_steps"] for run in runs},
         "table": [[cell.strip() for cell in line.split("|")] for line in lineage.make_table(rows).splitlines()],
@@ -145,6 +162,13 @@ here = {"dataset": "image_folder:/a/images"}
 print(json.dumps({
     "seeds": groups(with_config(row(0)), row(1), with_config(row(2))),
     "machines": groups(with_config(row(0)), row(1, H100), row(2, EPYC), with_config(row(3))),
+    "GPUs": groups(row(0, H100), row(1, H100 | {"processor": "Xeon"})),
+    "compared": study.comparable(
+        [each | {"name": "a"} for each in (row(0), row(0, EPYC), row(1, EPYC), row(2, EPYC, steps=9))]
+        + [each | {"name": "b"} for each in (row(0, EPYC), row(0), row(1, H100))],
+        ("a", "b"),
+    ),
+    "incomparable": study.comparable([row(0), row(0, H100) | {"name": "b"}], ("plain20", "b")),
     "shortened": groups(row(0) | {"steps": 8}, row(1) | {"steps": 4}),
     "options": groups(with_config(row(0)), with_config(row(1, steps=16))),
     "other command": groups({"name": "a", "seed": None, "command": "python evaluate.py"}),
@@ -161,6 +185,7 @@ print(json.dumps({
     "settings": list(digits.SETTINGS),
     "comparisons": verdicts(["resnet56"]),
     "degradation": degradation_study(pathlib.Path(tempfile.mkdtemp())),
+    "ingredients": ingredients_study(pathlib.Path(tempfile.mkdtemp())),
     "interval": study.difference([1, 2, 3], [4, 5, 6]),
     "paired interval": study.paired_difference([(1, 4), (2, 5), (3, 5)]),
     "median": study.median_over_steps({"step": [1, 2, 3, 4, 8], "norm": [7, 0.1, 0.3, 0.2, 5]}, "norm", 0, 0.5),
@@ -197,9 +222,17 @@ def test_only_the_seeds_of_one_setting_on_one_machine_are_averaged(found):
         "plain20 (1 NVIDIA H100)": [1],
         "plain20 (2 CPU cores, AMD EPYC, AVX2)": [2],
     }
+    assert found["GPUs"] == {"plain20 (1 NVIDIA H100)": [0], "plain20 (1 NVIDIA H100, Xeon)": [1]}
     assert found["shortened"] == {"plain20 (steps=8)": [0], "plain20 (steps=4)": [1]}
     assert found["options"] == {"plain20 (num_steps=8)": [0], "plain20 (num_steps=16)": [1]}
     assert found["other command"] == {"a": [None]}
+
+
+def test_groups_of_one_machine_are_compared(found):
+    ours, theirs = found["compared"]
+    assert {row["hardware"].get("processor") for row in ours + theirs} == {"AMD EPYC, AVX2"}
+    assert [row["seed"] for row in ours] == [0, 1] and [row["seed"] for row in theirs] == [0]
+    assert found["incomparable"] is None
 
 
 def test_a_finished_run_with_other_options_or_another_dataset_is_refused(found):
@@ -246,11 +279,27 @@ def test_the_degradation_study_says_whether_the_papers_order_stands(found):
     assert [holds for _, holds in claims] == [
         "yes (training error); yes (test error)",
         "yes (training error); yes (test error)",
-        "yes",  # 9.05 %: 8.75 % is published
-        "yes",  # 7.05 %: 6.97 %
-        "yes",
+        "yes",  # 8.95 %: 8.75 % is published
+        "no, it is lower",  # 6.05 %: 6.97 %
+        "no, it is higher",  # 7.1 %: 6.61 %
     ]
     assert claims[2][0] == "ResNet-20 has a test error of 8.75 %."
+
+
+def test_an_ingredient_is_compared_with_the_plain_recipe_of_its_machine_and_seeds(found):
+    table, claims = found["ingredients"]
+    # Two seeds a point apart: half an interval is 12.706 * 0.5; of a difference 4.303 * sqrt(2 * 0.5 / 2). One seed:
+    # the binomial interval of 3,925 images.
+    assert table == [
+        ["plain", "5", "2", "70.5 ± 6.4", ""],
+        ["cosine (2 CPU cores, AMD EPYC, AVX2)", "5", "2", "72.5 ± 6.4", "+2.0 ± 3.0"],
+        ["cosine (2 CPU cores)", "5", "1", "72.0 ± 1.4", ""],
+        ["adamw_cosine (2 CPU cores, AMD EPYC, AVX2)", "5", "2", "71.5 ± 6.4", "+1.0 ± 3.0"],
+        ["adamw_cosine (2 CPU cores)", "5", "1", "71.0 ± 1.4", ""],
+        ["vit_tiny (2 CPU cores, AMD EPYC, AVX2)", "5", "2", "50.5 ± 6.4", "-20.0 ± 3.0"],
+        ["vit_tiny (2 CPU cores)", "5", "1", "50.0 ± 1.6", ""],
+    ]
+    assert claims == [["71.50 ± 0.71 and 50.50 ± 0.71 % top-1; difference +21.0 ± 3.0", "yes"]]
 
 
 def test_small_networks_differ_in_what_they_compare_only(found):
@@ -280,7 +329,7 @@ def test_the_lineage_has_valid_settings_and_names_what_holds(found):
         "60.00 and 56.00 % top-1 in 2 epochs; 59.50 ± 0.71 and 55.50 ± 0.71 % top-1 in 60 s",
         "yes, too few seeds (2 epochs); yes (60 s)",
     ]
-    assert "at chance" not in str(lineage["claims"])
+    assert "at chance" not in str(lineage["claims"]) and not lineage["far from chance"]
     assert lineage["guesses"] == "not shown, resnet18 and plain18 still at chance (2 epochs)"
     assert lineage["claims"]["Szegedy 2014, section 5"][1] == "not shown (2 epochs); not shown (60 s)"
     assert lineage["claims"]["Dosovitskiy 2020, section 1"][1].endswith("no, the opposite (60 s)")

@@ -73,6 +73,11 @@ def test_a_station_in_reduced_size(folder, station):
             assert result.returncode == 0, f"{part.command}\n{result.stdout}\n{result.stderr}"
 
 
+def test_every_block_of_the_page_ends():
+    for part in tour.split(PAGE):
+        assert part.kind == "text" or not any(line.startswith("## ") for line in part.lines)
+
+
 def test_outputs_are_replaced_and_nothing_else_is():
     page = "# A\n```console\n$ echo a \\\n  b\nold\nold\n$ cat <<'END'\n$ text\nEND\n```\n```\n$ echo other\n```\n"
     commands = [part.command for part in tour.split(page) if part.kind == "command"]
