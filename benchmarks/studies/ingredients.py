@@ -2,8 +2,8 @@
 
 ResNet-18 on Imagenette from random weights, 5 and 20 epochs. Each run is the plain recipe below with one ingredient
 more. The last two runs have AdamW and a cosine, one with ResNet-18 and one with ViT-Ti in its place.
---size=cpu: 64 pixels on two cores, about an hour for all runs of 5 epochs and four hours for those of 20, for each of
-three seeds; --runs and --seeds choose some. --size=full: 128 pixels on a GPU.
+--size=cpu: 64 pixels on two cores, about two hours for all runs of 5 epochs and seven hours for those of 20, for each
+of three seeds; --runs and --seeds choose some. --size=full: 128 pixels on a GPU.
 """
 
 import functools
@@ -150,7 +150,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
         )
         left.invert_yaxis()
         left.set_xlabel(f"top-1 accuracy after {epochs} epochs (%): seeds, mean and its 95 % interval")
-        right.set_title("The inductive bias of convolutions: both with AdamW and a cosine")
+        right.set_title("ResNet-18 and ViT-Ti, both with AdamW and a cosine")
         for network, name in (("ResNet-18", "adamw_cosine"), ("ViT-Ti", "vit_tiny")):
             for group in study.comparable(rows, [f"{name}_{epochs}"]) or ():
                 curves = [row["curves"]["train"] for row in group]
