@@ -67,7 +67,7 @@ def git_commit() -> str | None:
 
     The pages and stored results are no code: the benchmarks write them, so they change while a study runs.
     """
-    git = ["git", "-C", pathlib.Path(__file__).parent.parent]
+    git = ["git", "-C", str(pathlib.Path(__file__).parent.parent)]
     code = [".", ":!docs", ":!benchmarks/results", ":!README.md"]
     try:
         commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
