@@ -112,12 +112,16 @@ def recipe_line(recipe: str, rows: list[Row]) -> list[str]:
     own = [row for row in rows if row["recipe"] == recipe]
     hours, images = sum(row["hours"] for row in own), sum(row["steps"] * row["batch_size"] for row in own)
     sizes, needed = ", ".join(str(row["image_size"]) for row in own), max(row["total_gigabytes"] for row in own)
-    units = ((1, "h"), (60, "min"), (3600, "s"))
-    length = next(
-        (f"{hours * parts:.1f} {unit}" for parts, unit in units if hours * parts >= 1), f"{3600 * hours:.1f} s"
-    )
+    parts, unit = (1, "h") if hours >= 1 else (60, "min") if hours >= 1 / 60 else (3600, "s")
     rate = images / (3600 * hours)
-    return [f"`{recipe}`", sizes, f"{own[0]['batch_size']:,}", length, f"{rate:,.0f}", f"{needed:.1f}"]
+    return [
+        f"`{recipe}`",
+        sizes,
+        f"{own[0]['batch_size']:,}",
+        f"{hours * parts:.1f} {unit}",
+        f"{rate:,.0f}",
+        f"{needed:.1f}",
+    ]
 
 
 def main() -> None:

@@ -25,8 +25,8 @@ class Option:
       ascending: whether the values of the tuple are a range, with the smaller value first.
       by_epoch: whether the tuple holds pairs of an epoch and the value from there on, the first of them at epoch 0.
       needs: the condition under which the option has an effect: "name" (that option is on, neither 0 nor empty), or
-        "name=value" or "name=value|value", with wildcards; " or " joins two of which one is enough, and " and "
-        conditions that must all hold.
+        "name=value" or "name=value|value", with wildcards. Conditions joined by " and " must all hold; of two that
+        are joined by " or " one is enough.
       replaces: the name of an option that this one excludes; typing this option resets the other to its default.
       affects_result: whether the option changes the result of a run; if so, it is part of the workdir's name and must
         stay the same when the run resumes.

@@ -151,7 +151,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
 
 
 def finding(rows: list[study.Row], kind: str) -> str:
-    """Returns what 56 layers change after as many iterations as all runs have, in a sentence; empty without them."""
+    """Returns what 56 layers change after as many iterations as all runs have, or "" if a network is missing."""
     steps, rows = min(row["steps"] for row in rows), study.of_one_machine(rows)
     pair = [[row for row in rows if row["model"] == f"{kind}{depth}"] for depth in (20, 56)]
     if not all(pair):

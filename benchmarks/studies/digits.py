@@ -332,7 +332,11 @@ def score(files: study.Files) -> int:
             number = begin // MEMBERS
             seeds = [number] if name == "few_images_ensemble" else list(members)
             hardware = json.loads((next(iter(members.values())) / "config.json").read_text())["hardware"]
-            about = next(row for row in rows if row["name"] == "few_images" and row["hardware"] == hardware)
+            about = next((row for row in rows if row["name"] == "few_images" and row["hardware"] == hardware), None)
+            if about is None:  # the folder is of a machine that has no rows here
+                continue
+            config = about["config"] if "config" in about else study.config_of(about["command"])
+            config = {name: value for name, value in config.items() if name != "seed"}
             known = {(row["name"], row["seed"]) for row in rows if study.conditions(row) == study.conditions(about)}
             if {(name, seed) for seed in seeds} <= known:
                 continue
@@ -348,7 +352,6 @@ def score(files: study.Files) -> int:
                 row |= {key: each[key] for key in ("accuracy_top1", "loss", "examples")}
                 row |= {"seconds": (time.monotonic() - start) / len(seeds), "members": list(members)}
                 row |= {"command": " ".join(["python", "evaluate.py", *words]), "study_command": own_command()}
-                config = {name: value for name, value in about["config"].items() if name != "seed"}
                 study.record(files, row | {key: about[key] for key in ABOUT} | {"config": config})
     return 0
 

@@ -18,6 +18,7 @@ RECIPE = "imagenette_resnet18"
 # The plain recipe: SGD with Nesterov's momentum, an epoch of warm-up and a rate in three steps, the L2 penalty on all
 # parameters, random crops and flips, and nothing else.
 PLAIN = {"schedule": "step", "label_smoothing": 0.0, "decay_norm_and_bias": True, "keep_best": False}
+ADAMW = {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05}
 INGREDIENTS = {
     "plain": {},
     "cosine": {"schedule": "cosine"},
@@ -32,12 +33,12 @@ INGREDIENTS = {
     "repeated_augmentation": {"repeated_augmentation": 3},
     "binary_cross_entropy": {"loss": "binary_cross_entropy", "learning_rate": 0.5},  # the mean over ten classes
     "size_by_epoch": {"train_sizes": ((0.0, 0.625), (0.4, 0.8125), (0.8, 1.0))},  # shares of the epochs and the pixels
-    "adamw": {"optimizer": "adamw", "learning_rate": 1e-3, "weight_decay": 0.05},
+    "adamw": ADAMW,
     "lamb": {"optimizer": "lamb", "learning_rate": 5e-3, "weight_decay": 0.02},
+    # What the inductive bias of convolutions is worth: two networks with the same recipe.
+    "adamw_cosine": ADAMW | {"schedule": "cosine"},
+    "vit_tiny": ADAMW | {"schedule": "cosine", "model": "vit_tiny_patch16_224"},
 }
-# What the inductive bias of convolutions is worth: two networks under the same recipe.
-INGREDIENTS["adamw_cosine"] = INGREDIENTS["adamw"] | INGREDIENTS["cosine"]
-INGREDIENTS["vit_tiny"] = INGREDIENTS["adamw_cosine"] | {"model": "vit_tiny_patch16_224"}
 EPOCHS, SEEDS, STEPS = (5, 20), range(3), (0.6, 0.85)
 
 
@@ -94,7 +95,7 @@ def make_table(rows: list[study.Row]) -> str:
 def plain_of(group: list[study.Row], rows: list[study.Row]) -> list[study.Row]:
     """Returns the plain recipe's rows for the same epochs, dataset, machine and seeds.
 
-    The list is empty if a seed lacks, and for the plain recipe itself.
+    The list is empty if one of the seeds is missing, and for the plain recipe itself.
     """
     first, seeds = group[0], {row["seed"] for row in group}
     plain = [

@@ -314,7 +314,7 @@ def make_table(rows: list[study.Row]) -> str:
 
 
 def guesses(group: list[study.Row]) -> bool:
-    """Returns whether the mean of top1 is within chance: at most a tenth, and 1.96 standard errors of the images."""
+    """Returns whether top1 cannot be told from guessing: it exceeds CHANCE by at most 1.96 of its standard errors."""
     return study.top1(group) <= CHANCE + 1.96 * math.sqrt(CHANCE * (100 - CHANCE) / group[0]["examples"])
 
 
@@ -381,9 +381,8 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
         if any((budget, recipe) in each for each in networks.values() for recipe in ("common", "own"))
     ]
     figure = Figure(figsize=(7.5 * len(budgets), 6.5), layout="constrained")
-    figure.suptitle(
-        "The lineage on Imagenette: accuracy over cost, with 95 % intervals\nover the seeds, for one seed of its images"
-    )
+    about = "95 % intervals over the seeds; of a single seed, over the images"
+    figure.suptitle(f"The lineage on Imagenette: accuracy over cost\n({about})")
     for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
         for name, each in networks.items():
             number = list(NETWORKS).index(name)

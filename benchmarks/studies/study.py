@@ -17,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
 ROOT = pathlib.Path(__file__).parent.parent.parent
@@ -201,7 +201,7 @@ def finished(files: Files, name: str) -> dict[int, pathlib.Path]:
 def of_one_machine(rows: list[Row]) -> list[Row]:
     """Returns the rows of the hardware that has most of them."""
     machines = [row["hardware"] for row in rows]
-    most = max(machines, key=machines.count, default=None)
+    most = max(machines, key=machines.count)
     return [row for row in rows if row["hardware"] == most]
 
 
@@ -216,14 +216,16 @@ def by_name(rows: list[Row]) -> dict[str, list[Row]]:
     return {_label(group, namesakes): group for namesakes in groups for group in namesakes}
 
 
-def comparable(rows: list[Row], names: Iterable[str]) -> list[list[Row]] | None:
+def comparable(rows: list[Row], names: Sequence[str]) -> list[list[Row]] | None:
     """Returns for each name the largest group of rows that differ in the seed only, all of one machine.
 
     Of the machines that have all names, it is that with most rows; None if there is none.
     """
-    machines: list[Any] = []
-    machines += [row["hardware"] for row in rows if row["hardware"] not in machines]
-    found = []
+    rows = [row for row in rows if row["name"] in names]
+    machines, found = [], []
+    for row in rows:
+        if row["hardware"] not in machines:
+            machines.append(row["hardware"])
     for machine in machines:
         own = [[row for row in rows if row["name"] == name and row["hardware"] == machine] for name in names]
         if all(own):
@@ -456,9 +458,10 @@ def _check_config(run: Run, workdir: pathlib.Path) -> None:
     if theirs is None:  # no study started train.py, or an early version did; train.py stores resolved options
         theirs = json.loads((workdir / "config.json").read_text())["config"]
         resolved = _decisive(configuration.resolve_network(_recipe_of(command), typed=None))
-        from_dataset = {name for name, value in resolved.items() if value is None}
-        from_dataset |= {"num_epochs"} if resolved["num_steps"] else {"num_steps"}
-        ours = {name: value for name, value in resolved.items() if name not in from_dataset}
+        # The dataset gives what is still null, and of steps and epochs the one that the other decides.
+        given = {name for name, value in resolved.items() if value is None}
+        given |= {"num_epochs"} if resolved["num_steps"] else {"num_steps"}
+        ours = {name: value for name, value in resolved.items() if name not in given}
     differing = [f"{name}={theirs.get(name)!r}, not {ours[name]!r}" for name in ours if theirs.get(name) != ours[name]]
     if differing:
         raise ValueError(f"{workdir} has a run with {'; '.join(differing)}; give another --workdir")
