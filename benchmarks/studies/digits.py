@@ -10,6 +10,7 @@ said.
 
 import json
 import pathlib
+import shlex
 import statistics
 import subprocess
 import sys
@@ -20,7 +21,7 @@ from typing import NamedTuple
 import study
 from absl import flags
 
-from benchmarks.commands import own_command
+from benchmarks.commands import own_command, portable
 from training import command_line
 
 LOSS, ACCURACY = 2.0, 0.75  # nats; share of the training batches: Krizhevsky 2012, Fig. 1, has 25 % training error
@@ -28,9 +29,8 @@ LOSS, ACCURACY = 2.0, 0.75  # nats; share of the training batches: Krizhevsky 20
 BRIEF = {"log_every_steps": 5, "evaluate_every_epochs": 0, "keep_best": False}
 LENET = BRIEF | {"num_epochs": 12, "log_gradient_norms": True}
 AUX = LENET | {"aux_heads": ("conv3",)}
-# 179 images to train on, 1,618 to validate.
-FEW = BRIEF | {"model": "lenet5_relu", "validation_share": 0.9, "train_crop": "none", "num_steps": 800}
-FEW |= {"batch_size": 32, "eval_batch_size": 816}
+FEW_IMAGES = {"validation_share": 0.9, "eval_batch_size": 816}  # 179 images to train on, 1,618 to validate
+FEW = BRIEF | FEW_IMAGES | {"model": "lenet5_relu", "train_crop": "none", "num_steps": 800, "batch_size": 32}
 DIGITS = {"dataset": "digits", "mean": (0.5,), "std": (0.5,), "random_flip": False, "cache": "", "keep_best": False}
 DIGITS |= {"schedule": "cosine", "evaluate_every_epochs": 0, "log_every_steps": 10}
 # The digits' own 8 pixels. The networks' paper starts at a rate of 0.1, too high for so few iterations without warm-up.
@@ -61,6 +61,7 @@ class Setting(NamedTuple):
 
 
 SETTINGS = {
+    "lenet5_80_epochs": Setting("lenet5_digits", {"keep_best": False}, seeds=3),  # the recipe as it is
     "lenet5": Setting("lenet5_digits", LENET),
     "lenet5_aux_0.1": Setting("lenet5_digits", AUX | {"aux_weight": 0.1}),
     "lenet5_aux_0.3": Setting("lenet5_digits", AUX | {"aux_weight": 0.3}),
@@ -89,13 +90,24 @@ SETTINGS = {
     "plain56": Setting("cifar10_resnet20", TINY | {"model": "plain56"}, seeds=3),
     "resnet20": Setting("cifar10_resnet20", TINY | {"model": "resnet20"}, seeds=3),
     "resnet56": Setting("cifar10_resnet20", TINY | {"model": "resnet56"}, seeds=3),
+    "few_images_resnet20": Setting("cifar10_resnet20", TINY | FEW_IMAGES | {"model": "resnet20"}, seeds=15),
     "resnet34_a": Setting("resnet34", SHORTCUTS | {"model": "resnet34_a"}, seeds=3),
     "resnet34_b": Setting("resnet34", SHORTCUTS, seeds=3),
     "resnet34_c": Setting("resnet34", SHORTCUTS | {"model": "resnet34_c"}, seeds=3),
 }
 MEMBERS = 5  # of an ensemble
-ABOUT = "steps", "hardware", "versions", "git_commit"  # of the networks that an evaluation is of
 RESIZE = 36  # pixels, for crops of 32 in the corners
+# The evaluations of a setting's networks: the flags of evaluate.py. An ensemble has one row, the others one a network.
+EVALUATIONS = {
+    "few_images": {
+        "ensemble": [],
+        "1_view": [f"--resize={RESIZE}"],
+        "5_views": [f"--resize={RESIZE}", "--views=5"],
+        "10_views": [f"--resize={RESIZE}", "--views=10"],
+    },
+    "few_images_resnet20": {"ensemble": []},
+}
+ABOUT = "steps", "hardware", "versions", "git_commit"  # of the networks that an evaluation is of
 
 
 class Measure(NamedTuple):
@@ -211,13 +223,16 @@ COMPARISONS = [
         )
         for views, words in ((5, "five crops"), (10, "ten crops, half of them mirrored,"))
     ),
-    Comparison(
-        "Krizhevsky 2012, section 5",
-        "The mean of several networks' probabilities is more accurate than one network.",
-        f"three ensembles of {MEMBERS} LeNet-5 on 179 images, and their 15 members",
-        "few_images_ensemble",
-        "few_images",
-        TOP1,
+    *(
+        Comparison(
+            "Krizhevsky 2012, section 5",
+            "The mean of several networks' probabilities is more accurate than one network.",
+            f"three ensembles of {MEMBERS} {words} on 179 images, and their 15 members",
+            f"{name}_ensemble",
+            name,
+            TOP1,
+        )
+        for name, words in (("few_images", "LeNet-5"), ("few_images_resnet20", "ResNet-20"))
     ),
     *(
         Comparison(
@@ -315,44 +330,62 @@ def list_runs(size: str) -> list[study.Run]:
 
 
 def score(files: study.Files) -> int:
-    """Evaluates the networks of few_images as ensembles and in several crops; returns the exit code of a failure, or 0.
+    """Evaluates the networks of EVALUATIONS as ensembles and in several crops; returns a failure's exit code, or 0.
 
     The rows have the name few_images_ensemble and the number of the ensemble as their seed; or few_images_5_views and
     the like, and the seed of the network.
     """
-    rows, workdirs = study.read(files), study.finished(files, "few_images")
-    for begin in range(0, len(workdirs) - MEMBERS + 1, MEMBERS):
-        members = dict(list(workdirs.items())[begin : begin + MEMBERS])
-        for name, words in (
-            ("few_images_ensemble", []),
-            ("few_images_1_view", [f"--resize={RESIZE}"]),
-            ("few_images_5_views", [f"--resize={RESIZE}", "--views=5"]),
-            ("few_images_10_views", [f"--resize={RESIZE}", "--views=10"]),
-        ):
-            number = begin // MEMBERS
-            seeds = [number] if name == "few_images_ensemble" else list(members)
-            hardware = json.loads((next(iter(members.values())) / "config.json").read_text())["hardware"]
-            about = next((row for row in rows if row["name"] == "few_images" and row["hardware"] == hardware), None)
-            if about is None:  # the folder is of a machine that has no rows here
-                continue
-            config = about["config"] if "config" in about else study.config_of(about["command"])
-            config = {name: value for name, value in config.items() if name != "seed"}
-            known = {(row["name"], row["seed"]) for row in rows if study.conditions(row) == study.conditions(about)}
-            if {(name, seed) for seed in seeds} <= known:
-                continue
-            result, start = files.folder / f"{name}.json", time.monotonic()
-            command = [sys.executable, "evaluate.py", *words, f"--json={result.absolute()}"]
-            command += [f"--workdir={workdir.absolute()}" for workdir in members.values()]
-            if code := subprocess.run(command, cwd=study.ROOT).returncode:
-                return code
-            measured = json.loads(result.read_text())
-            scores = [measured] if name == "few_images_ensemble" else measured["members"]
-            for seed, each in zip(seeds, scores, strict=True):
-                row = {"name": name, "seed": seed, "model": measured["model"], "dataset": measured["dataset"]}
-                row |= {key: each[key] for key in ("accuracy_top1", "loss", "examples")}
-                row |= {"seconds": (time.monotonic() - start) / len(seeds), "members": list(members)}
-                row |= {"command": " ".join(["python", "evaluate.py", *words]), "study_command": own_command()}
-                study.record(files, row | {key: about[key] for key in ABOUT} | {"config": config})
+    for setting, evaluations in EVALUATIONS.items():
+        workdirs = list(study.finished(files, setting).items())
+        for begin in range(0, len(workdirs) - MEMBERS + 1, MEMBERS):
+            for evaluation, words in evaluations.items():
+                members = dict(workdirs[begin : begin + MEMBERS])
+                if exit_code := evaluate(files, setting, evaluation, words, members, begin // MEMBERS):
+                    return exit_code
+    return 0
+
+
+def evaluate(
+    files: study.Files,
+    setting: str,
+    evaluation: str,
+    words: list[str],
+    members: dict[int, pathlib.Path],
+    number: int,
+) -> int:
+    """Records one evaluation of some networks of a setting; returns the exit code of a failure, or 0.
+
+    Args:
+      files: of the study.
+      setting: of SETTINGS.
+      evaluation: its name in EVALUATIONS.
+      words: the flags of evaluate.py.
+      members: the networks' workdirs by their seeds.
+      number: of the ensemble.
+    """
+    name, rows = f"{setting}_{evaluation}", study.read(files)
+    seeds = [number] if evaluation == "ensemble" else list(members)
+    hardware = json.loads((next(iter(members.values())) / "config.json").read_text())["hardware"]
+    about = next((row for row in rows if row["name"] == setting and row["hardware"] == hardware), None)
+    if about is None:  # the folder is of a machine that has no rows here
+        return 0
+    config = about["config"] if "config" in about else study.config_of(about["command"])
+    config = {option: value for option, value in config.items() if option != "seed"}
+    known = {(row["name"], row["seed"]) for row in rows if study.conditions(row) == study.conditions(about)}
+    if {(name, seed) for seed in seeds} <= known:
+        return 0
+    result, start = files.folder / f"{name}.json", time.monotonic()
+    words = ["evaluate.py", *words, *(f"--workdir={workdir.absolute()}" for workdir in members.values())]
+    if code := subprocess.run([sys.executable, *words, f"--json={result.absolute()}"], cwd=study.ROOT).returncode:
+        return code
+    measured = json.loads(result.read_text())
+    scores = [measured] if evaluation == "ensemble" else measured["members"]
+    for seed, each in zip(seeds, scores, strict=True):
+        row = {"name": name, "seed": seed, "model": measured["model"], "dataset": measured["dataset"]}
+        row |= {key: each[key] for key in ("accuracy_top1", "loss", "examples")}
+        row |= {"seconds": (time.monotonic() - start) / len(seeds), "members": list(members)}
+        row |= {"command": shlex.join(["python", *map(portable, words)]), "study_command": own_command()}
+        study.record(files, row | {key: about[key] for key in ABOUT} | {"config": config})
     return 0
 
 
