@@ -15,10 +15,7 @@ import time
 import study
 from absl import flags
 
-import models
 from benchmarks.commands import own_command, portable
-from models.torch_files import write_safetensors
-from models.torch_names import to_torch
 from training import command_line
 
 # Test error in %, from the README of github.com/akamaster/pytorch_resnet_cifar10.
@@ -34,7 +31,7 @@ def main() -> int:
     files = study.files_of("stored_networks_reduced" if reduced else "stored_networks")
     if not study.REPORT.value:
         with command_line.refusing_bad_input():
-            weights = [make_file(files.folder)] if reduced else find_files()
+            weights = [study.untrained_weights(files.folder)] if reduced else find_files()
         for path in weights:
             if exit_code := evaluate(path, files, REDUCED if reduced else {}):
                 return exit_code
@@ -56,15 +53,6 @@ def find_files() -> list[pathlib.Path]:
         if network_of(path) not in PUBLISHED:
             raise ValueError(f"{path} begins with no network's name; rename it to one of {', '.join(PUBLISHED)}")
     return paths
-
-
-def make_file(folder: pathlib.Path) -> pathlib.Path:
-    """Writes PyTorch's file of a network that was never trained, and returns it."""
-    entry, model = models.get_entry("resnet20"), models.create_model("resnet20", abstract=True)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / "resnet20-untrained.safetensors"
-    write_safetensors(path, to_torch(entry, model, models.initial_values(model, seed=0)))
-    return path
 
 
 def evaluate(weights: pathlib.Path, files: study.Files, overrides: dict) -> int:

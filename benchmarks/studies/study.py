@@ -27,6 +27,7 @@ import jax
 from absl import flags
 from ml_collections import ConfigDict
 
+import models
 from analysis import rows as row_files
 from analysis import tables
 from analysis.runs import Spread, welch_interval
@@ -34,6 +35,8 @@ from benchmarks.commands import own_command, portable
 from benchmarks.page import put_table
 from configs import base
 from configs._option import text_of, words_of
+from models.torch_files import write_safetensors
+from models.torch_names import to_torch
 from training import command_line, configuration
 from training.metrics import is_evaluation, read_rows
 from training.workdir import write_atomically
@@ -112,7 +115,7 @@ def main(
     name: str,
     list_runs: Callable[[str], list[Run]],
     make_table: Callable[[list[Row]], str],
-    draw: Callable[[list[Row], pathlib.Path], None],
+    draw: Callable[[list[Row], pathlib.Path], None] | None = None,
     judge: Callable[[list[Row]], list[Claim]] | None = None,
     score: Callable[[Files], int] | None = None,
 ) -> int:
@@ -126,7 +129,7 @@ def main(
       name: of the study and its program.
       list_runs: returns the runs of a size, one of SIZES, in order.
       make_table: returns a Markdown table of the rows of all finished runs.
-      draw: draws these rows into a file.
+      draw: draws these rows into a file; None for no figure.
       judge: returns what these rows say about the papers' claims.
       score: records more rows, of the finished runs; returns the exit code.
     """
@@ -258,6 +261,15 @@ def hardware_name(hardware: dict[str, Any] | None) -> str:
     if hardware["platform"] == "cpu":
         devices = f"{hardware['cpu_cores']} CPU cores"
     return ", ".join([devices, *filter(None, [hardware.get("processor")])])  # older rows do not know the processor
+
+
+def untrained_weights(folder: pathlib.Path) -> pathlib.Path:
+    """Writes ResNet-20 before any training as PyTorch's file, for reduced studies, and returns the file."""
+    entry, model = models.get_entry("resnet20"), models.create_model("resnet20", abstract=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "resnet20-untrained.safetensors"
+    write_safetensors(path, to_torch(entry, model, models.initial_values(model, seed=0)))
+    return path
 
 
 def top1(group: list[Row]) -> float:

@@ -55,7 +55,10 @@ def test_a_signal_reaches_the_run_and_the_same_command_goes_on(tmp_path):
     assert again == rows and "train.py" not in output
 
 
-@pytest.mark.parametrize("study", ["stored_networks", "imagenette", "auxiliary_classifiers", "ingredients", "digits"])
+STUDIES = ["stored_networks", "imagenette", "auxiliary_classifiers", "ingredients", "digits", "fine_tuning"]
+
+
+@pytest.mark.parametrize("study", STUDIES)
 def test_reduced_study(study, tmp_path):
     output, rows = finish(study, tmp_path)
     assert rows and all(f"| {row['name']} |" in output for row in rows)
