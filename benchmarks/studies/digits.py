@@ -73,7 +73,7 @@ SETTINGS = {
         "lenet5_digits", LENET | {"model": "lenet5_relu", "momentum": 0.0, "learning_rate": 0.5}
     ),
     "few_images": Setting("lenet5_digits", FEW, seeds=15),  # three ensembles of five
-    "few_images_dropout": Setting("lenet5_digits", FEW | {"dropout_rate": 0.5}),
+    "few_images_dropout": Setting("lenet5_digits", FEW | {"dropout_rate": 0.5}, seeds=15),
     **{
         name: Setting("lenet5_digits", SMALL | {"model": name} | options, program=SMALL_NETWORKS)
         for names, options in (
