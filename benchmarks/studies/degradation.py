@@ -63,8 +63,8 @@ def overrides(name: str, size: str) -> dict:
     elif size == "cpu":
         # The claim is about depth, so the images may be small: 16 pixels need a quarter of the time. An eighth of the
         # iterations must do. In the run of full size, at the paper's constant rate of 0.1, ResNet-56 has the higher
-        # training error for 16,000 iterations, and passes ResNet-20 with what the rate's drops add. So all four
-        # networks begin at half the rate, after a warm-up of a tenth of the run, and the rate falls from then on.
+        # training error for the first 16,000 iterations, and the lower one after the rate's drop. So all four networks
+        # begin at half that rate, after a warm-up of a tenth of the run, and the rate falls from then on.
         options = {"image_size": 16, "crop_padding": 2, "num_steps": 8000, "learning_rate": 0.05}
         options |= {"schedule": "cosine", "warmup_epochs": 2.048}
         options |= {"log_every_steps": 50, "evaluate_every_epochs": 1.28, "keep_best": False}
