@@ -78,27 +78,21 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
     """Returns whether the auxiliary losses raise the accuracy and the gradient of the first convolution."""
     claims = []
     for network, words in zip(NETWORKS, ("as published", "with batch normalisation"), strict=True):
-        pair = study.comparable(rows, [f"{network}_aux_{weight:g}" for weight in WEIGHTS])
+        pair = study.comparable(rows, [f"{network}_aux_{weight:g}" for weight in reversed(WEIGHTS)])
         if not pair:
             continue
-        row = pair[0][0]
-        run = (
-            f"GoogLeNet {words}, weights 0.3 and 0, {row['steps']:,} iterations on Imagenette; {study.seeds_of(*pair)}"
-        )
+        run = f"GoogLeNet {words}, weights 0.3 and 0, {pair[0][0]['steps']:,} iterations on Imagenette"
         for claim, unit, digits, value in (
             ("Auxiliary classifiers raise the accuracy.", "% top-1", 2, lambda row: 100 * row["accuracy_top1"]),
             (
                 "Auxiliary classifiers raise the gradient of the first layer.",
                 "median gradient norm of conv1, first quarter",
-                3,
+                4,
                 lambda row: study.median_over_steps(row["curves"]["train"], FIRST, 0, 0.25),
             ),
         ):
-            without, there = (list(map(value, group)) for group in pair)
-            more, half = study.difference(there, without)
-            result = f"{study.spread(there, digits)} and {study.spread(without, digits)} {unit}"
-            result += study.difference_in_words(more, half, digits)
-            claims.append(study.Claim("Szegedy 2014, section 5", claim, run, result, study.verdict(more, half)))
+            values = (list(map(value, group)) for group in pair)
+            claims.append(study.compare("Szegedy 2014, section 5", claim, run, *values, unit, digits))
     return claims
 
 

@@ -63,8 +63,8 @@ def overrides(name: str, size: str) -> dict:
     elif size == "cpu":
         # The claim is about depth, so the images may be small: 16 pixels need a quarter of the time. An eighth of the
         # iterations must do. In the run of full size, at the paper's constant rate of 0.1, ResNet-56 has the higher
-        # training error for the first 16,000 iterations, and the lower one after the rate's drop. So all four networks
-        # begin at half that rate, after a warm-up of a tenth of the run, and the rate falls from then on.
+        # training error until iteration 16,000 or so, and the lower one from then on. So all four networks begin at
+        # half that rate, after a warm-up of a tenth of the run, and the rate falls from then on.
         options = {"image_size": 16, "crop_padding": 2, "num_steps": 8000, "learning_rate": 0.05}
         options |= {"schedule": "cosine", "warmup_epochs": 2.048}
         options |= {"log_every_steps": 50, "evaluate_every_epochs": 1.28, "keep_best": False}
@@ -128,8 +128,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
-    dataset = "CIFAR-10" if "cifar" in rows[0]["dataset"] else rows[0]["dataset"]
-    figure.suptitle(f"Degradation and its cure on {dataset}{study.about_bands(rows) or '; one seed'}")
+    figure.suptitle(f"Degradation and its cure on {images_of(rows[0])}{study.about_bands(rows) or '; one seed'}")
     for axes, kind in zip(figure.subplots(1, 2, sharey=True), ("plain", "resnet"), strict=True):
         for color, (name, group) in enumerate(by_depth(rows, kind).items()):
             for split, style in (("train", {"linestyle": "--", "linewidth": 1}), ("evaluation", {"linewidth": 2})):
@@ -151,6 +150,13 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     study.save_figure(figure, path)
 
 
+def images_of(row: study.Row) -> str:
+    """Returns a run's dataset in words, with the size of the images if it is not the dataset's own."""
+    dataset = "CIFAR-10" if "cifar" in row["dataset"] else row["dataset"]
+    size = study.conditions(row).get("image_size")
+    return f"{dataset} at {size} pixels" if size else dataset
+
+
 def finding(rows: list[study.Row], kind: str) -> str:
     """Returns what 56 layers change after as many iterations as all runs have, or "" if a network is missing."""
     steps, rows = min(row["steps"] for row in rows), study.of_one_machine(rows)
@@ -163,18 +169,14 @@ def finding(rows: list[study.Row], kind: str) -> str:
 
 
 def judge(rows: list[study.Row]) -> list[study.Claim]:
-    """Returns whether depth hurts plain networks and helps residual ones, and whether the errors are as published.
-
-    The rows are those of the hardware that has most of them.
-    """
-    groups = study.by_name(study.of_one_machine(rows)).values()
+    """Returns whether depth hurts plain networks and helps residual ones, and whether the errors are as published."""
     claims = []
     for kind, sign, claim in (
         ("plain", 1, "A deeper plain network has a higher training error and a higher test error."),
         ("resnet", -1, "A deeper residual network has a lower training error and a lower test error."),
     ):
-        pair = [next((group for group in groups if group[0]["model"] == f"{kind}{depth}"), []) for depth in (20, 56)]
-        if not all(pair):
+        pair = study.comparable(rows, [f"{kind}20", f"{kind}56"])
+        if not pair:
             continue
         results, verdicts = [], []
         steps = min(row["steps"] for group in pair for row in group)
@@ -182,13 +184,14 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
             ("training", "test"), *(errors_after(group, steps) for group in pair), strict=True
         ):
             more, half = study.difference(deep, shallow)
-            results.append(f"{split} error {study.spread(shallow)} and {study.spread(deep)} %")
+            result = f"{split} error {study.spread(shallow)} and {study.spread(deep)} %"
+            results.append(result + study.difference_in_words(more, half, 2))
             verdicts.append(f"{study.verdict(sign * more, half)} ({split} error)")
         row, names = pair[0][0], {"plain": "plain-20 and plain-56", "resnet": "ResNet-20 and ResNet-56"}[kind]
-        run = f"{names}, {steps:,} iterations on CIFAR-10, {study.hardware_name(row['hardware'])}"
+        run = f"{names}, {steps:,} iterations on {images_of(row)}, {study.hardware_name(row['hardware'])}"
         run += f"; {study.seeds_of(*pair)}"
         claims.append(study.Claim("He 2015, section 4.2", claim, run, "; ".join(results), "; ".join(verdicts)))
-    for group in groups:
+    for group in study.by_name(rows).values():
         row, published = group[0], PUBLISHED.get(group[0]["model"])
         if published and row["steps"] == 64_000:
             network = row["model"].replace("resnet", "ResNet-")

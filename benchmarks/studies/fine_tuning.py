@@ -7,18 +7,19 @@ even after it was fine-tuned.
 
 The weights are those of github.com/akamaster/pytorch_resnet_cifar10, resnet20-12fca82f.th. The images are a folder
 with train/CLASS and val/CLASS, such as Imagenette's. The first 20 files of each training class by name are used, and
-all of val. Random weights have two rates of their own, and no factor for the head.
+all of val. From random weights all layers have one rate, the better of two; from published ones the head's is ten times
+that of the other layers.
 """
 
+import json
 import pathlib
 import shutil
-import subprocess
-import sys
 
 import study
 from absl import flags
 
 from training import command_line
+from training.workdir import write_atomically
 
 IMAGES_PER_CLASS = 20
 SEEDS = {"cpu": 3, "reduced": 1}
@@ -31,52 +32,69 @@ RUNS = {
     "random_weights_0.2": RANDOM | {"learning_rate": 0.2},
 }
 
-_WEIGHTS = flags.DEFINE_string("weights", None, "The file resnet20-12fca82f.th.")
-_IMAGES = flags.DEFINE_string("images", None, "A folder with train/CLASS and val/CLASS.")
+_WEIGHTS = flags.DEFINE(command_line.PATH, "weights", None, "The file resnet20-12fca82f.th.")
+_IMAGES = flags.DEFINE(command_line.PATH, "images", None, "A folder with train/CLASS and val/CLASS.")
 
 
 def main() -> int:
     """Converts the weights, chooses the images, and runs the study; returns the exit code."""
+    files, reduced = study.files_of(f"fine_tuning_{study.SIZE.value}"), study.SIZE.value == "reduced"
     if not study.REPORT.value:
-        files = study.files_of(f"fine_tuning_{study.SIZE.value}")
         with command_line.refusing_bad_input():
-            if study.SIZE.value == "full":
-                raise ValueError("this study has no full size: it needs no GPU; give --size=cpu, or leave it out")
-            if study.SIZE.value == "cpu":
+            if not reduced:
+                check_flags()
+                remember_sources(files.folder)
                 choose_images(files.folder)
-        if exit_code := convert(files.folder):
+            weights = study.untrained_weights(files.folder) if reduced else pathlib.Path(_WEIGHTS.value)
+        if exit_code := study.convert_weights(weights, files.folder / "cifar10", {}):
             return exit_code
     return study.main("fine_tuning", list_runs, make_table, judge=judge)
 
 
-def choose_images(folder: pathlib.Path) -> None:
-    """Copies the first images of each class into few/train, and all of val into few/val.
+def check_flags() -> None:
+    """Raises ValueError or OSError if a flag does not fit the study."""
+    if study.SIZE.value == "full":
+        raise ValueError("this study has no full size: it needs no GPU; give --size=cpu, or leave it out")
+    if study.DATASET.value:
+        raise ValueError(f"--dataset={study.DATASET.value} has no effect: the study makes its dataset of --images")
+    if not _WEIGHTS.value or not pathlib.Path(_WEIGHTS.value).is_file():
+        raise FileNotFoundError(f"--weights={_WEIGHTS.value or ''} is no file; give resnet20-12fca82f.th")
+    for name in ("train", "val"):
+        if not _IMAGES.value or not (pathlib.Path(_IMAGES.value) / name).is_dir():
+            raise FileNotFoundError(
+                f"--images={_IMAGES.value or ''} has no folder {name}; give one with train/CLASS and val/CLASS"
+            )
+
+
+def remember_sources(folder: pathlib.Path) -> None:
+    """Stores where the weights and the images come from, beside the runs.
 
     Raises:
-      FileNotFoundError: if --images has no such folders.
+      ValueError: if the folder's runs are of others.
     """
-    if not _IMAGES.value or not (pathlib.Path(_IMAGES.value) / "train").is_dir():
-        raise FileNotFoundError(f"--images={_IMAGES.value} has no train/CLASS; give a folder with train/ and val/")
+    file = folder / "sources.json"
+    flags_given = {"weights": _WEIGHTS, "images": _IMAGES}
+    sources = {name: str(pathlib.Path(flag.value).resolve()) for name, flag in flags_given.items()}
+    before = json.loads(file.read_text()) if file.exists() else sources
+    for name, path in sources.items():
+        if path != before[name]:
+            raise ValueError(f"the runs in {folder} are of --{name}={before[name]}; give that, or another --workdir")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomically(file, json.dumps(sources) + "\n")
+
+
+def choose_images(folder: pathlib.Path) -> None:
+    """Copies the first images of each class into few/train, and all of val into few/val, if that was not done yet."""
     source, target, temporary = pathlib.Path(_IMAGES.value), folder / "few", folder / "few.part"
     if target.exists():
         return
     shutil.rmtree(temporary, ignore_errors=True)
-    for kind in sorted((source / "train").iterdir()):
+    for kind in sorted(path for path in (source / "train").iterdir() if path.is_dir()):
         (temporary / "train" / kind.name).mkdir(parents=True)
         for image in sorted(kind.iterdir())[:IMAGES_PER_CLASS]:
             shutil.copy(image, temporary / "train" / kind.name)
     shutil.copytree(source / "val", temporary / "val")
     temporary.rename(target)
-
-
-def convert(folder: pathlib.Path) -> int:
-    """Makes a workdir of the weights, if there is none yet; returns the exit code."""
-    if (folder / "cifar10" / "checkpoints").exists():
-        return 0
-    weights = study.untrained_weights(folder) if study.SIZE.value == "reduced" else _WEIGHTS.value
-    command = ["convert.py", "--config=configs/cifar10_resnet20.py", f"--weights={weights}"]
-    command += [f"--workdir={folder.absolute() / 'cifar10'}"]
-    return subprocess.run([sys.executable, study.ROOT / command[0], *command[1:]]).returncode
 
 
 def list_runs(size: str) -> list[study.Run]:
@@ -94,22 +112,25 @@ def list_runs(size: str) -> list[study.Run]:
 
 def make_table(rows: list[study.Row]) -> str:
     """Returns the accuracies, with their spread over the seeds."""
-    return study.table(
-        ["run", "trained", "start", "learning rate", "seeds", "top-1, %", "training top-1, %", "seconds a run"],
-        (
+    headings = ["run", "trained", "start", "learning rate", "of the head", "seeds"]
+    headings += ["top-1, %", "training top-1, %", "seconds a run"]
+    lines = []
+    for name, group in study.by_name(rows).items():
+        config = group[0]["config"]
+        lines.append(
             [
                 name,
-                "the head" if group[0]["config"]["freeze"] else "the whole network",
-                "CIFAR-10's weights" if group[0]["config"]["init_from"] else "random weights",
-                f"{group[0]['config']['learning_rate']:g}",
+                "the head" if config["freeze"] else "the whole network",
+                "CIFAR-10's weights" if config["init_from"] else "random weights",
+                "" if config["freeze"] else f"{config['learning_rate']:g}",
+                f"{config['learning_rate'] * config['head_rate_factor']:g}",
                 len(group),
                 study.spread((100 * row["accuracy_top1"] for row in group), 1),
                 study.spread((100 * row["train_accuracy_top1"] for row in group), 1),
                 study.spread((row["seconds"] for row in group), 0),
             ]
-            for name, group in study.by_name(rows).items()
-        ),
-    )
+        )
+    return study.table(headings, lines)
 
 
 def judge(rows: list[study.Row]) -> list[study.Claim]:
@@ -117,14 +138,18 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
     pairs = [study.comparable(rows, ["whole_network", name]) for name in RUNS if RUNS[name].get("init_from") == ""]
     if not all(pairs):
         return []
-    ours, theirs = max(pairs, key=lambda pair: study.top1(pair[1]))
-    values = [[100 * row["accuracy_top1"] for row in group] for group in (ours, theirs)]
-    more, half = study.difference(*values)
-    result = f"{' and '.join(map(study.spread, values))} % top-1{study.difference_in_words(more, half, 2)}"
-    run = "ResNet-20 fine-tuned on 200 images of Imagenette at 32 pixels, from weights of CIFAR-10 and from random ones"
-    claim = "Weights of another task make a network generalise better, even after it was fine-tuned."
-    run = f"{run}; {study.seeds_of(*values)}"
-    return [study.Claim("Yosinski 2014, section 4", claim, run, result, study.verdict(more, half))]
+    best = max(pairs, key=lambda pair: study.top1(pair[1]))
+    steps = best[0][0]["steps"]
+    run = f"ResNet-20 on {10 * IMAGES_PER_CLASS} images of Imagenette at 32 pixels, {steps} iterations, from"
+    return [
+        study.compare(
+            "Yosinski 2014, section 4",
+            "Weights of another task make a network generalise better, even after it was fine-tuned.",
+            f"{run} CIFAR-10's weights and from random ones, the better of two rates",
+            *([100 * row["accuracy_top1"] for row in group] for group in best),
+            "% top-1",
+        )
+    ]
 
 
 if __name__ == "__main__":

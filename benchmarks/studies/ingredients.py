@@ -121,13 +121,10 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
     for epochs in EPOCHS:
         pair = study.comparable(rows, [f"{name}_{epochs}" for name in ("adamw_cosine", "vit_tiny")])
         if pair:
-            values = [[100 * row["accuracy_top1"] for row in group] for group in pair]
-            more = study.difference(*values)
+            values = ([100 * row["accuracy_top1"] for row in group] for group in pair)
             run = f"ResNet-18 and ViT-Ti on Imagenette, {epochs} epochs, both with AdamW and a cosine"
-            run += f"; {study.seeds_of(*pair)}"
-            result = f"{' and '.join(map(study.spread, values))} % top-1{study.difference_in_words(*more, 1)}"
             claim = "With few images a transformer is less accurate than a residual network."
-            claims.append(study.Claim("Dosovitskiy 2020, section 1", claim, run, result, study.verdict(*more)))
+            claims.append(study.compare("Dosovitskiy 2020, section 1", claim, run, *values, "% top-1"))
     return claims
 
 

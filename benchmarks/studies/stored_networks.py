@@ -60,15 +60,12 @@ def evaluate(weights: pathlib.Path, files: study.Files, overrides: dict) -> int:
     name, dataset = network_of(weights), study.DATASET.value
     workdir, result = files.folder / weights.stem, files.folder / f"{weights.stem}.json"
     options = overrides | {"model": name} | ({"dataset": dataset} if dataset else {})
-    convert = ["convert.py", "--config=configs/cifar10_resnet20.py", f"--weights={weights}"]
-    convert += [f"--config.{option}={value}" for option, value in options.items()]
     start = time.monotonic()
-    for words in (convert, ["evaluate.py", f"--json={result.absolute()}"]):
-        if words is convert and (workdir / "checkpoints").exists():
-            continue
-        command = [sys.executable, study.ROOT / words[0], *words[1:], f"--workdir={workdir.absolute()}"]
-        if code := subprocess.run(command).returncode:
-            return code
+    if code := study.convert_weights(weights, workdir, options):
+        return code
+    command = [sys.executable, "evaluate.py", f"--json={result.absolute()}", f"--workdir={workdir.absolute()}"]
+    if code := subprocess.run(command, cwd=study.ROOT).returncode:
+        return code
     content, measured = (json.loads(path.read_text()) for path in (workdir / "config.json", result))
     about = {key: content[key] for key in ("hardware", "versions", "git_commit")}
     row = {"name": name, "seed": None, "file": weights.name, "seconds": time.monotonic() - start} | measured | about

@@ -3,7 +3,7 @@
 A study lists its runs and says how to show their rows; `main` does the rest. The same command continues a study that
 was stopped: runs whose workdir has a summary.json are finished, the other runs are resumed or started.
 
-The rows hold no paths of a machine, and only rows that differ in nothing but the seed are averaged.
+The rows hold no paths of a machine. Only rows of the same hardware, steps and options are averaged.
 """
 
 import importlib
@@ -272,6 +272,15 @@ def untrained_weights(folder: pathlib.Path) -> pathlib.Path:
     return path
 
 
+def convert_weights(weights: pathlib.Path, workdir: pathlib.Path, overrides: dict[str, Any]) -> int:
+    """Makes a workdir of a CIFAR-10 ResNet's weights with convert.py, if there is none; returns the exit code."""
+    if any((workdir / "checkpoints").glob("[0-9]*")):
+        return 0
+    words = [f"--config.{option}={words_of(value)}" for option, value in overrides.items()]
+    words = ["convert.py", "--config=configs/cifar10_resnet20.py", f"--weights={weights.absolute()}", *words]
+    return subprocess.run([sys.executable, *words, f"--workdir={workdir.absolute()}"], cwd=ROOT).returncode
+
+
 def top1(group: list[Row]) -> float:
     """Returns the mean top-1 accuracy in percent."""
     return 100 * statistics.fmean(row["accuracy_top1"] for row in group)
@@ -299,6 +308,35 @@ def paired_difference(pairs: list[tuple[float, float]]) -> tuple[float, float]:
 def difference_in_words(more: float, half: float, digits: int) -> str:
     """Returns the end of a result's text, such as "; difference +5.9 ± 7.7"; empty for one seed."""
     return "" if math.isnan(half) else f"; difference {more:+.{digits}f} ± {half:.{digits}f}"
+
+
+def compare(
+    paper: str,
+    claim: str,
+    run: str,
+    ours: list[float],
+    theirs: list[float],
+    unit: str,
+    digits: int = 2,
+    sign: int = 1,
+    pairs: list[tuple[float, float]] | None = None,
+) -> Claim:
+    """Returns whether one group of runs is better than another by some measure.
+
+    Args:
+      paper: of the claim.
+      claim: that ours are better, in a sentence.
+      run: what was run, in words; the number of seeds is added.
+      ours: the measure of each of our seeds.
+      theirs: that of the other side's seeds.
+      unit: of the measure, in words.
+      digits: after the decimal point.
+      sign: 1 if more is better, -1 if less is.
+      pairs: ours and theirs of the same networks, if the difference is to be taken in pairs.
+    """
+    more, half = paired_difference(pairs) if pairs else difference(ours, theirs)
+    result = f"{spread(ours, digits)} and {spread(theirs, digits)} {unit}{difference_in_words(more, half, digits)}"
+    return Claim(paper, claim, f"{run}; {seeds_of(ours, theirs)}", result, verdict(sign * more, half))
 
 
 def seeds_of(*groups: list[Any]) -> str:

@@ -301,7 +301,7 @@ def test_an_ingredient_is_compared_with_the_plain_recipe_of_its_machine_and_seed
         ["vit_tiny (2 CPU cores, AMD EPYC, AVX2)", "5", "2", "50.5 ± 6.4", "-20.0 ± 3.0"],
         ["vit_tiny (2 CPU cores)", "5", "1", "50.0 ± 1.6", ""],
     ]
-    assert claims == [["71.50 ± 0.71 and 50.50 ± 0.71 % top-1; difference +21.0 ± 3.0", "yes"]]
+    assert claims == [["71.50 ± 0.71 and 50.50 ± 0.71 % top-1; difference +21.00 ± 3.04", "yes"]]
 
 
 def test_small_networks_differ_in_what_they_compare_only(found):
