@@ -128,6 +128,8 @@ def main() -> None:
             evaluation_report.write(pathlib.Path(_REPORT.value), ensemble, datasets[0], inputs.loaded[0])
     except (input_pipeline.DamagedImageError, FloatingPointError) as error:
         command_line.refuse(str(error))
+    except input_pipeline.UnreadableImageError as error:
+        command_line.machine_failed(str(error))
     except OSError as error:
         command_line.machine_failed(f"the result cannot be written: {error}")
 

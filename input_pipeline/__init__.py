@@ -4,7 +4,7 @@ from input_pipeline.augmentation import MixedLabels, make_augmentation, normaliz
 from input_pipeline.batches import count_bad_images, eval_batches, to_device, train_batches
 from input_pipeline.class_mapping import check_same_classes, match_classes, with_classes_of
 from input_pipeline.class_names import known_class_names
-from input_pipeline.dataset import DamagedImageError, Dataset
+from input_pipeline.dataset import DamagedImageError, Dataset, UnreadableImageError
 from input_pipeline.datasets import load_dataset
 from input_pipeline.device_cache import DeviceCache, cached_eval_batches
 from input_pipeline.image_libraries import prepare_image_libraries
@@ -14,6 +14,7 @@ __all__ = [
     "Dataset",
     "DeviceCache",
     "MixedLabels",
+    "UnreadableImageError",
     "cached_eval_batches",
     "check_same_classes",
     "count_bad_images",

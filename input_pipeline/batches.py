@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline.crops import UNIFORMS
-from input_pipeline.dataset import DamagedImageError, Dataset
+from input_pipeline.dataset import DamagedImageError, Dataset, UnreadableImageError
 from input_pipeline.files import say_once
 from input_pipeline.repetition import place_of_record
 from input_pipeline.training_sizes import size_at, sizes_by_step
@@ -116,8 +116,9 @@ def train_batches(
 
     Raises:
       ValueError: if batch_size is not divisible by the number of processes, or an option of the crop is invalid.
-      DamagedImageError: from the iterator, if a file cannot be read, or if an image cannot be decoded and on_bad_image
-        is 'raise'. With 'skip' the next good record of the dataset replaces the image, and `bad_images` grows.
+      DamagedImageError: from the iterator, if an image cannot be decoded and on_bad_image is 'raise'. With 'skip' the
+        next good record of the dataset replaces the image, and `bad_images` grows.
+      UnreadableImageError: from the iterator, if a file cannot be read.
     """
     import grain
 
@@ -178,8 +179,8 @@ def eval_batches(
 
     Raises:
       ValueError: if eval_batch_size is not divisible by the number of processes, or eval_resize is too small.
-      DamagedImageError: from the iterator, if a file cannot be read, or if an image cannot be decoded and on_bad_image
-        is 'raise'.
+      DamagedImageError: from the iterator, if an image cannot be decoded and on_bad_image is 'raise'.
+      UnreadableImageError: from the iterator, if a file cannot be read.
     """
     batch_size = config.eval_batch_size
     first_row, rows = _rows("eval_batch_size", batch_size, process_index, process_count)
@@ -228,13 +229,16 @@ def read_image(dataset: Dataset, record: int, transform: Callable, *uniforms: np
     """Returns a record's image, transformed, and its label.
 
     Raises:
-      DamagedImageError: if the file cannot be read (the error's cause is then an OSError), or the image not decoded.
+      DamagedImageError: if the image cannot be decoded.
+      UnreadableImageError: if its file cannot be read.
     """
     try:
         image, label = dataset[record]
         return transform(image, *uniforms), label
     except (ValueError, OSError) as error:
         where = f"dataset {dataset.name!r}, split {dataset.split!r}, {dataset.describe(record)}"
+        if isinstance(error, OSError):
+            raise UnreadableImageError(f"cannot read an image of {where}: {error}") from error
         advice = "replace or remove it, or set on_bad_image=skip"
         raise DamagedImageError(f"damaged image in {where}: {error}; {advice}") from error
 
@@ -250,7 +254,8 @@ def read_good_image(
     """Returns the same as read_image; if on_bad_image is 'skip', of the first good record from this one onwards.
 
     Raises:
-      DamagedImageError: if the image is damaged and skip_image does not skip it, or if no record is good.
+      DamagedImageError: if the image is damaged and on_bad_image is 'raise', or if no record is good.
+      UnreadableImageError: if a file cannot be read.
     """
     for candidate in range(record, record + len(dataset)):
         try:
@@ -264,10 +269,9 @@ def skip_image(error: DamagedImageError, record: int, bad_images: set[int], conf
     """Adds a record to bad_images and reports it once on standard error.
 
     Raises:
-      DamagedImageError: the given error, if on_bad_image is 'raise', or if its cause is an OSError: then the disk has
-        failed, and not the image.
+      DamagedImageError: the given error, if on_bad_image is 'raise'.
     """
-    if config.on_bad_image == "raise" or isinstance(error.__cause__, OSError):
+    if config.on_bad_image == "raise":
         raise error
     bad_images.add(record)
     say_once(f"left out: {str(error).removesuffix(', or set on_bad_image=skip')}")

@@ -10,7 +10,11 @@ HELD_OUT_SPLITS = {"train": "train", "eval": "validation", "validation": "valida
 
 
 class DamagedImageError(ValueError):
-    """An image that cannot be read or decoded; the message names the dataset, the split, the record and the file."""
+    """An image that cannot be decoded; the message names the dataset, the split, the record and the file."""
+
+
+class UnreadableImageError(OSError):
+    """An image whose file cannot be read, as of a failing disk; the message names the same as DamagedImageError's."""
 
 
 @dataclasses.dataclass(frozen=True)

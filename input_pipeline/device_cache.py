@@ -22,7 +22,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from ml_collections import ConfigDict
 
 from input_pipeline.augmentation import draw_uniforms
-from input_pipeline.batches import read_good_image, read_image, skip_image
+from input_pipeline.batches import num_decode_threads, read_good_image, read_image, skip_image
 from input_pipeline.crops import (
     TRIES,
     DeviceBox,
@@ -542,7 +542,7 @@ def _read_all(
     records = [record for record in range(len(dataset)) if record % num_parts in parts]
     # Each task has many records, because submitting a task takes as long as decoding a small image.
     tasks = [records[first : first + 64] for first in range(0, len(records), 64)]
-    pool = ThreadPoolExecutor(config.decode_threads or None, thread_name_prefix="decode")
+    pool = ThreadPoolExecutor(num_decode_threads(config), thread_name_prefix="decode")
     try:
         results = pool.map(lambda records: [read(record, transform) for record in records], tasks)
         for task, examples in zip(tasks, results, strict=True):

@@ -140,6 +140,22 @@ def test_a_disk_that_refuses_a_checkpoint_is_one_line_and_the_run_goes_on(finish
     assert checksums(workdir, 60) == checksums(finished, 60)
 
 
+def test_images_that_can_no_longer_be_read_end_the_run_with_its_last_checkpoint(tmp_path):
+    images, gone = tmp_path / "images", tmp_path / "gone"
+    for name in ("3", "5", "8"):
+        (images / name).mkdir(parents=True)
+        for number in range(8):
+            shutil.copy(ROOT / "docs" / "digits" / f"{name}.png", images / name / f"{number}.png")
+    options = ("--config.num_steps=1000000", f"--config.dataset=image_folder:{images}", "--config.batch_size=8")
+    process = Program("train.py", *SHORT, *options, f"--workdir={tmp_path / 'run'}")
+    assert process.prints("step 20/")
+    images.rename(gone)
+    assert process.end() == 4, process.output + process.errors
+    line = process.errors.splitlines()[-1]
+    assert f"cannot read an image of dataset 'image_folder:{images}'" in line and "No such file or directory" in line
+    assert re.search(r"the last good checkpoint is .*/\d+;.* the same command resumes the run", line)
+
+
 def test_a_pipe_that_closes_does_not_end_the_run(finished, tmp_path):
     command = [sys.executable, "train.py", *SHORT, f"--workdir={tmp_path / 'run'}"]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}

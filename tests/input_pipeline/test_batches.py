@@ -7,7 +7,15 @@ import pytest
 from jax.sharding import AxisType
 from PIL import Image
 
-from input_pipeline import DamagedImageError, Dataset, eval_batches, load_dataset, to_device, train_batches
+from input_pipeline import (
+    DamagedImageError,
+    Dataset,
+    UnreadableImageError,
+    eval_batches,
+    load_dataset,
+    to_device,
+    train_batches,
+)
 
 pytestmark = pytest.mark.smoke
 
@@ -210,6 +218,7 @@ def test_evaluation_leaves_bad_images_out(damaged, make_config):
 
 @pytest.mark.parametrize("options, error, bad, message", [
     ({}, ValueError("bad"), {1}, "record 1: bad; replace or remove it, or set on_bad_image=skip"),
+    ({}, OSError("the disk is gone"), {1}, "cannot read an image of dataset 'damaged', split 'train', record 1: "),
     ({"on_bad_image": "skip"}, OSError("the disk is gone"), {1}, "record 1: the disk is gone"),
     ({"on_bad_image": "skip"}, ValueError("bad"), set(range(20)), "no image of dataset 'damaged', split 'train'"),
     ({}, RuntimeError("a bug in a loader's thread"), {1}, "a bug in a loader's thread"),
@@ -217,7 +226,8 @@ def test_evaluation_leaves_bad_images_out(damaged, make_config):
 def test_an_error_in_a_thread_ends_the_run_and_the_threads(damaged, make_config, options, error, bad, message):
     before = set(threading.enumerate())
     batches = train_batches(damaged(20, error, bad), make_config(**options))
-    with pytest.raises(RuntimeError if isinstance(error, RuntimeError) else DamagedImageError, match=message):
+    raised = {ValueError: DamagedImageError, OSError: UnreadableImageError, RuntimeError: RuntimeError}[type(error)]
+    with pytest.raises(raised, match=message):
         with to_device(batches, data_mesh(1)) as on_device:
             list(on_device)
     for thread in set(threading.enumerate()) - before:
