@@ -57,7 +57,12 @@ _WORKDIR = flags.DEFINE_multi(
 _STEP = flags.DEFINE_string("step", None, "The checkpoint's step, or best; default: the newest.")
 _AVERAGE = flags.DEFINE_integer("average", None, "Take the mean of this many newest checkpoints.", lower_bound=2)
 _DATASET = flags.DEFINE_string("dataset", None, "Another dataset, as in training; default: the first workdir's.")
-_SPLIT = flags.DEFINE_string("split", None, "train, eval, all or the dataset's own name of a split; default: eval.")
+_SPLIT = flags.DEFINE_string(
+    "split",
+    None,
+    "train, eval, all or the dataset's own name of a split; default: eval; all if --dataset is another image_folder "
+    "without splits.",
+)
 _DATA_DIR = flags.DEFINE(
     command_line.PATH_OR_URL, "data_dir", None, "The folder of TFDS datasets; default: as in training."
 )
@@ -180,7 +185,10 @@ def is_other_dataset(own: str) -> bool:
 
 
 def has_no_splits(config: ConfigDict) -> bool:
-    """Returns whether the dataset is a folder of images without splits; if it is not the run's, all images are new."""
+    """Returns whether the dataset is a folder of images without splits.
+
+    If the run was trained on another dataset, all images of such a folder are evaluated.
+    """
     return config.dataset.startswith("image_folder:") and not has_split_folders(local_path(image_folder(config)))
 
 

@@ -77,7 +77,7 @@ _WINDOW = flags.DEFINE_integer(
     "occlusion_window", None, "Side of the grey square, in pixels; default: a fifth of the image's.", 1
 )
 _STRIDE = flags.DEFINE_integer(
-    "occlusion_stride", None, "Pixels between two squares; default: a quarter of the square's side.", 1
+    "occlusion_stride", None, "Pixels that the square moves at a time; default: a quarter of its side.", 1
 )
 _GREY = flags.DEFINE_float("occlusion_grey", 127.5, "Grey level of the square.", 0.0, 255.0)
 

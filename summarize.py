@@ -49,7 +49,7 @@ _BACKWARD = flags.DEFINE_bool("backward", False, "Also count the backward pass o
 _SORT = flags.DEFINE_string("sort", None, "A column to sort by, numbers from the largest; default: not sorted.")
 _WIDE = flags.DEFINE_bool("wide", False, "Show all columns and whole names of the layers, however wide.")
 _NO_BIASES = flags.DEFINE_bool(
-    "no_biases", False, "The table of lectures: elements of each map of one image, parameters without biases."
+    "no_biases", False, "A table as in CS231n: elements of each map of one image, and parameters without biases."
 )
 _STORE = flags.DEFINE_bool("store", False, "Count the figures of all networks anew into models/figures.csv.")
 _JSON = flags.DEFINE(
@@ -65,7 +65,9 @@ _REPORT = flags.DEFINE(
 _WORKDIR = flags.DEFINE(
     command_line.PATH, "workdir", None, "For --effective_receptive_field: the folder that train.py made."
 )
-_FIELD = flags.DEFINE(command_line.PATH, "effective_receptive_field", None, "A file for a picture of it.")
+_FIELD = flags.DEFINE(
+    command_line.PATH, "effective_receptive_field", None, "A file for a picture of the effective receptive field."
+)
 _IMAGES = flags.DEFINE_integer("images", 64, "For --effective_receptive_field: evaluation images.", lower_bound=1)
 
 

@@ -155,7 +155,7 @@ def train(
         feed = Feed(config, mesh, train_data, eval_data)
         teacher = load_teacher(config, train_data.class_names, mesh)
         program = make_program(config, mesh, feed.steps_per_epoch, feed.cache, teacher)
-        compile_step(program)  # refuses what only training cannot do, before anything is written
+        compile_step(program)  # refuses a network or a batch size that cannot be trained, before anything is written
         state = None if has_checkpoints(workdir) else start_state(config, program, train_data.class_names)
         check_same_arrays(state)
     with contextlib.ExitStack() as held:

@@ -1,1 +1,1 @@
-"""Costs and receptive fields of networks, counted in the traced program; benchmarks; and pictures of both."""
+"""Costs and receptive fields of networks, benchmarks, explanations of scores and comparisons of runs, with pictures."""

@@ -108,7 +108,10 @@ def filter_panel(kernel: np.ndarray) -> Panel:
 
 
 def stage_panels(maps: dict[str, np.ndarray], count: int = 9) -> list[Panel]:
-    """Shows the features of each stage's map, (H', W', F), whose means are the largest, each from its least value."""
+    """Shows for each stage the `count` features of its map, (H', W', F), with the largest means.
+
+    Each feature is scaled by itself: its least value is black, its largest white.
+    """
     panels = []
     for stage, features in maps.items():
         height, width, total = features.shape

@@ -23,7 +23,7 @@ SECTIONS = {
         "num_classes": Option(None, "[1, 1e6] classes", "size of the last layer; None: the dataset's", kind=int),
         "image_size": Option(None, "[1, 65536] pixels", "side of the images; None: the network's own", kind=int),
         "channels": Option(None, (1, 3), "1: grey, 3: colour; images are converted; None: the network's own", kind=int),
-        "dropout_rate": Option(None, "[0, 1) of the activations", "share dropped; None: the paper's", kind=float),
+        "dropout_rate": Option(None, "[0, 1) of the activations", "share dropped; None: the network's own", kind=float),
         "stochastic_depth_rate": Option(
             0.0,
             "[0, 1) of the images",
@@ -111,7 +111,8 @@ SECTIONS = {
         "color_jitter": Option(
             (0.0, 0.0, 0.0, 0.0),
             "[0, 100]",
-            "brightness, contrast, saturation: the factor is drawn from 1 - value to 1 + value; hue: at most 0.5",
+            "values for brightness, contrast, saturation and hue: the first three are multiplied by a factor between "
+            "1 - value and 1 + value; the hue is shifted by at most its value (0.5: half the colour circle)",
             length=4,
         ),
         "random_erasing": Option(
@@ -340,12 +341,14 @@ SECTIONS = {
         "step_steps": Option(
             (),
             "[0, 2^31) steps",
-            "the same in optimizer steps; give one of the two",
+            "when the rate is multiplied by step_factor, in optimizer steps; give this or step_epochs",
             kind=int,
             needs="schedule=step",
             replaces="step_epochs",
         ),
-        "step_factor": Option(0.1, "(0, 1000]", "factor at each of these steps", needs="schedule=step"),
+        "step_factor": Option(
+            0.1, "(0, 1000]", "factor of the rate at each of step_epochs or step_steps", needs="schedule=step"
+        ),
         "exponential_epochs": Option(
             2.0, "(0, 1e6] epochs", "time between two multiplications of the rate", needs="schedule=exponential"
         ),
@@ -360,7 +363,7 @@ SECTIONS = {
     "Run": {
         "log_every_steps": Option(50, "[1, 2^31) steps", "steps between rows of metrics", affects_result=False),
         "log_gradient_norms": Option(
-            False, "", "add the gradient's 2-norm to these rows, in total and for each part", affects_result=False
+            False, "", "add the gradient's 2-norm to the rows of metrics, in total and by part", affects_result=False
         ),
         "evaluate_every_epochs": Option(
             1.0, "[0, 1e6] epochs", "time between evaluations; the last step always has one", affects_result=False

@@ -1,7 +1,7 @@
 """DenseNet-121 on ImageNet by timm's RA: RMSProp, RandAugment and a moving average of the weights.
 
-Source: timm's model card of densenet121.ra_in1k names the recipe; the numbers are those of RA's first published
-command, EfficientNet-B2's in timm's docs/training_hparam_examples.md.
+Source: timm's model card of densenet121.ra_in1k names the recipe without numbers. The numbers here are those of
+EfficientNet-B2, whose command in timm's docs/training_hparam_examples.md has RandAugment and RMSProp too.
 Run: python train.py --config=configs/densenet121_ra.py
 Published: 75.6 % top-1; 76.5 % at 288 pixels, which `evaluate.py --image_size=288 --resize=303` measures (timm).
 Measured: nothing yet.

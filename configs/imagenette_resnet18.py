@@ -4,7 +4,7 @@ Paper: He, Zhang, Ren, Sun 2015; the dataset is fastai's, its images 160 pixels 
 Run: python train.py --config=configs/imagenette_resnet18.py
 From a folder: --config.dataset=image_folder:/data/imagenette2-160
 Published: 91.57 % (fastai's leaderboard at 128 px and 20 epochs, mean of 5; another network and recipe).
-Measured: nothing yet on a GPU; docs/results.md has what two CPU cores reach in 16 minutes.
+Measured: nothing yet on a GPU; docs/results.md has what two CPU cores reach at 64 pixels.
 Choices: in few epochs a shallow network, small batches (and so many steps) and large crops give the best accuracy.
 imagenette_5.py, imagenette_20.py and imagenette_80.py are for a GPU.
 """

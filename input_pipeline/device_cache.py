@@ -114,7 +114,7 @@ class DeviceCache:
         blocks = -(-shapes.prod(1) // self._block)
         largest = _largest_of_all_processes(blocks.max(), *_most_taps(self._config, *shapes.T))
         self._most_blocks, self._taps = largest[0], tuple(largest[1:])
-        # Whoever looks up a pixel counts with int32: those of all images, or of the images that a step exchanges.
+        # Pixels have int32 indices: all pixels of the dataset, or with cache=sharded those that a step exchanges.
         images = self._config.batch_size // self._mesh.size
         pixels = images * self._most_blocks * BLOCK if self._sharded else blocks.sum()
         if pixels >= 2**31:

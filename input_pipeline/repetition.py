@@ -33,7 +33,7 @@ def neighbour_distance(batch_size: int, copies: int) -> int:
 
 
 def place_of_record(step: Index, row: Index, batch_size: int, copies: int) -> Index:
-    """Returns which place of the shuffled epochs, laid end to end, has the record of a row of a batch.
+    """Returns the position of a row's record in the endless sequence of the shuffled epochs without copies.
 
     >>> [place_of_record(1, row, batch_size=8, copies=2) for row in range(8)]
     [4, 5, 7, 4, 6, 7, 5, 6]

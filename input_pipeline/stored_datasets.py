@@ -147,7 +147,7 @@ class Records:
         """
         try:
             return self._source[record]
-        except RuntimeError as error:  # ArrayRecord's readers know no other, but for a TypeError at a file's early end
+        except RuntimeError as error:  # ArrayRecord raises it for all failures, except TypeError for truncated files
             raise (OSError if "() failed" in str(error) else ValueError)(str(error)) from error
         except TypeError as error:
             raise ValueError("its file is truncated") from error

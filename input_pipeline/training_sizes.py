@@ -9,7 +9,9 @@ from ml_collections import ConfigDict
 
 
 def sizes_by_step(config: ConfigDict, steps_per_epoch: float) -> dict[int, int]:
-    """Returns the side in pixels from each step on at which it changes, of the steps that the run takes.
+    """Returns a dict from each step at which the side of the images changes, 0 included, to the new side in pixels.
+
+    Changes after the last step of the run are left out.
 
     Args:
       config: resolved options; without train_sizes the side is image_size.

@@ -118,8 +118,8 @@ def create_model(
     """Makes a network in evaluation mode; `.train()` puts it in training mode.
 
     Called on floats (N, H, W, C) of its own image size, or of any other that is large enough, it returns the logits
-    (N, num_classes), at least float32; with auxiliary heads, (logits, [auxiliary logits in depth order]). Its method
-    `stages` yields the maps on the way. None stands for the registry's value.
+    (N, num_classes), at least float32; with auxiliary heads, (logits, [auxiliary logits in depth order]). The network's
+    method `stages` yields the map of each stage. An option that is None gets the registry's value.
 
     >>> create_model("lenet5", num_classes=7)(jnp.zeros((1, 32, 32, 1))).shape
     (1, 7)
@@ -130,8 +130,8 @@ def create_model(
         Images of other sizes get interpolated ones. Other networks have the same parameters for all sizes.
       num_classes: number of classes, at least 1.
       channels: number of channels of the images, at least 1.
-      dropout_rate: dropout rate before the classifier, 0 <= rate < 1. Auxiliary classifiers have a rate of 0.7, but no
-        dropout where this is 0.
+      dropout_rate: dropout rate, 0 <= rate < 1; most networks apply it before the classifier. If it is above 0,
+        auxiliary classifiers have a rate of 0.7 (Inception-v3's has no dropout).
       aux_heads: names of stages, of get_stages, that get an auxiliary classifier.
       dtype: type of the computation. Parameters and running statistics are float32, or float64 where dtype is float64.
       bn_virtual_batch_size: number of images that batch normalisation takes its statistics over; 0 for all.

@@ -131,7 +131,10 @@ def _max_pool_jvp(
 def max_pool_tangent(
     x: jax.Array, y: jax.Array, x_dot: jax.Array, window: tuple[int, int], stride: int, padding: Padding
 ) -> jax.Array:
-    """Returns the tangent of max_pool's result y; transposed, a pixel gathers from the windows whose maximum it is."""
+    """Returns the tangent of max_pool's result y.
+
+    Its transpose, the gradient, adds up for each pixel the gradients of the windows whose maximum the pixel is.
+    """
     winner = jnp.full(y.shape, -1, jnp.int8)  # the number of the offset at which each window has its first maximum
     for number, (_, shifted) in enumerate(_windows(_pad(x, padding, -jnp.inf), window, stride)):
         winner = jnp.where((winner < 0) & (shifted == y), jnp.int8(number), winner)
@@ -174,7 +177,8 @@ def _sum_pool_jvp(
 def sum_positions(x: jax.Array) -> jax.Array:
     """Sums each feature over groups of maps, (groups, N, H, W, C) to (groups, 1, 1, 1, C): ones times each image."""
     groups, images, height, width, features = x.shape
-    # What is summed is often computed here. Bands of rows are added first, so that less of it has to be written.
+    # XLA often computes the numbers only for this sum, and must write them to memory for the product. Bands of rows are
+    # added first, so that a smaller array is written.
     bands = max(count for count in range(1, 9) if height % count == 0)
     band = height // bands
     x = functools.reduce(jnp.add, [x[:, :, start : start + band] for start in range(0, height, band)])
@@ -218,7 +222,7 @@ def _sum_over_windows(
 
     Args:
       term: what a window adds to its pixel at an offset (row, column), from the parts.
-      *parts: maps with a value for each window, and the value around them, for which the term is 0.
+      *parts: pairs of a map, which has a value for each window, and the number that pads the map; `term` is 0 there.
       shape: of the pixels, (N, H, W, C).
       window: (height, width) of the window, in pixels.
       stride: step of the window, down and across, in pixels.

@@ -22,7 +22,7 @@ from models.operations import concatenate
 
 
 class DenseLayer(Module):
-    """BN-ReLU-conv, the 3x3 convolution behind a 1x1 one of four times its width if there is a bottleneck ("B")."""
+    """BN-ReLU-conv 3x3; with a bottleneck ("B"), BN-ReLU-conv 1x1 of 4 * growth filters comes before it."""
 
     def __init__(self, in_features: int, growth: int, bottleneck: bool, dropout_rate: float):
         """Builds the layers; growth is the number of new features."""

@@ -42,7 +42,8 @@ INCEPTIONS = {
 }
 AUX_HEADS = ("inception4a", "inception4d")
 
-# BVLC's: Caffe's xavier, and biases that keep the ReLUs open, without which 22 layers do not start to learn.
+# BVLC's initial values: Caffe's xavier, and biases of 0.2. With these biases most ReLUs are active at the start;
+# without them the 22 layers do not start to learn.
 PAPER_CONV = partial(ConvReLU, kernel_initializer=lecun_uniform, bias_initializer=Constant(0.2))
 PAPER_HIDDEN = partial(Dense, kernel_initializer=lecun_uniform, bias_initializer=Constant(0.2))
 PAPER_OUTPUT = partial(Classifier, kernel_initializer=lecun_uniform, bias_initializer=Constant(0))
@@ -120,7 +121,11 @@ class AuxiliaryHead(Module):
         output: Callable[..., Module],
         adaptive: bool,
     ):
-        """Builds the layers; adaptive is torchvision's pooling, at every image size."""
+        """Builds the layers.
+
+        Without `adaptive`, maps of 14x14 get the paper's pooling, 5x5 with a stride of 3, and other maps get adaptive
+        pooling. With it, all maps get adaptive pooling, as in torchvision.
+        """
         self.conv = conv(in_features, 128, kernel=1)
         self.dense = hidden((4, 4, 128), 1024)
         self.dropout = Dropout(dropout_rate)

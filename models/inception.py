@@ -80,7 +80,7 @@ def grid_pool(in_features: int) -> tuple[Module, int]:
 
 
 def average(in_features: int) -> tuple[Module, int]:
-    """Pooling as TensorFlow does it, and the published v4 and Inception-ResNet with it."""
+    """Average pooling whose means leave the zeros of the padding out: TensorFlow's, in v4 and Inception-ResNet."""
     return AveragePool(count_padding=False), in_features
 
 

@@ -371,7 +371,7 @@ class Dropout(Module):
 class StochasticDepth(Dropout):
     """Drops the residual branch of whole images, and scales it by 1 / (1 - rate) for the others (Huang et al. 2016).
 
-    A block applies it to its branch before the sum; `set_stochastic_depth` gives each block's its rate.
+    A block applies the layer to its residual branch before the sum. `set_stochastic_depth` sets the rate of each layer.
     """
 
     def __init__(self):
@@ -386,8 +386,8 @@ class StochasticDepth(Dropout):
 def set_stochastic_depth(model: nnx.Module, rate: float) -> None:
     """Sets the rates of all StochasticDepth layers: 0 in the first block, `rate` in the last, linear between them.
 
-    In Huang et al. 2016, section 3, the first block's rate is rate / blocks; it is 0 in timm and torchvision. Layers of
-    the same block have the same rate. Blocks are ordered by the numbers in their names.
+    The first block's rate of 0 is as in timm and torchvision; in Huang et al. 2016, section 3, it is `rate` divided by
+    the number of blocks. Layers of the same block have the same rate. Blocks are ordered by the numbers in their names.
 
     Raises:
       ValueError: if the rate is out of range.

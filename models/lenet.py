@@ -24,7 +24,7 @@ def lecun_1998(fan_in: int) -> dict[str, Any]:
 
 
 def he_2015(fan_in: int) -> dict[str, Any]:
-    """Initial weights of variance 2 / fan in, uniform, and no biases: He et al. 2015 (PReLU), eq. 10."""
+    """Initial weights of variance 2 / fan in, uniform, and biases of 0: He et al. 2015 (PReLU), eq. 10."""
     return {"kernel_initializer": Uniform(math.sqrt(6 / fan_in)), "bias_initializer": Constant(0)}
 
 

@@ -39,8 +39,8 @@ class Network(Module):
     def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
         """Yields the name and the map of each stage, in depth order; models.get_stages lists the names.
 
-        `dict(model.stages(images))` holds all maps, and JAX can differentiate them. A stage runs when its map is asked
-        for: who stops at a stage computes nothing behind it.
+        `dict(model.stages(images))` holds all maps, and JAX can differentiate them. A stage is computed only when its
+        map is requested: a loop that ends at a stage computes none of the later stages.
 
         Args:
           x: images, (N, H, W, C) floats, normalised as in training.
@@ -90,7 +90,8 @@ class Entry:
 
     Attributes:
       name: the name that create_model knows it by.
-      build: makes the abstract module, from num_classes, channels and dropout_rate; a Network, or a functools.partial.
+      build: a subclass of Network, or a functools.partial of one; called with num_classes, channels and dropout_rate,
+        it makes the network with abstract variables.
       paper: who defined it, and when.
       image_size: side of its images, in pixels.
       num_classes: number of classes of the dataset that it was made for.
@@ -99,8 +100,8 @@ class Entry:
       aux_heads: the stages that its authors put an auxiliary classifier behind; get_stages lists all that can have one.
       torch_names: pairs of a regular expression and its replacement. Applied one after the other, they turn the path of
         a variable into its name in PyTorch's published weights. Empty where PyTorch has no such network.
-      old_torch_names: the same, from the names in older files, or in another library's, to the names that torch_names
-        makes.
+      old_torch_names: pairs of the same kind. They turn the names in older files, or in the files of another library,
+        into the names that torch_names makes.
       torch_mean: mean of each channel that those weights want subtracted from pixels in [0, 1]; torchvision's
         `transform_input` is accounted for.
       torch_std: standard deviation of each channel that they want the result divided by.

@@ -3,8 +3,9 @@
 A CPU and an NVIDIA GPU get other forms of some of them, which give the same numbers to rounding and run faster there:
 models/cpu_operations.py and models/gpu_operations.py. `_choose` is the only place that decides between them.
 
-Everything here can be differentiated forward, backward, and both in turn. `jax.jit(..., inline=True)` changes no
-program. It makes JAX trace layers of the same shapes once, which saves a fifth of the time to trace a network.
+Everything here has derivatives in forward mode, in reverse mode, and in both combined, with one exception: cuDNN's
+attention (16-bit numbers on a GPU) has none in forward mode. `jax.jit(..., inline=True)` changes no program. It makes
+JAX trace layers of the same shapes once, which saves a fifth of the time to trace a network.
 """
 
 import functools
@@ -83,7 +84,7 @@ def _relu_jvp(primals: tuple[jax.Array], tangents: tuple[jax.Array]) -> tuple[ja
 
 @functools.partial(jax.jit, inline=True)
 def store(x: jax.Array) -> jax.Array:
-    """Returns x, which many layers read: a CPU is made to store it and its gradient, not to compute them for each."""
+    """Returns x. On a CPU the program stores x and its gradient once, instead of computing them anew for each use."""
     return _choose(lambda x: x, x, cpu=cpu_operations.store)
 
 
@@ -105,7 +106,7 @@ def attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
       key: of the same type.
       value: of the same type.
     """
-    if query.dtype == jnp.float64:  # jax.nn's softmax is float32's
+    if query.dtype == jnp.float64:  # jax.nn.dot_product_attention would compute the softmax in float32
         scores = jnp.einsum("nihd,njhd->nhij", query, key) / math.sqrt(query.shape[-1])
         return jnp.einsum("nhij,njhd->nihd", jax.nn.softmax(scores), value)
     plain = functools.partial(jax.nn.dot_product_attention, implementation="xla")
@@ -171,8 +172,8 @@ def normalize(
       bias: (C,), of the type of scale.
       shift: (C,), of the type of scale, a guess of the mean; see mean_and_variance. It gets no gradient.
       epsilon: added to the variance.
-      activation: of the result: relu, relu6 or None. As one operation with the normalisation, its gradient needs x
-        alone and not the result.
+      activation: relu, relu6 or None, applied to the normalised maps. Normalisation and activation are one operation
+        with one derivative, so that the backward pass needs only x and not the normalised maps.
 
     Returns:
       The normalised maps, of x's type, and each group's mean and biased variance, (groups, 1, 1, 1, C).
@@ -214,7 +215,8 @@ def _normalize_jvp(
     factor = inverse * scale
     by_statistics = (derivative * normalized) * _spread(scale_dot - factor * covariance, x.shape)
     by_statistics += derivative * _spread(bias_dot - factor * mean_dot, x.shape)
-    # Transposed, the barrier keeps XLA from storing what both terms make of the gradient: each pass reads it as it is.
+    # In the backward pass the transposed barrier keeps XLA from storing a product of the gradient that both terms need:
+    # each pass over the maps reads the gradient itself.
     y_dot = lax.optimization_barrier((derivative * factor * x_dot).astype(x.dtype)) + by_statistics.astype(x.dtype)
     return (y, mean, var), (y_dot, mean_dot, 2 / inverse * covariance)
 
@@ -223,14 +225,15 @@ def mean_and_variance(x: jax.Array, shift: jax.Array) -> tuple[jax.Array, jax.Ar
     """Returns each feature's mean and biased variance over groups of maps, each (groups, 1, 1, 1, C).
 
     In float32 the variance takes a second pass over the maps: E[x^2] - E[x]^2 loses all digits where the mean is large.
-    In bfloat16 one pass is enough. Its error is that of a float32 square beside the square of the distance from the
-    shift to the mean (Chan, Golub, LeVeque 1983, section 3), and thus far below the rounding of the maps themselves.
+    In bfloat16 one pass over x - shift is enough. Relative to the variance plus (mean - shift)^2, its error is that of
+    float32 (Chan, Golub, LeVeque 1983, section 3), and thus far below the rounding of the bfloat16 maps themselves.
 
     Args:
       x: maps, (groups, N, H, W, C).
       shift: (C,), at least float32, a guess of the mean. The results are of its type.
     """
-    wide, count = x.astype(shift.dtype), float(math.prod(x.shape[1:-1]))  # on 1,024 devices more than an int32 holds
+    # The count is a float, because on 1,024 devices it can exceed the largest int32.
+    wide, count = x.astype(shift.dtype), float(math.prod(x.shape[1:-1]))
     if jnp.finfo(x.dtype).bits < 32:
         mean, square = (_sum_positions(part) / count for part in (wide - shift, jnp.square(wide - shift)))
         return mean + shift, jnp.maximum(square - jnp.square(mean), 0)
@@ -255,10 +258,10 @@ def _spread(features: jax.Array, shape: tuple[int, ...]) -> jax.Array:
 
 
 def _choose(plain: Callable[..., jax.Array], *arrays: jax.Array, **forms: Callable[..., jax.Array] | None) -> jax.Array:
-    """Applies an operation to arrays, in the form of its own that a platform has, and elsewhere in the plain form.
+    """Applies an operation to arrays: in the form that `forms` has for the platform, otherwise in the plain form.
 
-    The choice falls when the program is compiled. A traced program holds all forms, the plain one last: analysis/
-    counts that one.
+    JAX chooses the form when it compiles the program. A traced program holds all forms, the plain form last; analysis/
+    counts the costs of the plain form.
     """
     own: dict[str, Any] = {platform: form for platform, form in forms.items() if form}
     return lax.platform_dependent(*arrays, **own, default=plain) if own else plain(*arrays)

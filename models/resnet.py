@@ -165,7 +165,11 @@ class PreActivationBlock(Module):
     expansion = 1
 
     def __init__(self, in_features: int, width: int, stride: int, shortcut: str, activated: bool = False):
-        """Builds the layers; the first block's input is activated already, before it splits (the paper's appendix)."""
+        """Builds the layers.
+
+        If activated, the input has passed a normalisation and a ReLU already, before it goes to the branch and to the
+        shortcut. This is so in the first block (the paper's appendix).
+        """
         self.norm1 = None if activated else BatchNorm(in_features)
         self.conv1 = _conv(in_features, width, 3, stride)
         self.norm2 = BatchNorm(width)
@@ -187,7 +191,11 @@ class PreActivationBottleneck(Module):
     expansion = 4
 
     def __init__(self, in_features: int, width: int, stride: int, shortcut: str, activated: bool = False):
-        """Builds the layers; the first block's input is activated already, before it splits (the paper's appendix)."""
+        """Builds the layers.
+
+        If activated, the input has passed a normalisation and a ReLU already, before it goes to the branch and to the
+        shortcut. This is so in the first block (the paper's appendix).
+        """
         out_features = width * self.expansion
         self.norm1 = None if activated else BatchNorm(in_features)
         self.conv1 = _conv(in_features, width, 1)

@@ -52,7 +52,10 @@ class Fire(Module):
 
 
 class SqueezeNet(Network):
-    """Version 1.0, of the paper, or 1.1, the authors' later one: a smaller stem, and pooling two modules earlier."""
+    """Version 1.0, of the paper, or 1.1, the authors' later one.
+
+    Version 1.1 has a smaller stem, and pools after fire3 and fire5; version 1.0 pools after fire4 and fire8.
+    """
 
     def __init__(self, version: str, num_classes: int, channels: int, dropout_rate: float):
         """Builds the layers; version is 1.0 or 1.1, dropout_rate that before the classifier."""

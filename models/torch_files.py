@@ -237,7 +237,8 @@ class _Unpickler(pickle.Unpickler):
         super().__init__(file, encoding="utf-8")
         self._new_storage = storage
         self._storages: dict[str, tuple[np.dtype, int, _Storage]] = {}
-        # A pickle can set attributes of what it finds: of a class of this pickle alone, and of new functions below.
+        # A pickle can set attributes of the objects that find_class returns. So each pickle gets a class of its own
+        # here, and new functions in find_class: what it sets cannot affect the reading of other files.
         self._inert: Any = type("Inert", (_Inert,), {"__slots__": ()})
 
     def find_class(self, module: str, name: str) -> Any:

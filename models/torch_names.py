@@ -1,7 +1,13 @@
 """Weights from and to PyTorch: the names and the layouts of the arrays.
 
-A convolution, PyTorch's (O, I, H, W), is ours (H, W, I, O); a dense layer, (O, I), ours (I, O), and where it sees a
-map, (O, C * H * W), ours (H, W, C, O). A layer scale, (C, 1, 1), ours (C,). Tokens and positions, (1, length, C), stay.
+The axes of the arrays:
+
+    array                            PyTorch          here
+    kernel of a convolution          (O, I, H, W)     (H, W, I, O)
+    kernel of a dense layer          (O, I)           (I, O)
+    the same, on a whole map         (O, C * H * W)   (H, W, C, O)
+    layer scale                      (C, 1, 1)        (C,)
+    class token, position embedding  (1, length, C)   (1, length, C)
 """
 
 import math

@@ -207,7 +207,10 @@ class ViT(Network):
         self.make_head(num_classes)
 
     def make_head(self, num_classes: int) -> None:
-        """Builds the classifier. In the authors' code it starts at 0, and no gradient reaches the blocks at first."""
+        """Builds the classifier, with small random weights.
+
+        In the authors' code the weights start at 0, so that no gradient reaches the blocks in the first step.
+        """
         self.head = Classifier(self.width, num_classes, Normal(0.02), Constant(0))
 
     def set_image_size(self, image_size: int) -> None:
@@ -215,7 +218,10 @@ class ViT(Network):
         self.embedding: Module = Embedding(self.width, max(image_size // self.patch, 1))
 
     def stages(self, x: jax.Array) -> Iterator[tuple[str, jax.Array]]:
-        """Yields block1 and so on, the patches as maps (N, H / patch, W / patch, C); last, the class token, 1x1."""
+        """Yields the patches after block1 and so on, as maps (N, H / patch, W / patch, C).
+
+        A network with a class token yields, in place of the last block's patches, class_token: (N, 1, 1, C).
+        """
         patches = self.patches(x)
         x = self.dropout(self.embedding(patches))
         first = x.shape[1] - patches.shape[1] * patches.shape[2]  # tokens before the patches

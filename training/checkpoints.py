@@ -330,9 +330,10 @@ def _parts(leaf: Any, axis: int = 0) -> Iterator[tuple[int, np.ndarray]]:
 def _checksums(state: Any, stored: dict[str, Any] | None = None) -> dict[str, Any]:
     """Returns a dict from each array's path in the state to its checksum; all processes must call it.
 
-    The checksum of an array that every device holds is the CRC-32 of its bytes. That of a sharded array is [axis, sum]
-    over the slices along the axis, of the CRC-32 of each, which starts at the slice's number: every process adds up its
-    slices, and the sum is the same for any number of devices.
+    The checksum of an array that every device holds is the CRC-32 of its bytes. The checksum of a sharded array is
+    [axis, sum]. The array is cut into slices along the axis. The CRC-32 of each slice starts from the slice's index
+    instead of 0, and all of them are added up modulo 2^32. Each process adds up its own slices, so the sum is the same
+    for any number of devices.
 
     Args:
       state: nested dicts of arrays.
@@ -363,7 +364,7 @@ def _checksums(state: Any, stored: dict[str, Any] | None = None) -> dict[str, An
 
 
 def _whole_if_sharded(leaf: Any) -> Any:
-    """Returns an array of which other processes hold parts on the host, whole; every other array as it is."""
+    """Returns a sharded array as one whole array on the host, and every other array unchanged."""
     return leaf if leaf.is_fully_replicated else _whole(leaf)
 
 

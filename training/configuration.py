@@ -61,7 +61,8 @@ def resolve_network(config: ConfigDict, typed: Collection[str] | None = ()) -> C
     Args:
       config: options as typed.
       typed: names of the options that were given on the command line; options that this network ignores are refused.
-        None: not known, as of a workdir's config; then the settings of published weights replace no option but None.
+        None: not known, as for the config of a workdir; the settings of published weights then replace only options
+        that are None.
 
     Raises:
       ValueError: if an option is out of range, or does not fit the network.

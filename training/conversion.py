@@ -80,7 +80,9 @@ def import_weights(
 
 
 def load_published(config: ConfigDict) -> Source:
-    """Returns the published weights that config.init_from names, with the auxiliary heads that config has of theirs.
+    """Returns the published weights that config.init_from names.
+
+    Auxiliary heads are included if the config, the published network and the file have them.
 
     Raises:
       ValueError: if the name is unknown, or the weights are for another network.

@@ -17,7 +17,8 @@ T = TypeVar("T")
 def make_apply(config: ConfigDict, model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Array]:
     """Returns the network as a function for evaluation: (params, batch_stats, images) -> logits (N, classes).
 
-    The variables may come from training and include those of auxiliary heads. Images are (N, H, W, C) uint8.
+    The variables may come from training and include those of auxiliary heads. Images are (N, H, W, C), 0 to 255, uint8
+    or floats.
     """
     logits = make_logits(model)
     return lambda params, batch_stats, images: logits(params, batch_stats, normalized(config, images))
@@ -36,7 +37,7 @@ def make_logits(model: nnx.Module) -> Callable[[dict, dict, jax.Array], jax.Arra
 
 
 def normalized(config: ConfigDict, images: jax.Array) -> jax.Array:
-    """Normalises pixels of 0 to 255 and returns them in config.dtype. No other code normalises images."""
+    """Normalises pixels of 0 to 255 by config.mean and config.std, and returns them in config.dtype."""
     return normalize(images, config.mean, config.std, np.dtype(config.dtype))
 
 

@@ -111,8 +111,9 @@ def weighted_loss(
     """Returns the batch's mean loss and the sums from which the metrics are computed.
 
     The loss is the main classifier's plus each auxiliary classifier's times its weight (Szegedy et al. 2014,
-    section 5). Among the metrics it is `total_loss`, because `loss` is the main classifier's cross-entropy, as in an
-    evaluation, but here with smoothed and mixed labels.
+    section 5). The metric `loss` is the main classifier's cross-entropy alone, as in an evaluation, but with smoothed
+    and mixed labels. With auxiliary classifiers, `other` or a lesson, the metric `total_loss` is the loss returned
+    here.
 
     Args:
       outputs: of a network: logits (N, classes), or (logits, [auxiliary logits in depth order]).
@@ -120,7 +121,8 @@ def weighted_loss(
       aux_weights: one weight for each auxiliary classifier.
       label_smoothing: share of the target spread over all classes, [0, 1).
       other: the loss that all classifiers minimise in place of the cross-entropy.
-      lesson: of a teacher, which changes the main classifier's loss.
+      lesson: the teacher's logits, if the run has a teacher; the main classifier's loss is then (1 - weight) times its
+        loss without a teacher plus weight times the divergence from the teacher.
     """
     logits, auxiliary_logits = outputs if isinstance(outputs, tuple) else (outputs, [])
     shown = cross_entropy(logits, labels, label_smoothing)

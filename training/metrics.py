@@ -24,7 +24,7 @@ from training.output import messages
 from training.workdir import naming_failure, run_name, write_atomically
 
 Row = dict[str, Any]
-EXPLODED = 20  # a loss exploded if it is so many times the median of the highest curve
+EXPLODED = 20  # losses get a logarithmic axis if the largest one is over this many times the largest median of a curve
 
 
 class RunLog:

@@ -1,4 +1,4 @@
-"""What the programs print: messages, whose loss ends no program, and results, which must arrive."""
+"""What the programs print. A program goes on if a message cannot be printed, and ends if a result cannot be."""
 
 import contextlib
 import os

@@ -36,7 +36,8 @@ class Program:
       optimizer: maps gradients to updates.
       target: shapes, types, shardings and layouts of the state; a checkpoint is restored into it.
       sums: the metrics' sums at zero, on the host.
-      image_sizes: side of the training images, in pixels, from each step on at which it changes.
+      image_sizes: from each step at which the side of the training images changes, 0 included, to the new side in
+        pixels.
       train_step: the jitted step of training.step.make_train_step.
     """
 

@@ -2,8 +2,9 @@
 
 published_weights.csv has a row for each published file. Its columns:
 
-- name: torchvision/ or timm/ and the publisher's name; default: yes for the file that the name without its last part,
-  as torchvision/resnet50 or timm/resnet50, stands for, which is the publisher's own choice.
+- name: torchvision/ or timm/, then the publisher's name of the weights, as in torchvision/resnet50.IMAGENET1K_V2.
+- default: yes for the file that a short name without the last part, such as torchvision/resnet50, stands for; the
+  publisher chose this file as the default.
 - model: the name of the network in models.REGISTRY.
 - url, sha256: the address, and the first digits of the SHA-256 where the publisher states them (in the file's name).
 - mebibytes: torchvision's _file_size; timm's from the sizes of its state dict, 4 bytes for each number.

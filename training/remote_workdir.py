@@ -1,9 +1,10 @@
-"""Workdirs in object stores: the run works in a local copy, and a thread keeps the store's folder in step with it.
+"""Workdirs in object stores: the run works in a local copy, and a thread uploads every change to the store's folder.
 
 An object store has no lock, no rename and no appending, so everything that the run writes goes to the copy first. The
-thread uploads it in such an order that the store always holds a run that can be resumed: the rows of metrics before the
-checkpoint that follows them, the files of a checkpoint before the one file without which it does not count
-(`COMPLETE`), and summary.json at the very end. If several processes train together, process 0 does all of this.
+order of the uploads ensures that the run in the store can be resumed at any moment. The rows of metrics come before the
+checkpoint that follows them. Of a checkpoint the file `COMPLETE` comes last, because a checkpoint without this file is
+ignored. summary.json, which marks the run as finished, comes at the very end. If several processes train together,
+process 0 does all of this.
 """
 
 import contextlib
@@ -29,7 +30,7 @@ from training.metrics import best_evaluation, read_rows
 from training.processes import in_turn, is_first
 
 COMPLETE = "_CHECKPOINT_METADATA"
-"""The file of a checkpoint that is uploaded last and removed first: what lacks it in the store does not count."""
+"""The file of a checkpoint that is uploaded last and removed first: in the store a checkpoint without it is ignored."""
 
 SMALL_FILES = ("config.json", "metrics.jsonl", "summary.json")  # what a program reads besides checkpoints
 BEAT_SECONDS, LEASE_SECONDS = 15.0, 60.0
@@ -39,10 +40,11 @@ BEAT_SECONDS, LEASE_SECONDS = 15.0, 60.0
 def kept_in_store(
     url: str, folder: pathlib.Path, timeout: float, upload_seconds: float, on_failure: Callable[[], None]
 ) -> Iterator[None]:
-    """Fills a folder with a workdir from a store; what a run writes there is in the store at the end of the context.
+    """Copies a workdir from a store into a folder, and uploads to the store what the run writes into the folder.
 
-    Process 0 holds a lease on the store's folder meanwhile. What the copy has and the store lacks, because the last run
-    was killed, is uploaded first. All processes must enter the context.
+    At the end of the context the store has everything that the run wrote. If the last run was killed, its copy may have
+    files that the store lacks: they are uploaded first. During the context process 0 holds a lease on the store's
+    folder. All processes must enter the context.
 
     Args:
       url: the workdir in the store.
@@ -149,7 +151,7 @@ class _Copy:
     Attributes:
       folder: where it lies.
       identity: a name that no other copy has.
-      fetched: the versions, as `version` returns them, of the files that are as the store has them.
+      fetched: the version (from `version`) of each of SMALL_FILES that was downloaded, and so equals the store's.
     """
 
     def __init__(self, store: Store, folder: pathlib.Path):
@@ -163,7 +165,11 @@ class _Copy:
         self.identity: str = self._facts["identity"]
 
     def note_upload(self, was_uploaded: bool = True) -> None:
-        """Remembers that the store has this run, so that a run which is gone from there is not taken from the copy."""
+        """Records on disk whether this run has been uploaded.
+
+        If the run has been uploaded and the store no longer has it, somebody has removed it there. `update` then
+        empties the copy instead of uploading it again.
+        """
         if self._facts.get("was_uploaded") != was_uploaded:
             self._facts["was_uploaded"] = was_uploaded
             self._record.write_text(json.dumps(self._facts))
@@ -222,7 +228,7 @@ class _Mirror:
         self._store, self._copy, self._lease, self._folder = store, copy, lease, copy.folder
         self._seconds, self._on_failure = upload_seconds, on_failure
         self._uploaded: dict[str, Any] = dict(copy.fetched)
-        # From the steps that are complete in the store to the numbers of their folders here.
+        # The checkpoints that are complete in the store: from the step to the inode number of the local folder.
         self._stored: dict[int, int] = {}
         self._ending, self._failure = threading.Event(), ""
         self._thread = threading.Thread(target=self._work, daemon=True)
@@ -311,9 +317,9 @@ class _Mirror:
         self._copy.note_upload()
 
     def _folders(self) -> dict[int, int]:
-        """Returns a dict from the steps of the checkpoints here to the numbers of their folders.
+        """Returns a dict from the step of each local checkpoint to the inode number of its folder.
 
-        A checkpoint that was damaged and has been written again is in another folder than before.
+        The number shows whether a checkpoint was written again, because it was damaged: its folder is then a new one.
         """
         found = {}
         for step in list_steps(self._folder):

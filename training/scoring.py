@@ -118,12 +118,16 @@ def check_classes(members: Sequence[Member]) -> list[list[int]]:
 
 
 class Inputs:
-    """The images that the members need: each way of loading them once, however many members and sizes share it.
+    """The loaders of the images that the members need.
+
+    Members and sizes whose images are loaded in the same way (image_size, eval_resize, interpolation, channels and
+    exif_orientation) share a loader, so each image is decoded once for all of them.
 
     Attributes:
-      configs: for each member its configs, one a size, from training.views.at_sizes.
-      views: of training.views.VIEWS.
-      loaded: the config of each way of loading. All options but those of the image are the first member's.
+      configs: for each member its configs, one for each size, from training.views.at_sizes.
+      views: one of training.views.VIEWS.
+      loaded: a config for each loader, that is, for each different way of loading; all other options are the first
+        member's.
     """
 
     def __init__(self, configs: Sequence[Sequence[ConfigDict]], views: str):

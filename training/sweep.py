@@ -66,8 +66,8 @@ def list_trials(
 ) -> list[Trial]:
     """Returns the runs of a sweep, the last option varied fastest.
 
-    A run does not get a common option that has no effect there, if the option has one in another run: with aux_weight=0
-    there is no head that aux_heads could name.
+    An option that was typed for all runs is left out of each run in which it has no effect, if it has an effect in
+    another run. For example, the run with aux_weight=0 has no auxiliary heads, so it does not get aux_heads.
 
     Args:
       recipe: path of the config file.

@@ -131,7 +131,8 @@ class Initialized(NamedTuple):
     Attributes:
       state: of the training.
       new: names of the arrays that keep their initial values.
-      differing_classes: why the arrays of the classes are among them, or "".
+      differing_classes: which classes the source lacks, so that `new` has the arrays with an axis of classes, those of
+        the last layer and of auxiliary classifiers; "" if the source has all classes of this run.
     """
 
     state: State
@@ -153,9 +154,10 @@ def load_source(workdir: pathlib.Path, mesh: Mesh) -> Source:
 def initialize_from(state: State, source: Source, config: ConfigDict, class_names: tuple[str, ...]) -> Initialized:
     """Gives a fresh state the weights of another run, or published weights.
 
-    Arrays that hold a part for each class, as the last layer and those of auxiliary classifiers do, are put together by
-    the names of the classes, and stay new if a class is none of the source's. Position embeddings of a transformer for
-    another image size are interpolated. What the source lacks, or has in another shape, stays new too.
+    Arrays with an axis of classes, those of the last layer and of auxiliary classifiers, get the weights of each class
+    from the source's class of the same name. If the source lacks one of the classes, these arrays keep their initial
+    values. Position embeddings of a transformer for another image size are interpolated. Arrays that the source lacks,
+    or has in another shape, keep their initial values too.
 
     Args:
       state: before the first step.
@@ -209,5 +211,5 @@ def initialize_from(state: State, source: Source, config: ConfigDict, class_name
             "freeze other parts"
         )
     averages = start_average({"params": state["params"], "batch_stats": state["batch_stats"]}, state)
-    # Copies: the step gives up each array of the state once.
+    # Copies, because the training step donates the state: no array may be in it twice.
     return Initialized(state | jax.tree.map(lambda leaf: leaf.copy(), averages), new, differing_classes)
