@@ -114,6 +114,13 @@ def check_flags() -> None:
     for flag, condition in useless:
         if flag.present:
             raise ValueError(f"--{flag.name} has no effect {condition}")
+    typed = config_flags.get_override_values(flags.FLAGS["config"])
+    for option in ("teacher", "train_sizes"):
+        if option in typed:
+            raise ValueError(
+                f"{option} has no effect: the step is measured without a teacher, and with images of one size; "
+                f"leave {option} out"
+            )
 
 
 def list_tasks() -> list[benchmark_tasks.Task]:

@@ -27,6 +27,7 @@ import input_pipeline
 from analysis import memory
 from input_pipeline.files import is_remote
 from input_pipeline.remote import copy_of
+from input_pipeline.training_sizes import unused_sizes
 from training import command_line, configuration, conversion, fine_tuning, published_weights
 from training.checkpoints import Checkpoints, check_same_arrays, has_checkpoints, list_steps
 from training.command_line import say
@@ -132,10 +133,13 @@ def train(
     with command_line.refusing_bad_input():
         config = configuration.resolve_network(config, typed)
         train_data, eval_data = (input_pipeline.load_dataset(config, split) for split in ("train", "eval"))
-        config = configuration.resolve_run(config, train_data.num_classes, len(train_data))
+        config = configuration.resolve_run(config, train_data.num_classes, len(train_data), typed)
         check_workdir(workdir, config)
         if note := fine_tuning.few_images_note(config, len(train_data), train_data.num_classes):
             say(note)
+        if unused := unused_sizes(config, len(train_data) / config.batch_size):
+            sizes = ", ".join(map(str, unused))
+            say(f"note: the run of {config.num_epochs:g} epochs is too short for the recipe's images of {sizes} pixels")
         if published_weights.is_published(config.init_from):
             brought = ", ".join(f"{name}={config[name]}" for name in published_weights.OPTIONS if name not in typed)
             say(f"{config.init_from} brings along {brought or 'no options, as all were typed'}")
@@ -157,7 +161,7 @@ def train(
         program = make_program(config, mesh, feed.steps_per_epoch, feed.cache, teacher)
         compile_step(program)  # refuses a network or a batch size that cannot be trained, before anything is written
         state = None if has_checkpoints(workdir) else start_state(config, program, train_data.class_names)
-        check_same_arrays(state)
+        check_same_arrays((state, teacher.variables if teacher else None))
     with contextlib.ExitStack() as held:
         with command_line.refusing_bad_input((ValueError,)):
             held.enter_context(exclusive_run(workdir))

@@ -98,14 +98,12 @@ def scale_jitter_box(
     return place(height, width, side, side, uniforms[2 * TRIES :])
 
 
-def training_box(config: ConfigDict, size: int | None = None) -> Callable[[int, int, np.ndarray], Box]:
+def training_box(config: ConfigDict) -> Callable[[int, int, np.ndarray], Box]:
     """Returns the function from height, width and (UNIFORMS,) random numbers to the box of a training image.
 
-    Args:
-      config: image_size, eval_resize, the crop's options.
-      size: side of the training image, in pixels; None: image_size.
+    The box is the same for all sizes that train_sizes gives the images: a small image shows as much as a large one.
     """
-    train_crop, eval_resize, size = config.train_crop, config.eval_resize, size or config.image_size
+    train_crop, eval_resize, size = config.train_crop, config.eval_resize, config.image_size
     area, aspect, train_resize = config.crop_area, config.crop_aspect, config.train_resize
 
     def choose_box(height: int, width: int, uniforms: np.ndarray) -> Box:
@@ -122,16 +120,13 @@ def check_crops(config: ConfigDict) -> None:
     """Checks the options of the training and the evaluation crop.
 
     Raises:
-      ValueError: if train_crop is unknown, train_resize is smaller than the training images, or eval_resize is smaller
-        than image_size.
+      ValueError: if train_crop is unknown, train_resize or eval_resize is smaller than image_size.
     """
     size, eval_resize = config.image_size, config.eval_resize
-    largest = max((each for _, each in config.train_sizes), default=size)
     if config.train_crop not in TRAIN_CROPS:
         raise ValueError(f"train_crop={config.train_crop!r} is unknown: use {', '.join(TRAIN_CROPS)}")
-    if config.train_crop == "scale_jitter" and config.train_resize[0] < largest:
-        option = f"the largest of train_sizes, {largest}" if config.train_sizes else f"image_size={size}"
-        raise ValueError(f"train_resize={tuple(config.train_resize)} starts below {option}: raise it")
+    if config.train_crop == "scale_jitter" and config.train_resize[0] < size:
+        raise ValueError(f"train_resize={tuple(config.train_resize)} starts below image_size={size}: raise it")
     if eval_resize and eval_resize < size:
         raise ValueError(f"eval_resize={eval_resize} is smaller than image_size={size}: raise it, or 0 for no crop")
 

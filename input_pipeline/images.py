@@ -126,7 +126,7 @@ def training_transform(
     """
     check_crops(config)
     size = size or config.image_size
-    decode, choose_box, train_crop = box_decoder(config), training_box(config, size), config.train_crop
+    decode, choose_box, train_crop = box_decoder(config), training_box(config), config.train_crop
     eval_resize = round((config.eval_resize or 0) * size / config.image_size)
     padding, flip, interpolation = config.crop_padding, config.random_flip, config.interpolation
     shrunk = train_crop == "none" and eval_resize or size

@@ -22,6 +22,17 @@ def sizes_by_step(config: ConfigDict, steps_per_epoch: float) -> dict[int, int]:
     return {step: size for step, size in sizes.items() if step < (config.num_steps or float("inf"))}
 
 
+def unused_sizes(config: ConfigDict, steps_per_epoch: float) -> list[int]:
+    """Returns the sizes of train_sizes, in pixels, that no step of the run has, because the run ends before them.
+
+    Args:
+      config: resolved options.
+      steps_per_epoch: optimizer steps in an epoch, which may be a fraction.
+    """
+    used = sizes_by_step(config, steps_per_epoch)
+    return [size for epoch, size in config.train_sizes if used.get(round(epoch * steps_per_epoch)) != size]
+
+
 def size_at(sizes: dict[int, int], step: int) -> int:
     """Returns the side in pixels of the images of a step, from the result of sizes_by_step.
 

@@ -90,5 +90,7 @@ def test_a_slower_run_ends_with_1(folder, tmp_path):
 def test_bad_input_is_refused_in_one_line():
     errors = run("--rows=rows.json", "--models=vgg16", exit_code=2)
     assert errors.startswith("benchmark.py: error: --models has no effect with --rows=rows.json")
+    errors = run("--config=configs/lenet5_digits.py", "--config.teacher=runs/teacher", exit_code=2)
+    assert errors.startswith("benchmark.py: error: teacher has no effect")
     errors = run("--models=vgg*,resnet_50", exit_code=2)
     assert errors == "benchmark.py: error: unknown model 'resnet_50'; did you mean 'resnet50'?\n"

@@ -67,12 +67,15 @@ def batch_statistics(
 def statistics_batches(config: ConfigDict, mesh: Mesh) -> tuple[DeviceBatches, int]:
     """Returns the first training batches of the run, up to IMAGES_FOR_STATISTICS images or one epoch, on the mesh.
 
+    The images are cropped and mirrored as in training, but without its augmentation (mixup, RandAugment, erasing).
+
     Returns:
       The batches and their number.
     """
     dataset, config = input_pipeline.load_dataset(config, "train"), config.copy_and_resolve_references()
     unit = math.lcm(mesh.size, config.bn_virtual_batch_size or 1)
     config.train_sizes = ((0, config.train_sizes[-1][1]),) if config.train_sizes else ()
+    config.repeated_augmentation = 1  # as many different images as possible
     config.batch_size = -(-config.batch_size // unit) * unit
     num_steps = math.ceil(min(len(dataset), IMAGES_FOR_STATISTICS) / config.batch_size)
     batches = input_pipeline.train_batches(dataset, config, num_steps=num_steps)

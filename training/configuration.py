@@ -17,6 +17,7 @@ from input_pipeline import crops
 from input_pipeline.files import local_path
 from input_pipeline.remote import check_place
 from input_pipeline.repetition import neighbour_distance
+from input_pipeline.training_sizes import unused_sizes
 from training import fine_tuning, published_weights
 from training.inference import make_apply
 from training.platform import loops_are_fast
@@ -97,23 +98,26 @@ def resolve_network(config: ConfigDict, typed: Collection[str] | None = ()) -> C
     return config
 
 
-def resolve_run(config: ConfigDict, num_classes: int, num_images: int) -> ConfigDict:
+def resolve_run(config: ConfigDict, num_classes: int, num_images: int, typed: Collection[str] = ()) -> ConfigDict:
     """Returns a copy in which num_classes, num_steps and num_epochs have their values too.
 
     Args:
       config: with the network's options resolved.
       num_classes: number of the dataset's classes.
       num_images: number of training images.
+      typed: names of the options that were given on the command line; those without effect in this run are refused.
 
     Raises:
       ValueError: if options contradict each other, the dataset or the devices.
     """
     config = config.copy_and_resolve_references()
     _check_combinations(config)
+    _check_effects(config, typed)
     _check_batches(config)
     config.num_classes = num_classes if config.num_classes is None else config.num_classes
     if config.num_classes < num_classes:
         raise ValueError(f"num_classes={config.num_classes} is too few: {config.dataset} has {num_classes} classes")
+    _check_targets(config)
     if config.num_steps is None:
         config.num_steps = max(math.ceil(config.num_epochs * num_images / config.batch_size), 1)
         base.OPTIONS["num_steps"].check("num_epochs is too large: num_steps", config.num_steps)
@@ -122,6 +126,11 @@ def resolve_run(config: ConfigDict, num_classes: int, num_images: int) -> Config
     if config.warmup_epochs > config.num_epochs:
         raise ValueError(
             f"warmup_epochs={config.warmup_epochs:g} is longer than the run of {config.num_epochs:g} epochs; shorten it"
+        )
+    if "train_sizes" in typed and (unused := unused_sizes(config, num_images / config.batch_size)):
+        raise ValueError(
+            f"train_sizes={config.train_sizes} has no step for {', '.join(map(str, unused))} pixels in the run of "
+            f"{config.num_epochs:g} epochs; let the sizes begin earlier, or leave some out"
         )
     return config
 
@@ -184,6 +193,32 @@ def _check_layers(config: ConfigDict, typed: Collection[str]) -> None:
             probe[name] = 0.5
         if not nnx.to_flat_state(nnx.state(make_model(probe, training=True), variable)).paths:
             raise ValueError(f"{name}={config[name]} has no effect: {config.model} has no {layer}; leave {name} out")
+
+
+def _check_effects(config: ConfigDict, typed: Collection[str]) -> None:
+    """Raises ValueError if an option was typed that another option deprives of its effect."""
+    if "image_size" in typed and config.train_sizes and "train_sizes" not in typed:
+        raise ValueError(
+            f"image_size={config.image_size} alone changes the evaluation only: training has "
+            f"train_sizes={config.train_sizes}; give train_sizes too"
+        )
+    if config.teacher and config.teacher_weight == 1 and not config.aux_weight:
+        for name in ("loss", "label_smoothing", "target_threshold"):
+            if name in typed:
+                raise ValueError(
+                    f"{name}={config[name]} has no effect: with teacher_weight=1 only the teacher counts; "
+                    f"give a smaller teacher_weight, or leave {name} out"
+                )
+
+
+def _check_targets(config: ConfigDict) -> None:
+    share = config.label_smoothing / config.num_classes
+    low, high = share, 1 - config.label_smoothing + share
+    if config.target_threshold and not low <= config.target_threshold < high:
+        raise ValueError(
+            f"target_threshold={config.target_threshold} makes all targets equal: with "
+            f"label_smoothing={config.label_smoothing} they are {low:.3g} and {high:.3g}; give a threshold between"
+        )
 
 
 def _check_combinations(config: ConfigDict) -> None:

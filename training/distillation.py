@@ -80,10 +80,15 @@ def load_teacher(config: ConfigDict, class_names: tuple[str, ...], mesh: Mesh) -
     wanted = [nnx.to_pure_dict(part) for part in nnx.state(make_model(own, training=False), nnx.Param, nnx.BatchStat)]
     replicated = NamedSharding(mesh, PartitionSpec())
     variables = {
-        name: jax.device_put(select(values, own_part), replicated)
+        name: jax.device_put(jax.tree.map(_as_type_of, own_part, select(values, own_part)), replicated)
         for name, values, own_part in zip(("params", "batch_stats"), (params, batch_stats), wanted, strict=True)
     }
     return Teacher(own, variables, None if positions == list(range(len(names))) else positions)
+
+
+def _as_type_of(variable: jax.Array, value: jax.Array) -> jax.Array:
+    """Returns a value in the type of the network's variable: a teacher that was trained in float64 has others."""
+    return value.astype(variable.dtype)
 
 
 def make_lesson(teacher: Teacher) -> Callable[[dict[str, Any], jax.Array], jax.Array]:

@@ -68,8 +68,9 @@ def make_optimizer(config: ConfigDict, schedule: optax.Schedule) -> optax.Gradie
     lamb (You 2019, algorithm 2) steps by rate |w| / |u| u, with adamw's u, for each array of weights.
     lars (You 2017) steps by v = momentum v + rate trust_coefficient |w| / |g| g; g is the sum with the penalty, as in
     optax, where the paper adds up the norms of the two.
-    lamb and lars take |w| / |u| as 1 where one of the norms is 0, and for what decay_norm_and_bias=False exempts from
-    weight decay. layer_decay and head_rate_factor change the rates of single parameters.
+    lamb's factor |w| / |u| and lars' factor trust_coefficient |w| / |g| are 1 where one of the norms is 0, and for what
+    decay_norm_and_bias=False exempts from weight decay. layer_decay and head_rate_factor change the rates of single
+    parameters.
     """
     momentum, nesterov, decay = config.momentum or None, config.nesterov, config.weight_decay
     mask = None if config.decay_norm_and_bias else _is_kernel

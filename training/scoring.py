@@ -65,7 +65,7 @@ def load_average(workdir: pathlib.Path, mesh: Mesh, count: int) -> Member:
     """Loads the mean of the weights of the newest checkpoints; the batch statistics still have to be estimated anew.
 
     Raises:
-      ValueError: if there are fewer checkpoints, or one of them is damaged.
+      ValueError: if the run keeps fewer of the newest checkpoints, or one of them is damaged.
       FileNotFoundError: if the folder is not a workdir.
     """
     steps = list_steps(workdir)[-count:]
@@ -75,6 +75,11 @@ def load_average(workdir: pathlib.Path, mesh: Mesh, count: int) -> Member:
             "keep_checkpoints"
         )
     newest = load_member(workdir, mesh, steps[-1] if steps else None)
+    if count > newest.config.keep_checkpoints:  # the best checkpoint is kept too, however old
+        raise ValueError(
+            f"{workdir} keeps the newest {newest.config.keep_checkpoints} checkpoints, not {count}; give a smaller "
+            "--average, or train with a larger keep_checkpoints"
+        )
     others = [load_member(workdir, mesh, step) for step in steps[:-1]]
     return newest._replace(params=mean_weights([newest.params, *(member.params for member in others)]))
 

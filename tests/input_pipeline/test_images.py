@@ -252,6 +252,16 @@ def test_scale_jitter_box_has_the_sides_of_the_drawn_scales():
     assert left.min() == 0 and (left + width).max() <= 400
 
 
+def test_scale_jitter_shows_as_much_at_every_size_of_train_sizes(make_config):
+    """On a ramp from left to right the first and the last column tell the borders of the crop."""
+    options = {"image_size": 64, "eval_resize": 0, "channels": 1, "random_flip": False}
+    config = make_config(train_crop="scale_jitter", train_resize=(80, 80), **options)
+    ramp = np.tile(np.arange(240, dtype=np.uint8), (240, 1))[..., None]
+    small, large = (images.training_transform(config, size)(ramp, uniforms(1)[0])[0, :, 0] for size in (32, 64))
+    assert int(large[-1]) - int(large[0]) == pytest.approx(240 * 64 / 80, abs=5)
+    np.testing.assert_allclose(small[[0, -1]].astype(float), large[[0, -1]], atol=3)
+
+
 def test_pad_and_crop_gives_every_shift_of_the_padded_image():
     image = np.random.default_rng(0).integers(1, 256, (6, 6, 1), np.uint8)
     padded = np.zeros((8, 8, 1), np.uint8)

@@ -65,7 +65,7 @@ def check_resolves_or_is_refused(*words):
 
 def resolve(recipe, *words):
     config, typed = parse(recipe, *words)
-    return resolve_run(resolve_network(config, typed), num_classes=10, num_images=50_000)
+    return resolve_run(resolve_network(config, typed), num_classes=10, num_images=50_000, typed=typed)
 
 
 @pytest.mark.parametrize("name", base.OPTIONS)
@@ -221,6 +221,35 @@ def test_sizes_by_epoch_are_typed_as_pairs():
         resolve("inception_v3", "--config.train_sizes=((0,40),)")
     with pytest.raises(ValueError, match="train_sizes needs batches from the host"):
         resolve("base", "--config.train_sizes=((0,28),)", "--config.cache=device")
+    with pytest.raises(ValueError, match=r"has no step for 32 pixels in the run of 10 epochs; let the sizes begin"):
+        resolve("base", "--config.train_sizes=((0,28),(11,32))", "--config.num_epochs=10")
+
+
+def test_the_image_size_alone_does_not_replace_a_recipes_sizes():
+    with pytest.raises(ValueError, match=r"image_size=96 alone changes the evaluation only: .*; give train_sizes too"):
+        resolve("resnet50_tv2", "--config.image_size=96")
+    config = resolve("resnet50_tv2", "--config.image_size=96", "--config.train_sizes=((0,80),)")
+    assert config.image_size == 96 and config.train_sizes == ((0, 80),)
+
+
+def test_options_of_a_loss_that_counts_nothing_are_refused():
+    teacher = ("--config.teacher=runs/teacher", "--config.teacher_weight=1")
+    for word in ("label_smoothing=0.1", "loss=binary_cross_entropy"):
+        with pytest.raises(ValueError, match=f"{word.partition('=')[0]}=.* has no effect: with teacher_weight=1 only"):
+            resolve("base", *teacher, f"--config.{word}")
+    options = ("--config.label_smoothing=0.1", "--config.aux_weight=0.3")  # the auxiliary heads learn from the labels
+    assert resolve("googlenet", *teacher, *options).label_smoothing == 0.1
+
+
+def test_a_threshold_that_makes_all_targets_equal_is_refused():
+    """Of ten classes smoothed by 0.1 the targets are 0.01 and 0.91."""
+    words = ("--config.loss=binary_cross_entropy", "--config.label_smoothing=0.1")
+    for threshold in (0.95, 0.005):
+        with pytest.raises(
+            ValueError, match="makes all targets equal: with label_smoothing=0.1 they are 0.01 and 0.91"
+        ):
+            resolve("base", *words, f"--config.target_threshold={threshold}")
+    assert resolve("base", *words, "--config.target_threshold=0.2").target_threshold == 0.2
 
 
 def test_a_batch_too_small_for_its_copies_is_refused():

@@ -183,6 +183,10 @@ def test_the_mean_of_checkpoints(tmp_path):
     )
     with pytest.raises(ValueError, match="has 3 checkpoints, not 5"):
         load_average(tmp_path / "run", mesh, 5)
+    with Checkpoints(tmp_path / "run", keep=4) as checkpoints:
+        checkpoints.save(state | {"step": np.int32(3)})  # a fourth one: the best is kept, however old it is
+    with pytest.raises(ValueError, match="keeps the newest 3 checkpoints, not 4; give a smaller --average"):
+        load_average(tmp_path / "run", mesh, 4)
 
 
 def test_batch_statistics_are_those_of_the_images():
