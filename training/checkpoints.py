@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import gc
 import json
 import os
 import pathlib
@@ -141,12 +142,15 @@ class Checkpoints:
             state: State = {}
             checksums: dict[str, Any] = {}
             reason = ""
-            try:
-                state, checksums = self._read(candidate, target)
-            except Exception as error:  # Orbax may raise any error when it reads a damaged file
-                if is_lost_connection(error):
-                    raise
-                reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+            with _abandoned_reads_are_silent():
+                try:
+                    state, checksums = self._read(candidate, target)
+                except Exception as error:  # Orbax may raise any error when it reads a damaged file
+                    if is_lost_connection(error):
+                        raise
+                    reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+                if reason:
+                    gc.collect()  # ends the reads of the other arrays, which Orbax has abandoned
             # Each process reads its shards, so one alone may have found the damage.
             if reason := first_text(reason) or first_text(_damage(state, checksums)):
                 reasons[candidate] = reason
@@ -233,6 +237,21 @@ class Checkpoints:
                 (word for word in known if word in str(error)), first_line
             )
             raise OSError(f"{what} cannot be written to {self.directory}: {reason}") from error
+
+
+@contextlib.contextmanager
+def _abandoned_reads_are_silent() -> Iterator[None]:
+    """Keeps Python from printing the errors of coroutines that are destroyed before their end.
+
+    Orbax reads arrays in coroutines. If one array is damaged, it abandons the others, and each of these raises an error
+    of many lines when the garbage collector destroys it.
+    """
+    previous = sys.unraisablehook
+    sys.unraisablehook = lambda _: None
+    try:
+        yield
+    finally:
+        sys.unraisablehook = previous
 
 
 def _alone() -> ocp.options.MultiprocessingOptions:

@@ -1,8 +1,11 @@
 """Checkpoints: which are kept, that they are restored, and that damage is always noticed."""
 
+import gc
 import json
 import shutil
 import signal
+import sys
+import types
 
 import jax
 import numpy as np
@@ -183,6 +186,34 @@ def test_reading_changes_nothing(workdir, target):
     before = sorted(workdir.rglob("*"))
     assert_is(Checkpoints(workdir, read_only=True).restore(target), 30)
     assert sorted(workdir.rglob("*")) == before
+
+
+def test_the_reads_that_orbax_abandons_print_nothing(workdir, target, monkeypatch):
+    """One array is damaged, and the coroutine that reads another one raises an error when it is destroyed."""
+    printed, checkpoints = [], Checkpoints(workdir, read_only=True)
+    monkeypatch.setattr(sys, "unraisablehook", lambda problem: printed.append(problem.exc_value))
+
+    def abandon_a_read(*_):
+        @types.coroutine
+        def suspended():
+            yield
+
+        async def read():
+            try:
+                await suspended()
+            except GeneratorExit as ended:
+                raise RuntimeError("many lines") from ended
+
+        cycle = [read()]
+        cycle.append(cycle)  # only the garbage collector destroys it
+        cycle[0].send(None)
+        raise ValueError("the array is damaged")
+
+    monkeypatch.setattr(checkpoints, "_read", abandon_a_read)
+    with pytest.raises(ValueError, match="the array is damaged"):
+        checkpoints.restore(target)
+    gc.collect()
+    assert printed == []
 
 
 def test_all_are_damaged(workdir, target, capfd):
