@@ -126,6 +126,7 @@ def by_depth(rows: list[study.Row], kind: str = "") -> dict[str, list[study.Row]
 def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     """Draws Fig. 6: training error (dashed) and test error (bold) over the iterations, with bands over the seeds."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FixedLocator, NullLocator
 
     figure = Figure(figsize=(11, 4.6), layout="constrained")
     figure.suptitle(f"Degradation and its cure on {images_of(rows[0])}{study.about_bands(rows) or '; one seed'}")
@@ -146,6 +147,8 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
             axes.legend(title="bold: test error\ndashed: training error", fontsize="small", title_fontsize="small")
     figure.axes[0].set_ylabel("error (%)")
     figure.axes[0].set_yscale("log")  # the paper's axis, from 0 to 20 %, has no place for plain-56
+    figure.axes[0].yaxis.set_major_locator(FixedLocator([0.5, 1, 2, 3, 5, 10, 20, 30, 50, 80]))
+    figure.axes[0].yaxis.set_minor_locator(NullLocator())
     figure.axes[0].yaxis.set_major_formatter("{x:g}")
     study.save_figure(figure, path)
 
