@@ -2,8 +2,8 @@
 
 ResNet-18 on Imagenette from random weights, 5 and 20 epochs. Each run is the plain recipe below with one ingredient
 more. The last two runs have AdamW and a cosine, one with ResNet-18 and one with ViT-Ti in its place.
---size=cpu: 64 pixels on two cores, about two hours for all runs of 5 epochs and seven hours for those of 20, for each
-of three seeds; --runs and --seeds choose some. --size=full: 128 pixels on a GPU.
+The images have 64 pixels. --size=cpu: two cores, about two hours for all runs of 5 epochs and seven hours for those
+of 20, for each of three seeds; --runs and --seeds choose some. --size=full: a GPU, bfloat16, images kept on the GPU.
 """
 
 import functools
@@ -39,7 +39,7 @@ INGREDIENTS = {
     "adamw_cosine": ADAMW | {"schedule": "cosine"},
     "vit_tiny": ADAMW | {"schedule": "cosine", "model": "vit_tiny_patch16_224"},
 }
-EPOCHS, SEEDS, STEPS = (5, 20), range(3), (0.6, 0.85)
+EPOCHS, SEEDS, STEPS, PIXELS = (5, 20), range(3), (0.6, 0.85), 64
 
 
 def list_runs(size: str) -> list[study.Run]:
@@ -49,14 +49,21 @@ def list_runs(size: str) -> list[study.Run]:
         options |= {"log_every_steps": 2, "batch_size": 8, "warmup_epochs": 1, "eval_resize": 0}
         names = ("plain", "size_by_epoch", "repeated_augmentation")
         return [study.Run(name, RECIPE, overrides(name, 2, 16) | options, 0) for name in names]
-    pixels = 128 if size == "full" else 64
-    on_device = {"dtype": "bfloat16", "eval_batch_size": 512} if size == "full" else {"eval_batch_size": 157}
     return [
-        study.Run(f"{name}_{epochs}", RECIPE, overrides(name, epochs, pixels) | on_device, seed)
+        study.Run(f"{name}_{epochs}", RECIPE, overrides(name, epochs, PIXELS) | on_device(name, size), seed)
         for epochs in EPOCHS
         for seed in SEEDS
         for name in INGREDIENTS
     ]
+
+
+def on_device(name: str, size: str) -> dict:
+    """Returns what the device asks for; images that change their size by the epoch cannot be kept on it."""
+    if size == "cpu":
+        return {"eval_batch_size": 157}
+    return {"dtype": "bfloat16", "eval_batch_size": 512} | (
+        {} if "train_sizes" in INGREDIENTS[name] else {"cache": "device"}
+    )
 
 
 def overrides(name: str, epochs: int, pixels: int) -> dict:
