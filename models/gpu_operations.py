@@ -31,7 +31,29 @@ def find_attention(dtype: jnp.dtype) -> Callable[[jax.Array, jax.Array, jax.Arra
     """
     if jnp.finfo(dtype).bits > 16 or jax.default_backend() != "gpu":
         return None
-    return functools.partial(jax.nn.dot_product_attention, implementation="cudnn")
+    return _attend
+
+
+@jax.custom_vjp
+def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+
+
+def _attend_even(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """_attend for training: JAX refuses gradients of an odd length, such as the 197 tokens of ViT-B/16.
+
+    An odd length gets one more token, of zeros, which no other token attends to.
+    """
+    images, length = query.shape[:2]
+    if length % 2 == 0:
+        return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
+    longer = (jnp.pad(x, ((0, 0), (0, 1), (0, 0), (0, 0))) for x in (query, key, value))
+    lengths = jnp.full(images, length, jnp.int32)
+    y = jax.nn.dot_product_attention(*longer, key_value_seq_lengths=lengths, implementation="cudnn")
+    return y[:, :length]
+
+
+_attend.defvjp(functools.partial(jax.vjp, _attend_even), lambda vjp, gradient: vjp(gradient))
 
 
 def _convolve_blocks(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:

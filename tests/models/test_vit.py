@@ -121,3 +121,29 @@ def test_attention_is_the_formula_and_its_other_form_is_for_gpus_alone():
     weights = np.exp(scores) / np.exp(scores).sum(-1, keepdims=True)
     np.testing.assert_allclose(found, np.einsum("nhij,njhd->nihd", weights, value), rtol=1e-12)
     assert gpu_operations.find_attention(jnp.dtype(jnp.bfloat16)) is None
+
+
+@pytest.mark.parametrize("length", [4, 5])
+def test_a_gpu_trains_sequences_of_an_odd_length_too(length, monkeypatch):
+    """JAX traces cuDNN's attention on a GPU only; it refuses gradients of odd lengths, such as ViT-B/16's 197."""
+    plain, lengths = jax.nn.dot_product_attention, []
+
+    def cudnn(query, key, value, *, implementation, **options):
+        assert implementation == "cudnn"
+        lengths.append(query.shape[1])
+        return plain(query, key, value, implementation="xla", **options)
+
+    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
+    attend = gpu_operations.find_attention(jnp.dtype(jnp.bfloat16))
+    random = np.random.default_rng(0)
+    query, key, value, weight = jnp.asarray(random.normal(size=(4, 2, length, 3, 8)), jnp.float32)
+    np.testing.assert_array_equal(attend(query, key, value), plain(query, key, value, implementation="xla"))
+    assert lengths == [length]  # inference needs no more tokens
+
+    def gradients(attend):
+        return jax.grad(lambda *arrays: (weight * attend(*arrays)).sum(), argnums=(0, 1, 2))(query, key, value)
+
+    for ours, theirs in zip(gradients(attend), gradients(plain), strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=1e-6)
+    assert lengths[1:] and all(length % 2 == 0 for length in lengths[1:])
