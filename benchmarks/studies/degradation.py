@@ -11,6 +11,7 @@ With --torch_python=PATH --binaries=FOLDER, ResNet-20's seconds are compared wit
 
 import bisect
 import json
+import math
 import pathlib
 import re
 import shutil
@@ -201,10 +202,9 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
         for split, shallow, deep in zip(
             ("training", "test"), *(errors_after(group, steps) for group in pair), strict=True
         ):
-            more, half = study.difference(deep, shallow)
-            result = f"{split} error {study.spread(shallow)} and {study.spread(deep)} %"
-            results.append(result + study.difference_in_words(more, half, 2))
-            verdicts.append(f"{study.verdict(sign * more, half)} ({split} error)")
+            more = statistics.fmean(deep) - statistics.fmean(shallow)
+            results.append(f"{split} error {study.spread(shallow)} and {study.spread(deep)} %; difference {more:+.2f}")
+            verdicts.append(f"{study.verdict(sign * more, range_of_seeds(shallow, deep))} ({split} error)")
         row, names = pair[0][0], {"plain": "plain-20 and plain-56", "resnet": "ResNet-20 and ResNet-56"}[kind]
         run = f"{names}, {steps:,} iterations on {images_of(row)}, {study.hardware_name(row['hardware'])}"
         run += f"; {study.seeds_of(*pair)}"
@@ -221,6 +221,14 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
             result = f"test error {study.spread(found)} %; {more:+.2f} points"
             claims.append(study.Claim("He 2015, Table 6", claim, run, result, holds))
     return claims
+
+
+def range_of_seeds(*groups: list[float]) -> float:
+    """Returns how far the seeds of a group lie apart, at most; NaN if a group has one seed.
+
+    A network's order is judged by it: two seeds of runs this long are too few for an interval.
+    """
+    return math.nan if min(map(len, groups)) == 1 else max(max(group) - min(group) for group in groups)
 
 
 def run_pytorch() -> int:
