@@ -5,12 +5,13 @@
 # PYTHON runs ours and TORCH_PYTHON runs PyTorch (torch, torchvision, timm); both are python3 if not given.
 # SMALL=1 runs every part at reduced size, on a CPU too, with one network in place of several: it shows only that the
 # parts work.
-parts="pytorch variants profile vgg16 others inference more cache"
+parts="pytorch variants profile vgg16 vit others inference more cache"
 if [ "$1" = --list ]; then
     echo "pytorch    ResNet-50 training beside PyTorch's, eager and compiled"
     echo "variants   ResNet-50 training without each of our own forms, and with convolutions outside command buffers"
     echo "profile    ResNet-50 training: rate, share of the roofline, a profile and its slowest operations"
     echo "vgg16      VGG-16 training beside PyTorch's, and with XLA's gradient of max pooling"
+    echo "vit        ViT-S/16 training, and with XLA's attention in place of cuDNN's"
     echo "others     MobileNet, AlexNet and GoogLeNet training beside PyTorch's"
     echo "inference  ResNet-50, VGG-16 and MobileNet inference beside PyTorch's"
     echo "more       ResNet-18, DenseNet-121, Inception-v3 and ResNet-152 beside PyTorch's"
@@ -67,6 +68,7 @@ for part in ${*:-$parts}; do
             against_pytorch vgg16 train
             variants vgg16 "max pooling by select-and-scatter"
             ;;
+        vit) variants vit_small_patch16_224 "attention by XLA" ;;
         others) against_pytorch mobilenetv1_100,alexnet,googlenet train ;;
         inference) against_pytorch resnet50,vgg16,mobilenetv1_100 infer ;;
         more) against_pytorch resnet18,densenet121,inception_v3,resnet152 train,infer ;;

@@ -109,6 +109,10 @@ def strided_as_it_stands(*_: object) -> None:
     """Replaces gpu_operations.find_convolution, so that a GPU runs the plain strided convolution."""
 
 
+def attention_by_xla(*_: object) -> None:
+    """Replaces gpu_operations.find_attention, so that a GPU runs the plain attention."""
+
+
 def leave_to_xla(x: jax.Array) -> jax.Array:
     """Replaces cpu_operations.store: XLA computes block sums and depthwise results anew for each of their readers."""
     return x
@@ -151,6 +155,7 @@ VARIANTS = {
     "batch statistics in one reduction": Variant(
         BFLOAT16, functions={"operations.mean_and_variance": statistics_in_one_reduction}
     ),
+    "attention by XLA": Variant(BFLOAT16, functions={"gpu_operations.find_attention": attention_by_xla}),
     "batch norm differentiated by JAX": Variant(
         BFLOAT16, functions={"operations.normalize": normalize_without_own_gradient}
     ),

@@ -8,7 +8,7 @@ import sys
 import pytest
 from program import COMPILE_QUICKLY, ROOT
 
-PARTS = ["pytorch", "variants", "profile", "vgg16", "others", "inference", "more", "cache"]
+PARTS = ["pytorch", "variants", "profile", "vgg16", "vit", "others", "inference", "more", "cache"]
 # The parameters that torchvision and timm count; our side refuses other numbers.
 STUB = f"""#!{sys.executable}
 import json, sys
@@ -40,8 +40,8 @@ def test_each_part_writes_its_rows(part, tmp_path):
     done = run(tmp_path / "out", part, PYTHON=sys.executable, TORCH_PYTHON=str(stub))
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
-    assert len(rows.get("step_options", [])) == {"variants": 8, "vgg16": 1}.get(part, 0)
-    assert len(rows.get("against_pytorch", [])) == {"variants": 0, "profile": 0, "more": 2, "cache": 0}.get(part, 1)
+    assert len(rows.get("step_options", [])) == {"variants": 8, "vgg16": 1, "vit": 1}.get(part, 0)
+    assert len(rows.get("against_pytorch", [])) == {"variants": 0, "profile": 0, "vit": 0, "more": 2, "cache": 0}.get(part, 1)
     assert len(rows.get("throughput", [])) == (part == "profile")
     assert all(
         row.get("status", "ok") == "ok" and row["images_per_second"] > 0 for found in rows.values() for row in found
