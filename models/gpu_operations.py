@@ -27,9 +27,11 @@ def find_convolution(
 def find_attention(dtype: jnp.dtype) -> Callable[[jax.Array, jax.Array, jax.Array], jax.Array] | None:
     """Returns cuDNN's form of operations.attend, or None where a GPU takes the plain one.
 
-    cuDNN's has 16-bit numbers only and no forward-mode derivative, and JAX traces it only where cuDNN is installed.
+    cuDNN's has 16-bit numbers only and no forward-mode derivative, and runs on NVIDIA's GPUs from Ampere (8.0) on. JAX
+    traces it only where cuDNN is installed.
     """
-    if jnp.finfo(dtype).bits > 16 or jax.default_backend() != "gpu":
+    generation = str(getattr(jax.devices()[0], "compute_capability", "")).partition(".")[0]  # AMD's is such as gfx942
+    if jnp.finfo(dtype).bits > 16 or not generation.isdecimal() or int(generation) < 8:
         return None
     return _attend
 

@@ -41,7 +41,9 @@ def test_each_part_writes_its_rows(part, tmp_path):
     assert done.returncode == 0, done.stdout + done.stderr
     rows = {path.stem: json.loads(path.read_text()) for path in (tmp_path / "out").glob("*.json")}
     assert len(rows.get("step_options", [])) == {"variants": 8, "vgg16": 1, "vit": 1}.get(part, 0)
-    assert len(rows.get("against_pytorch", [])) == {"variants": 0, "profile": 0, "vit": 0, "more": 2, "cache": 0}.get(part, 1)
+    assert len(rows.get("against_pytorch", [])) == {"variants": 0, "profile": 0, "vit": 0, "more": 2, "cache": 0}.get(
+        part, 1
+    )
     assert len(rows.get("throughput", [])) == (part == "profile")
     assert all(
         row.get("status", "ok") == "ok" and row["images_per_second"] > 0 for found in rows.values() for row in found

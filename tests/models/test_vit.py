@@ -1,6 +1,7 @@
 """Transformers on images of other sizes, weights in timm's names, and what attention needs of analysis and of JAX."""
 
 import pathlib
+import types
 import zlib
 
 import jax
@@ -123,6 +124,12 @@ def test_attention_is_the_formula_and_its_other_form_is_for_gpus_alone():
     assert gpu_operations.find_attention(jnp.dtype(jnp.bfloat16)) is None
 
 
+@pytest.mark.parametrize("capability", ["7.5", "gfx942"])
+def test_older_gpus_and_those_of_others_take_the_plain_attention(capability, monkeypatch):
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability=capability)])
+    assert gpu_operations.find_attention(jnp.dtype(jnp.bfloat16)) is None
+
+
 @pytest.mark.parametrize("length", [4, 5])
 def test_a_gpu_trains_sequences_of_an_odd_length_too(length, monkeypatch):
     """JAX traces cuDNN's attention on a GPU only; it refuses gradients of odd lengths, such as ViT-B/16's 197."""
@@ -133,7 +140,7 @@ def test_a_gpu_trains_sequences_of_an_odd_length_too(length, monkeypatch):
         lengths.append(query.shape[1])
         return plain(query, key, value, implementation="xla", **options)
 
-    monkeypatch.setattr(jax, "default_backend", lambda: "gpu")
+    monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability="9.0")])
     monkeypatch.setattr(jax.nn, "dot_product_attention", cudnn)
     attend = gpu_operations.find_attention(jnp.dtype(jnp.bfloat16))
     random = np.random.default_rng(0)
