@@ -3,7 +3,7 @@
 python benchmarks/compiled_traffic.py --models=resnet50,vgg16 [--json=FILE] compiles the product's own step for the GPU
 that --target describes and lists its kernels, the bytes that they read and write, and the least time that they take at
 the device's rates of copying and multiplying. It needs `pip install "jax[cuda13]"`. Without a GPU XLA cannot autotune,
-so the programs have its default kernels; benchmark.py measures the speed on a real machine.
+so the programs have its default kernels and cuBLAS's products; benchmark.py measures the speed on a real machine.
 
 --recipes=resnet50_a1,resnet50_tv2 compiles the steps of recipes instead, at each size of their images, and also lists
 the least hours of the whole run and the memory that it needs.
@@ -48,7 +48,7 @@ _IMAGE_SIZE = flags.DEFINE_integer("image_size", None, "Pixels a side; default: 
 _DTYPE = flags.DEFINE_enum("dtype", "bfloat16", ["float32", "bfloat16"], "Data type of the computation.")
 # The defaults were measured on an H100: the copy of a large array, and a bfloat16 product of 8192 x 8192 matrices.
 _BYTES = flags.DEFINE_float("bytes_per_second", 3.0e12, "Rate at which the GPU copies, read and written.")
-_FLOPS = flags.DEFINE_float("flops_per_second", 790e12, "Rate at which the GPU multiplies matrices of --dtype.")
+_FLOPS = flags.DEFINE_float("flops_per_second", 790e12, "Rate at which the GPU multiplies matrices of the dtype.")
 _JSON = flags.DEFINE_string("json", None, "A file for the rows, and of those of other networks.")
 
 
@@ -84,7 +84,8 @@ def measure_recipe(recipe: str, mesh: Mesh) -> list[Row]:
 def measure(config: ConfigDict, mesh: Mesh, image_size: int) -> Row:
     """Compiles a training step and returns its row."""
     traced = make_program(config, mesh, steps_per_epoch=1).trace(image_size)
-    # Without a GPU nothing can choose among Triton's products; some, as in ViT, have no default.
+    # Triton's products need tilings that only a run on a GPU can choose. For some, as in ViT, XLA has no default, so
+    # products are cuBLAS's.
     compiled = traced.lower().compile({"xla_gpu_autotune_level": 0, "xla_gpu_enable_triton_gemm": False})
     kernels = find_kernels(compiled.as_text())
     seconds = bound_seconds(kernels, _BYTES.value, _FLOPS.value)

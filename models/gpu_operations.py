@@ -44,6 +44,8 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
 def _attend_even(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     """_attend for training: JAX refuses gradients of an odd length, such as the 197 tokens of ViT-B/16.
 
+    cuDNN has no gradient of an odd length with a bias, and JAX takes the missing bias for one.
+
     An odd length gets one more token, of zeros, which no other token attends to.
     """
     images, length = query.shape[:2]

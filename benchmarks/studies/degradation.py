@@ -1,4 +1,4 @@
-"""Degradation and its cure: python benchmarks/studies/degradation.py [--size=full|cpu|reduced] [--minutes=9].
+"""Degradation and its cure: python benchmarks/studies/degradation.py [--size=full|cpu|reduced] [--short].
 
 The study trains plain networks of 20 and 56 layers on CIFAR-10, the same with shortcuts, and then deeper ones. He,
 Zhang, Ren, Sun 2015, Deep residual learning for image recognition, section 4.2, Table 6 and Fig. 6: the deeper plain
@@ -40,11 +40,11 @@ _TORCH_STEPS = flags.DEFINE_integer("torch_steps", 64_000, "For the script: less
 
 def main() -> int:
     """Runs the program; returns its exit code."""
-    if _TORCH_PYTHON.value:
-        return run_pytorch()
     if _SHORT.value and study.SIZE.value != "full":
         with command_line.refusing_bad_input():
             raise ValueError(f"--short has the full size, but --size is {study.SIZE.value}; leave one of the two out")
+    if _TORCH_PYTHON.value:
+        return run_pytorch()
     return study.main("degradation_short" if _SHORT.value else "degradation", list_runs, make_table, draw, judge)
 
 
@@ -204,7 +204,9 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
         ):
             more = statistics.fmean(deep) - statistics.fmean(shallow)
             results.append(f"{split} error {study.spread(shallow)} and {study.spread(deep)} %; difference {more:+.2f}")
-            verdicts.append(f"{study.verdict(sign * more, range_of_seeds(shallow, deep))} ({split} error)")
+            apart = range_of_seeds(shallow, deep)
+            verdict = study.verdict(sign * more, apart) + ", beyond the seeds' range" * (abs(more) > apart)
+            verdicts.append(f"{verdict} ({split} error)")
         row, names = pair[0][0], {"plain": "plain-20 and plain-56", "resnet": "ResNet-20 and ResNet-56"}[kind]
         run = f"{names}, {steps:,} iterations on {images_of(row)}, {study.hardware_name(row['hardware'])}"
         run += f"; {study.seeds_of(*pair)}"
@@ -226,7 +228,7 @@ def judge(rows: list[study.Row]) -> list[study.Claim]:
 def range_of_seeds(*groups: list[float]) -> float:
     """Returns how far the seeds of a group lie apart, at most; NaN if a group has one seed.
 
-    A network's order is judged by it: two seeds of runs this long are too few for an interval.
+    `judge` compares a difference with it: with two seeds Welch's interval is wider than most differences.
     """
     return math.nan if min(map(len, groups)) == 1 else max(max(group) - min(group) for group in groups)
 

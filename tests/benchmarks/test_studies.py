@@ -55,6 +55,12 @@ def test_a_signal_reaches_the_run_and_the_same_command_goes_on(tmp_path):
     assert again == rows and "train.py" not in output
 
 
+def test_a_short_degradation_has_the_full_size(tmp_path):
+    process = start("degradation", tmp_path, "--short")
+    process.communicate(timeout=60)
+    assert process.returncode == 2 and not list(tmp_path.iterdir())
+
+
 STUDIES = ["stored_networks", "imagenette", "auxiliary_classifiers", "ingredients", "digits", "fine_tuning"]
 
 

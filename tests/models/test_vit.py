@@ -136,8 +136,8 @@ def test_a_gpu_trains_sequences_of_an_odd_length_too(length, monkeypatch):
     plain, lengths = jax.nn.dot_product_attention, []
 
     def cudnn(query, key, value, *, implementation, **options):
-        assert implementation == "cudnn"
-        lengths.append(query.shape[1])
+        if implementation == "cudnn":
+            lengths.append(query.shape[1])
         return plain(query, key, value, implementation="xla", **options)
 
     monkeypatch.setattr(jax, "devices", lambda: [types.SimpleNamespace(compute_capability="9.0")])
@@ -154,3 +154,5 @@ def test_a_gpu_trains_sequences_of_an_odd_length_too(length, monkeypatch):
     for ours, theirs in zip(gradients(attend), gradients(plain), strict=True):
         np.testing.assert_allclose(ours, theirs, atol=1e-6)
     assert lengths[1:] and all(length % 2 == 0 for length in lengths[1:])
+    narrow = jnp.zeros((2, length, 3, 8), jnp.bfloat16)
+    jax.make_jaxpr(jax.grad(lambda query: operations.attend(query, narrow, narrow).sum()))(narrow)  # as ViT does
