@@ -301,7 +301,7 @@ def make_table(rows: list[study.Row]) -> str:
                 first["config"]["image_size"],
                 f"{count_millions(name):.4g}",
                 f"{first['parameters'] / 1e6:.3g}",
-                f"{rates[name]['images_per_second']:.3g}" if name in rates else "",
+                in_words(rates[name]["images_per_second"]) if name in rates else "",
                 *(
                     f"{study.top1(each[key]):.1f} ± {study.half_interval(each[key]):.1f}" if key in each else ""
                     for key in columns
@@ -311,6 +311,11 @@ def make_table(rows: list[study.Row]) -> str:
             ]
         )
     return study.table(headings, lines)
+
+
+def in_words(rate: float) -> str:
+    """Returns a rate with three digits, such as 40.2 or 1,000."""
+    return f"{float(f'{rate:.3g}'):,g}"
 
 
 def guesses(group: list[study.Row]) -> bool:
@@ -382,11 +387,12 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     ]
     figure = Figure(figsize=(7.5 * len(budgets), 6.5), layout="constrained")
     about = "95 % intervals over the seeds; of a single seed, over the images"
+    named = []
     figure.suptitle(f"The lineage on Imagenette: accuracy over cost\n({about})")
     for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
+        discs: dict[str, tuple[float, float, float]] = {}
         for name, each in networks.items():
-            number = list(NETWORKS).index(name)
-            color = f"C{number % 10}"
+            color = f"C{list(NETWORKS).index(name) % 10}"
             for recipe, face in (("common", color), ("own", "none")):
                 if (budget, recipe) not in each:
                     continue
@@ -396,25 +402,56 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
                 area = 4 * group[0]["parameters"] / 1e6 + 12
                 style = {"facecolor": face, "edgecolor": color, "alpha": 0.6}
                 axes.scatter(millions, accuracy, area, linewidth=1.5, **style)
-                if recipe == "common" or (budget, "common") not in each:
-                    height = (4, -11, 14, -21)[number % 4]  # networks of a similar cost may have equal accuracies
-                    place = {"xytext": (6, height), "textcoords": "offset points", "fontsize": "small"}
-                    axes.annotate(name, (millions, accuracy), **place)
+                discs.setdefault(name, (millions, accuracy, math.sqrt(area / math.pi)))
         axes.axhline(CHANCE, color="grey", linewidth=1, linestyle="--", zorder=0)
         axes.set_xscale("log")
-        axes.margins(x=0.15)  # room for the names
+        axes.margins(x=0.2)  # room for the names
+        named.append((axes, discs))
         axes.set_title(f"{describe(budget)} of training for each network")
         axes.set_xlabel("million multiply-accumulates an image")
         axes.set_ylabel("top-1 accuracy (%)")
         axes.grid(alpha=0.3)
-    discs = [
+    handles = [
         Line2D([], [], marker="o", linestyle="", color="grey", fillstyle=fill, label=f"{recipe} recipe")
         for recipe, fill in (("common", "full"), ("own", "none"))
         if any(key[1] == recipe for each in networks.values() for key in each)
     ]
-    discs += [Line2D([], [], color="grey", linewidth=1, linestyle="--", label="chance")]
-    figure.axes[0].legend(handles=discs, loc="upper left", title="area of a disc: parameters", fontsize="small")
+    handles += [Line2D([], [], color="grey", linewidth=1, linestyle="--", label="chance")]
+    figure.axes[0].legend(handles=handles, loc="upper left", title="area of a disc: parameters", fontsize="small")
+    figure.draw_without_rendering()  # it places the axes
+    for axes, discs in named:
+        write_names(axes, discs)
     study.save_figure(figure, path)
+
+
+def write_names(axes: Any, discs: dict[str, tuple[float, float, float]]) -> None:
+    """Writes each name beside its disc, where it covers no disc and no other name, if there is such a place.
+
+    Args:
+      axes: of matplotlib, already placed in the figure.
+      discs: for each name x, y and the radius in points.
+    """
+    from matplotlib.transforms import Bbox
+
+    pixels = axes.figure.dpi / 72
+    taken = []
+    for x, y, radius in discs.values():
+        (centre,) = axes.transData.transform([(x, y)])
+        taken.append(Bbox([centre - radius * pixels, centre + radius * pixels]))
+    for name, (x, y, radius) in discs.items():
+        places = [(side * (radius + 4), height) for height in (-3, 9, -15) for side in (1, -1)]
+        places += [(0, radius + 14), (0, -radius - 22)]
+        for across, up in places:
+            side = "left" if across > 0 else "right" if across < 0 else "center"
+            style = {"textcoords": "offset points", "fontsize": "small", "horizontalalignment": side}
+            text = axes.annotate(name, (x, y), (across, up), **style)
+            box = text.get_window_extent()
+            if not any(box.overlaps(other) for other in taken):
+                break
+            text.remove()
+        else:
+            axes.annotate(name, (x, y), (radius + 4, -3), textcoords="offset points", fontsize="small")
+        taken.append(box)
 
 
 def put_into_recipes(rows: list[study.Row]) -> None:
