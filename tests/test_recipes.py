@@ -43,7 +43,7 @@ def parameter(name):
     return pytest.param(name, marks=[pytest.mark.slow] * (name in SLOW))
 
 
-@pytest.mark.parametrize("name", map(parameter, RECIPES))
+@pytest.mark.parametrize("name", list(map(parameter, RECIPES)))
 def test_recipe(name, tmp_path, monkeypatch):
     monkeypatch.setattr(train, "make_mesh", lambda: make_mesh(1))  # eight copies of VGG would not fit into memory
     monkeypatch.setattr(jax, "device_count", lambda: 1)
