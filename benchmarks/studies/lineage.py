@@ -390,7 +390,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     named = []
     figure.suptitle(f"The lineage on Imagenette: accuracy over cost\n({about})")
     for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
-        discs: dict[str, tuple[float, float, float]] = {}
+        discs: list[tuple[str, float, float, float]] = []
         for name, each in networks.items():
             color = f"C{list(NETWORKS).index(name) % 10}"
             for recipe, face in (("common", color), ("own", "none")):
@@ -402,7 +402,8 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
                 area = 4 * group[0]["parameters"] / 1e6 + 12
                 style = {"facecolor": face, "edgecolor": color, "alpha": 0.6}
                 axes.scatter(millions, accuracy, area, linewidth=1.5, **style)
-                discs.setdefault(name, (millions, accuracy, math.sqrt(area / math.pi)))
+                first = recipe == "common" or (budget, "common") not in each
+                discs.append((name if first else "", millions, accuracy, math.sqrt(area / math.pi)))
         axes.axhline(CHANCE, color="grey", linewidth=1, linestyle="--", zorder=0)
         axes.set_xscale("log")
         axes.margins(x=0.2)  # room for the names
@@ -424,21 +425,23 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     study.save_figure(figure, path)
 
 
-def write_names(axes: Any, discs: dict[str, tuple[float, float, float]]) -> None:
+def write_names(axes: Any, discs: list[tuple[str, float, float, float]]) -> None:
     """Writes each name beside its disc, where it covers no disc and no other name, if there is such a place.
 
     Args:
       axes: of matplotlib, already placed in the figure.
-      discs: for each name x, y and the radius in points.
+      discs: the name of each, or "" for none, x, y and the radius in points.
     """
     from matplotlib.transforms import Bbox
 
     pixels = axes.figure.dpi / 72
     taken = []
-    for x, y, radius in discs.values():
+    for _, x, y, radius in discs:
         (centre,) = axes.transData.transform([(x, y)])
         taken.append(Bbox([centre - radius * pixels, centre + radius * pixels]))
-    for name, (x, y, radius) in discs.items():
+    for name, x, y, radius in discs:
+        if not name:
+            continue
         places = [(side * (radius + 4), height) for height in (-3, 9, -15) for side in (1, -1)]
         places += [(0, radius + 14), (0, -radius - 22)]
         for across, up in places:
