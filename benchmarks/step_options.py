@@ -105,12 +105,8 @@ def layouts_of_jax(target: State) -> State:
     return target
 
 
-def strided_as_it_stands(*_: object) -> None:
-    """Replaces gpu_operations.find_convolution, so that a GPU runs the plain strided convolution."""
-
-
-def attention_by_xla(*_: object) -> None:
-    """Replaces gpu_operations.find_attention, so that a GPU runs the plain attention."""
+def plain_form(*_: object) -> None:
+    """Replaces gpu_operations.find_convolution or find_attention, so that a GPU runs the plain form."""
 
 
 def leave_to_xla(x: jax.Array) -> jax.Array:
@@ -137,7 +133,7 @@ VARIANTS = {
     "bfloat16": Variant(BFLOAT16),
     "command buffers without convolutions": Variant(BFLOAT16, {"xla_gpu_enable_command_buffer": BY_DEFAULT}),
     "max pooling by select-and-scatter": Variant(BFLOAT16, functions={"gpu_operations.max_pool": max_pool_by_xla}),
-    "stem with its stride": Variant(BFLOAT16, functions={"gpu_operations.find_convolution": strided_as_it_stands}),
+    "stem with its stride": Variant(BFLOAT16, functions={"gpu_operations.find_convolution": plain_form}),
     "batch norm and ReLU apart": Variant(BFLOAT16, functions={"operations.normalize": normalize_then_activate}),
     "batch statistics in two passes": Variant(
         BFLOAT16, functions={"operations.mean_and_variance": statistics_in_two_passes}
@@ -146,7 +142,7 @@ VARIANTS = {
         BFLOAT16,
         functions={
             "gpu_operations.max_pool": max_pool_by_xla,
-            "gpu_operations.find_convolution": strided_as_it_stands,
+            "gpu_operations.find_convolution": plain_form,
             "operations.normalize": normalize_then_activate,
             "operations.mean_and_variance": statistics_in_two_passes,
         },
@@ -155,7 +151,7 @@ VARIANTS = {
     "batch statistics in one reduction": Variant(
         BFLOAT16, functions={"operations.mean_and_variance": statistics_in_one_reduction}
     ),
-    "attention by XLA": Variant(BFLOAT16, functions={"gpu_operations.find_attention": attention_by_xla}),
+    "attention by XLA": Variant(BFLOAT16, functions={"gpu_operations.find_attention": plain_form}),
     "batch norm differentiated by JAX": Variant(
         BFLOAT16, functions={"operations.normalize": normalize_without_own_gradient}
     ),

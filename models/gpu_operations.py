@@ -41,12 +41,11 @@ def _attend(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(query, key, value, implementation="cudnn")
 
 
-def _attend_even(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
-    """_attend for training: JAX refuses gradients of an odd length, such as the 197 tokens of ViT-B/16.
+def _attend_in_training(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
+    """_attend, where an odd length gets one more token, of zeros, which no other token attends to.
 
-    cuDNN has no gradient of an odd length with a bias, and JAX takes the missing bias for one.
-
-    An odd length gets one more token, of zeros, which no other token attends to.
+    JAX refuses gradients of an odd length, such as the 197 tokens of ViT-B/16: cuDNN has none of an odd length with a
+    bias, and JAX takes the missing bias for one.
     """
     images, length = query.shape[:2]
     if length % 2 == 0:
@@ -57,7 +56,7 @@ def _attend_even(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Arra
     return y[:, :length]
 
 
-_attend.defvjp(functools.partial(jax.vjp, _attend_even), lambda vjp, gradient: vjp(gradient))
+_attend.defvjp(functools.partial(jax.vjp, _attend_in_training), lambda vjp, gradient: vjp(gradient))
 
 
 def _convolve_blocks(x: jax.Array, kernel: jax.Array, stride: int, padding: Padding) -> jax.Array:

@@ -1,10 +1,11 @@
-"""Degradation and its cure: python benchmarks/studies/degradation.py [--size=full|cpu|reduced] [--short].
+"""Degradation and its cure: python benchmarks/studies/degradation.py [--size=full|cpu|reduced] [--minutes=9].
 
 The study trains plain networks of 20 and 56 layers on CIFAR-10, the same with shortcuts, and then deeper ones. He,
 Zhang, Ren, Sun 2015, Deep residual learning for image recognition, section 4.2, Table 6 and Fig. 6: the deeper plain
 network has a higher training and test error, the deeper residual network a lower one.
 
---short: 12,000 iterations in place of the paper's 64,000, for a GPU.
+The full size follows the paper's schedule of 64,000 iterations on a GPU; with --short it has 12,000, a warm-up and a
+cosine.
 
 With --torch_python=PATH --binaries=FOLDER, ResNet-20's seconds are compared with those of plain_pytorch_resnet20.py.
 """
@@ -32,7 +33,6 @@ FIRST, THEN = ("plain20", "plain56", "resnet20", "resnet56"), ("resnet32", "resn
 SEEDS = {"full": 3, "short": 2, "cpu": 2, "reduced": 1}
 
 _SHORT = flags.DEFINE_bool("short", False, "At full size: 12,000 iterations, with a warm-up and a cosine.")
-
 _TORCH_PYTHON = flags.DEFINE_string("torch_python", None, "A Python that has torch and torchvision, to run the script.")
 _BINARIES = flags.DEFINE_string("binaries", None, "For the script: the folder of CIFAR-10's official binary files.")
 _TORCH_STEPS = flags.DEFINE_integer("torch_steps", 64_000, "For the script: less is extrapolated.", lower_bound=1)

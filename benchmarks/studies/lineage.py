@@ -426,7 +426,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
 
 
 def write_names(axes: Any, discs: list[tuple[str, float, float, float]]) -> None:
-    """Writes each name beside its disc, where it covers no disc and no other name, if there is such a place.
+    """Writes each name beside its disc, where it covers the fewest discs and other names.
 
     Args:
       axes: of matplotlib, already placed in the figure.
@@ -439,22 +439,23 @@ def write_names(axes: Any, discs: list[tuple[str, float, float, float]]) -> None
     for _, x, y, radius in discs:
         (centre,) = axes.transData.transform([(x, y)])
         taken.append(Bbox([centre - radius * pixels, centre + radius * pixels]))
+
+    def write(name: str, point: tuple[float, float], place: tuple[float, float]) -> Any:
+        side = "left" if place[0] > 0 else "right" if place[0] < 0 else "center"
+        style = {"textcoords": "offset points", "fontsize": "small", "horizontalalignment": side}
+        return axes.annotate(name, point, place, **style)
+
     for name, x, y, radius in discs:
-        if not name:
-            continue
-        places = [(side * (radius + 4), height) for height in (-3, 9, -15) for side in (1, -1)]
-        places += [(0, radius + 14), (0, -radius - 22)]
-        for across, up in places:
-            side = "left" if across > 0 else "right" if across < 0 else "center"
-            style = {"textcoords": "offset points", "fontsize": "small", "horizontalalignment": side}
-            text = axes.annotate(name, (x, y), (across, up), **style)
-            box = text.get_window_extent()
-            if not any(box.overlaps(other) for other in taken):
-                break
-            text.remove()
-        else:
-            axes.annotate(name, (x, y), (radius + 4, -3), textcoords="offset points", fontsize="small")
-        taken.append(box)
+        if name:
+            places = [(side * (radius + 4), height) for height in (-3, 9, -15) for side in (1, -1)]
+            places += [(0, radius + 14), (0, -radius - 22)]
+            texts = [write(name, (x, y), place) for place in places]
+            boxes = [text.get_window_extent() for text in texts]
+            best = min(range(len(boxes)), key=lambda at: sum(boxes[at].overlaps(other) for other in taken))
+            taken.append(boxes[best])
+            for text in texts:
+                if text is not texts[best]:
+                    text.remove()
 
 
 def put_into_recipes(rows: list[study.Row]) -> None:

@@ -56,9 +56,10 @@ def test_a_signal_reaches_the_run_and_the_same_command_goes_on(tmp_path):
 
 
 def test_a_short_degradation_has_the_full_size(tmp_path):
-    process = start("degradation", tmp_path, "--short")
-    process.communicate(timeout=60)
-    assert process.returncode == 2 and not list(tmp_path.iterdir())
+    command = [sys.executable, "benchmarks/studies/degradation.py", "--short", "--size=cpu", f"--workdir={tmp_path}"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and not list(tmp_path.iterdir())
+    assert "--short has the full size, but --size is cpu" in done.stderr
 
 
 STUDIES = ["stored_networks", "imagenette", "auxiliary_classifiers", "ingredients", "digits", "fine_tuning"]

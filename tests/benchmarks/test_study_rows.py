@@ -185,7 +185,10 @@ print(json.dumps({
     "another recipe's way to the same": refusal(({}, 0), ({"learning_rate": 0.1}, 0)),
     "no effect": refusal(({}, 0), ({"log_every_steps": 3}, 0)),
     "verdicts": [study.verdict(*pair) for pair in ((2, 1), (-2, 1), (1, 2), (0, 0), (1, math.nan), (0, math.nan))],
-    "refused settings": list(filter(None, (refused(run) for run in digits.list_runs("cpu") if run.seed == 0))),
+    "refused settings": list(filter(None, map(refused, [
+        *(run for run in digits.list_runs("cpu") + ingredients.list_runs("full") if run.seed == 0),
+        *(study.Run(name, "cifar10_resnet20", degradation.overrides(name, "short"), 0) for name in degradation.FIRST),
+    ]))),
     "settings": [
         *digits.SETTINGS,
         *(f"{setting}_{each}" for setting, evaluations in digits.EVALUATIONS.items() for each in evaluations),
@@ -271,7 +274,7 @@ def test_evaluations_of_the_same_networks_are_compared_in_pairs(found):
     assert crops.endswith("difference +1.50 ± 0.92") and ensembles.endswith("difference +2.00 ± 12.71")
 
 
-def test_the_digits_settings_are_valid_and_their_comparisons_point_the_right_way(found):
+def test_settings_are_valid_and_the_comparisons_of_the_digits_point_the_right_way(found):
     assert found["refused settings"] == []
     for ours, theirs, holds in found["comparisons"]:
         assert {ours, theirs} <= set(found["settings"])
