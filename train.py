@@ -227,7 +227,7 @@ def take_steps(
 ) -> None:
     """Trains to the last step and writes the summary; once the interruption is true, saves a checkpoint and stops."""
     config, steps_per_epoch = program.config, feed.steps_per_epoch
-    start, no_sums = int(state["step"]), program.zero_sums()
+    start, no_sums, constants = int(state["step"]), program.zero_sums(), program.constants
 
     def evaluation_is_due(step: int) -> bool:
         return step == config.num_steps or is_due(step, config.evaluate_every_epochs * steps_per_epoch)
@@ -263,7 +263,7 @@ def take_steps(
         in_flight: collections.deque[Sums] = collections.deque()
         sums = no_sums
         for step, batch in batches:
-            state, sums = program.train_step(state, sums, batch | program.constants)
+            state, sums = program.train_step(state, sums, batch | constants)
             # The host starts at most prefetch_batches calls ahead of the devices, which limits the memory of batches.
             in_flight.append(sums)
             if len(in_flight) > config.prefetch_batches or step == start + 1:

@@ -247,7 +247,7 @@ def _training(
 
         def step() -> Any:
             nonlocal state, sums
-            state, sums = compiled(state, sums, next(batches))
+            state, sums = compiled(state, sums, next(batches) | program.constants)
             return sums
 
         return step

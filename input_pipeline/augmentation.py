@@ -35,7 +35,7 @@ class MixedLabels(NamedTuple):
     share: jax.Array
 
 
-Augmentation = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | MixedLabels]]
+Augmentation = Callable[[jax.Array, jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array | MixedLabels]]
 
 
 def normalize(images: jax.Array, mean: Sequence[float], std: Sequence[float], dtype: jnp.dtype) -> jax.Array:
@@ -61,9 +61,9 @@ def make_augmentation(config: ConfigDict) -> Augmentation | None:
     The order is: RandAugment or TrivialAugment, colour jitter, random erasing, mixup or cutmix.
 
     Returns:
-      A function of images, uint8 (N, H, W, C), labels, (N,) int32, and the images' positions in the run, (N,) uint32.
-      It returns images of 0 to 255, and labels. With random erasing, mixup or cutmix the images are float32 (float64 if
-      config.dtype is), else uint8; with mixup or cutmix the labels are MixedLabels.
+      A function of images, uint8 (N, H, W, C), labels, (N,) int32, the images' positions in the run, (N,) uint32, and
+      the run's seed, a uint32 scalar. It returns images of 0 to 255, and labels. With random erasing, mixup or cutmix
+      the images are float32 (float64 if config.dtype is), else uint8; with mixup or cutmix the labels are MixedLabels.
     """
     changes = []
     if config.auto_augment == "trivial":
@@ -79,10 +79,10 @@ def make_augmentation(config: ConfigDict) -> Augmentation | None:
     dtype = jnp.promote_types(np.dtype(config.dtype), jnp.float32)
 
     def augment(
-        images: jax.Array, labels: jax.Array, positions: jax.Array
+        images: jax.Array, labels: jax.Array, positions: jax.Array, seed: jax.Array
     ) -> tuple[jax.Array, jax.Array | MixedLabels]:
         for purpose, count, change in changes:
-            images = jax.vmap(change)(images, draw_uniforms(config.seed, purpose, positions, count))
+            images = jax.vmap(change)(images, draw_uniforms(seed, purpose, positions, count))
         if config.random_erasing or mixes:
             images = images.astype(dtype)
         if config.random_erasing:
@@ -93,17 +93,17 @@ def make_augmentation(config: ConfigDict) -> Augmentation | None:
                 aspect=config.erasing_aspect,
                 fill=255 * jnp.asarray(config.mean, dtype),
             )
-            uniforms = draw_uniforms(config.seed, "random_erasing", positions, 2 * TRIES + 3)
+            uniforms = draw_uniforms(seed, "random_erasing", positions, 2 * TRIES + 3)
             images = jax.vmap(erase)(images, uniforms)
         if mixes:
-            uniforms = draw_uniforms(config.seed, "mix", positions, 4)
+            uniforms = draw_uniforms(seed, "mix", positions, 4)
             images, labels = mix(images, labels, config.mixup_alpha, config.cutmix_alpha, uniforms)
         return images, labels
 
     return augment
 
 
-def draw_uniforms(seed: int, purpose: str, positions: jax.Array, count: int) -> jax.Array:
+def draw_uniforms(seed: int | jax.Array, purpose: str, positions: jax.Array, count: int) -> jax.Array:
     """Returns random numbers in [0, 1) for each image, float32 (N, count), which depend only on seed and position.
 
     Args:

@@ -141,13 +141,13 @@ class DeviceCache:
         """Returns the batch of a step. It is called inside jit, where each device makes its own rows.
 
         Args:
-          cached: the arrays and the order of the epochs, from `batches`.
+          cached: the arrays and the order of the epochs, from `batches`, and `seed`, the run's, a uint32 scalar.
           step: steps done before, an integer scalar.
 
         Returns:
           `image`, uint8 (batch_size, image_size, image_size, channels), and `label`, int32 (batch_size,).
         """
-        cached = {name: cached[name] for name in [*self.arrays, "order", "first_epoch"]}
+        cached = {name: cached[name] for name in [*self.arrays, "order", "first_epoch", "seed"]}
         if not self._sharded:
             return self._make_rows(cached, step)
         split, whole = PartitionSpec("data"), PartitionSpec()
@@ -165,11 +165,11 @@ class DeviceCache:
         records = cached["order"][epochs, places % self._num_images]
         if self._sharded:
             images = {name: cached[name] for name in self.arrays}
-            cached = _exchange(images, records, self._most_blocks if self._resizes else None)
+            cached |= _exchange(images, records, self._most_blocks if self._resizes else None)
             records = jnp.arange(config.batch_size // self._mesh.size)
             rows = rows[: len(records)] + jax.lax.axis_index("data").astype(jnp.uint32) * len(records)
         positions = step * config.batch_size + rows
-        uniforms = draw_uniforms(config.seed, "crop", positions, 2 * TRIES + 3 if self._resizes else 3)
+        uniforms = draw_uniforms(cached["seed"], "crop", positions, 2 * TRIES + 3 if self._resizes else 3)
         flips = uniforms[:, -1] < (0.5 if config.random_flip else 0)
         if self._resizes:
             heights, widths = cached["height"][records], cached["width"][records]
@@ -234,14 +234,15 @@ class CachedBatches:
         self._step, self._ends, self._epoch = start, iter(ends), None
         epochs = epochs_of_call(config, num_images)
 
-        def shuffle(first_epoch: jax.Array) -> Arrays:
-            key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b"order"))
+        def shuffle(seed: jax.Array, first_epoch: jax.Array) -> Arrays:
+            key = jax.random.fold_in(jax.random.key(seed), zlib.crc32(b"order"))
             keys = jax.vmap(jax.random.fold_in, (None, 0))(key, first_epoch + jnp.arange(epochs, dtype=jnp.uint32))
             records = jnp.arange(num_images, dtype=jnp.int32)
             order = jax.vmap(jax.random.permutation, (0, None))(keys, records)
             return {"order": order, "first_epoch": first_epoch}
 
         self._shuffle = jax.jit(shuffle, out_shardings=cache.replicated)
+        self._seed = self._scalar(np.uint32(config.seed))
 
     def __iter__(self) -> "CachedBatches":
         return self
@@ -250,7 +251,7 @@ class CachedBatches:
         end = next(self._ends)
         epoch, count = self._step * self._batch_size // self._copies // self._num_images, end - self._step
         if epoch != self._epoch:
-            self._order, self._epoch = self._shuffle(self._scalar(np.uint32(epoch))), epoch
+            self._order, self._epoch = self._shuffle(self._seed, self._scalar(np.uint32(epoch))), epoch
         self._step = end
         return self.host.arrays | self._order | {"count": self._scalar(np.int32(count))}
 

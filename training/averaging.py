@@ -45,8 +45,10 @@ def batch_statistics(
     model.set_attributes(momentum=0.0, raise_if_not_found=False)  # the statistics are then those of the batch alone
     graph, *_ = nnx.split(model, nnx.Param, nnx.BatchStat, models.DropoutKey)
 
-    def add(total: dict, images: jax.Array, number: jax.Array, params: dict, batch_stats: dict) -> dict:
-        keys = models.dropout_keys(model, jax.random.fold_in(jax.random.key(config.seed), number))
+    def add(
+        total: dict, images: jax.Array, number: jax.Array, seed: jax.Array, params: dict, batch_stats: dict
+    ) -> dict:
+        keys = models.dropout_keys(model, jax.random.fold_in(jax.random.key(seed), number))
         network = nnx.merge(graph, params, batch_stats, keys)
         network(normalized(config, images))
         return jax.tree.map(lambda old, new: old + new, total, nnx.to_pure_dict(nnx.state(network, nnx.BatchStat)))
@@ -54,13 +56,13 @@ def batch_statistics(
     replicated, split = NamedSharding(mesh, PartitionSpec()), NamedSharding(mesh, PartitionSpec("data"))
     add = jax.jit(
         add,
-        in_shardings=(replicated, split, replicated, replicated, replicated),
+        in_shardings=(replicated, split, replicated, replicated, replicated, replicated),
         out_shardings=replicated,
         compiler_options=compiler_options(config),
     )
-    total, count = jax.tree.map(lambda leaf: leaf * 0, batch_stats), 0
+    total, count, seed = jax.tree.map(lambda leaf: leaf * 0, batch_stats), 0, np.uint32(config.seed)
     for batch in batches:
-        total, count = add(total, batch["image"], np.int32(count), params, batch_stats), count + 1
+        total, count = add(total, batch["image"], np.int32(count), seed, params, batch_stats), count + 1
     return jax.tree.map(lambda leaf: leaf / count, total)
 
 

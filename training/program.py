@@ -75,10 +75,11 @@ class Program:
         """Returns the metrics' sums at zero, on the devices."""
         return jax.device_put(self.sums, NamedSharding(self.mesh, PartitionSpec()))
 
-    @property
+    @functools.cached_property
     def constants(self) -> dict[str, Any]:
-        """What the step's third argument holds besides the batch: the variables of the teacher, if there is one."""
-        return {"teacher": self.teacher.variables} if self.teacher else {}
+        """What the step's third argument holds besides the batch: the seed, and the variables of a teacher."""
+        seed = jax.device_put(np.uint32(self.config.seed), NamedSharding(self.mesh, PartitionSpec()))
+        return {"seed": seed} | ({"teacher": self.teacher.variables} if self.teacher else {})
 
     def abstract_batch(self, image_size: int | None = None) -> dict[str, Any]:
         """Returns shapes, types and shardings of the step's third argument: images (N, H, W, C) and labels (N,).
@@ -88,10 +89,15 @@ class Program:
         Args:
           image_size: side of the images, one of `image_sizes`; None: that of the first step.
         """
-        constants = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.constants)
+        everywhere, split = (NamedSharding(self.mesh, PartitionSpec(*names)) for names in ((), ("data",)))
+        constants: dict[str, Any] = {"seed": jax.ShapeDtypeStruct((), np.uint32, sharding=everywhere)}
+        if self.teacher:
+            constants["teacher"] = jax.tree.map(
+                lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.teacher.variables
+            )
         if self.cache:
             return self.cache.abstract_batch() | constants
-        side, split = image_size or self.image_sizes[0], NamedSharding(self.mesh, PartitionSpec("data"))
+        side = image_size or self.image_sizes[0]
         shape = self.config.batch_size, side, side, self.config.channels
         return {
             "image": jax.ShapeDtypeStruct(shape, np.uint8, sharding=split),

@@ -40,7 +40,8 @@ def make_train_step(
     With a cache, the third argument holds the cache's arrays and `count`, an int32 scalar: the number of steps that the
     call takes. Each step makes its batch from its own number.
 
-    With a teacher, the third argument also holds `teacher`, its variables.
+    The third argument also holds `seed`, the run's, a uint32 scalar: one compiled program serves all seeds. With a
+    teacher it holds `teacher`, the teacher's variables.
 
     Args:
       config: resolved options.
@@ -59,6 +60,7 @@ def make_train_step(
     frozen_names, other = frozen_paths(config), other_loss(config)
 
     teach = make_lesson(teacher) if teacher else None
+    of_constants = {"seed": replicated} | ({"teacher": replicated} if teacher else {})
 
     def loss_and_sums(trained, frozen, batch_stats, keys, images, labels, taught):
         network = nnx.merge(graph, join_frozen(trained, frozen), batch_stats, keys)
@@ -112,8 +114,8 @@ def make_train_step(
         images, labels = batch["image"], batch["label"]
         if augment:
             positions = state["step"].astype(jnp.uint32) * len(labels) + jnp.arange(len(labels), dtype=jnp.uint32)
-            images, labels = augment(images, labels, positions)
-        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+            images, labels = augment(images, labels, positions, batch["seed"])
+        key = jax.random.fold_in(jax.random.key(batch["seed"]), state["step"])
         trained, frozen = split_frozen(state["params"], frozen_names)
         whole, whole_frozen = gathered((trained, frozen), mesh) if config.shard_params else (trained, frozen)
         gradient, (batch_stats, batch_sums) = compute(
@@ -146,8 +148,7 @@ def make_train_step(
         def train_on_cached(_, carry):
             state, sums = carry
             batch = jax.lax.with_sharding_constraint(cache.make_batch(cached, state["step"]), split)
-            batch |= {"teacher": cached["teacher"]} if teach else {}
-            return train_step(state, sums, batch)
+            return train_step(state, sums, batch | {name: cached[name] for name in of_constants})
 
         if config.steps_per_dispatch == 1:
             return train_on_cached(0, (state, sums))
@@ -158,11 +159,10 @@ def make_train_step(
     of_batch: dict[str, NamedSharding] = {"image": split, "label": split}
     if cache:
         of_batch = {name: array.sharding for name, array in cache.abstract_batch().items()}
-    of_batch |= {"teacher": replicated} if teacher else {}
     return jax.jit(
         cached_train_steps if cache else train_step,
         donate_argnums=0,
-        in_shardings=(of_state, replicated, of_batch),
+        in_shardings=(of_state, replicated, of_batch | of_constants),
         out_shardings=(of_state, replicated),
         compiler_options=compiler_options(config),
     )

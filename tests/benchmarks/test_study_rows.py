@@ -148,7 +148,7 @@ def lineage_study(folder):
     return {
         "guesses": next(claim.holds for claim in lineage.judge(guessing)),
         "far from chance": lineage.guesses([{"accuracy_top1": top1, "examples": 3925} for top1 in (0.15, 0.25)]),
-        "refused": list(filter(None, (refused(run) for run in runs if run.seed == 0))),
+        "refused": list(filter(None, (refused(run) for run in runs + lineage.list_runs("full") if run.seed == 0))),
         "steps": {run.name: run.overrides["num_steps"] for run in runs},
         "table": [[cell.strip() for cell in line.split("|")] for line in lineage.make_table(rows).splitlines()],
         "claims": {claim.paper: [claim.result, claim.holds] for claim in lineage.judge(rows)},

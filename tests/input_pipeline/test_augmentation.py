@@ -24,8 +24,8 @@ def compiled(**options):
     return jax.jit(make_augmentation(config))
 
 
-def augment(images=IMAGES, labels=LABELS, positions=POSITIONS, **options):
-    return jax.device_get(compiled(**options)(images, labels, positions))
+def augment(images=IMAGES, labels=LABELS, positions=POSITIONS, seed=0, **options):
+    return jax.device_get(compiled(**options)(images, labels, positions, np.uint32(seed)))
 
 
 @pytest.mark.parametrize("dtype, tolerance", [(jnp.float32, 1e-6), (jnp.bfloat16, 2**-8)])
@@ -47,14 +47,15 @@ def test_without_options_there_is_nothing_to_do():
 
 
 def test_an_image_is_changed_by_its_position_alone():
-    """The row of an image in the batch does not matter; another position gives another result."""
+    """The row of an image in the batch does not matter; another position or seed gives another result."""
     images, labels = augment(**EVERYTHING)
     pairs = np.arange(16).reshape(8, 2)[::-1].ravel()  # neighbours stay together
     moved, moved_labels = augment(IMAGES[pairs], LABELS[pairs], POSITIONS[pairs], **EVERYTHING)
     np.testing.assert_array_equal(moved, images[pairs])
     jax.tree.map(lambda found, first: np.testing.assert_array_equal(found, first[pairs]), moved_labels, labels)
-    other, _ = augment(positions=POSITIONS + 16, **EVERYTHING)
-    assert np.mean(np.any(other != images, (1, 2, 3))) > 0.9
+    for change in ({"positions": POSITIONS + 16}, {"seed": 1}):
+        other, _ = augment(**change, **EVERYTHING)
+        assert np.mean(np.any(other != images, (1, 2, 3))) > 0.9
 
 
 def test_seeds_and_purposes_draw_independently():

@@ -13,19 +13,20 @@ from training.state import make_mesh
 
 @dataclasses.dataclass
 class Trainer:
-    """The config, the state and the step of a small network."""
+    """The config, the state and the step of a small network, and what the step takes besides a batch."""
 
     config: object
     mesh: object
     step: object
     state: dict
     sums: dict
+    constants: dict
 
     def run(self, batches):
         """Returns the mean loss of each batch, auxiliary losses included, one after the other."""
         losses = []
         for batch in batches:
-            self.state, sums = self.step(self.state, self.sums, batch)
+            self.state, sums = self.step(self.state, self.sums, batch | self.constants)
             losses.append(float(sums.get("total_loss", sums["loss"])) / len(batch["label"]))
         return losses
 
@@ -41,7 +42,7 @@ def make_trainer():
         mesh = make_mesh(num_devices)
         program = make_program(config, mesh, steps_per_epoch=10)
         state = program.place(program.initial_state())
-        return Trainer(config, mesh, program.train_step, state, program.zero_sums())
+        return Trainer(config, mesh, program.train_step, state, program.zero_sums(), program.constants)
 
     return make
 

@@ -38,7 +38,7 @@ def make_cached_run(make_trainer):
         def run(ends):
             state, sums = trainer.state, trainer.sums
             for cached in cache.batches(int(state["step"]), ends):
-                state, sums = step(state, sums, cached)
+                state, sums = step(state, sums, cached | trainer.constants)
             trainer.state = state
             return jax.device_get((state, sums))
 
@@ -88,10 +88,11 @@ def test_no_image_crosses_the_network(make_cached_run, make_batches):
 
     run = make_cached_run(8, batch_size=16, log_gradient_norms=True, **EVERYTHING)
     trainer = run.trainer
-    cached = collectives(run.step, trainer.state, trainer.sums, next(run.cache.batches(0, (1,))))
+    cached = collectives(run.step, trainer.state, trainer.sums, next(run.cache.batches(0, (1,))) | trainer.constants)
     plain = make_cached_run(8, batch_size=16).trainer
     split = NamedSharding(plain.mesh, PartitionSpec("data"))
-    assert cached == collectives(plain.step, plain.state, plain.sums, jax.device_put(make_batches(1)[0], split))
+    batch = jax.device_put(make_batches(1)[0], split) | plain.constants
+    assert cached == collectives(plain.step, plain.state, plain.sums, batch)
     assert cached and {kind for kind, _ in cached} == {"all-reduce"}
 
 
@@ -101,7 +102,7 @@ def test_a_sharded_cache_sends_each_image_of_a_batch_once(make_cached_run, crop)
 
     def collectives(cache):
         run = make_cached_run(8, batch_size=16, cache=cache, train_crop=crop)
-        arguments = run.trainer.state, run.trainer.sums, next(run.cache.batches(0, (1,)))
+        arguments = run.trainer.state, run.trainer.sums, next(run.cache.batches(0, (1,))) | run.trainer.constants
         found = find_collectives(run.step.lower(*arguments).compile().as_text())
         return sorted((each.kind, each.bytes) for each in found)
 

@@ -151,7 +151,7 @@ def test_frozen_parts_keep_their_weights_and_statistics(make_batches):
     state = program.initial_state()
     before = jax.device_get(state)
     for batch in make_batches(2, batch_size=8, image_size=16, channels=3):
-        state, sums = program.train_step(state, program.zero_sums(), batch)
+        state, sums = program.train_step(state, program.zero_sums(), batch | program.constants)
     after = jax.device_get(state)
     assert {name for name in sums if name.startswith("gradient_norm/")} == {
         f"gradient_norm/{part}" for part in ("stage2", "stage3", "head")
@@ -170,7 +170,7 @@ def test_the_gradients_of_the_others_are_the_same(make_batches):
         config = make_config(model="lenet5", image_size=32, freeze=freeze)
         program = make_program(config, make_mesh(1), 1)
         state, (batch,) = program.initial_state(), make_batches(1, batch_size=8)
-        state, _ = program.train_step(state, program.zero_sums(), batch)
+        state, _ = program.train_step(state, program.zero_sums(), batch | program.constants)
         moved[freeze] = flatten_mapping(jax.device_get(state["params"]))
     for path, value in moved[("conv1",)].items():
         assert np.allclose(value, moved[()][path], rtol=1e-6, atol=1e-7) == (path[0] != "conv1"), path

@@ -42,7 +42,7 @@ def plain_step_text(program):
 
     def train_step(state, sums, batch):
         images, labels = batch["image"], batch["label"]
-        key = jax.random.fold_in(jax.random.key(config.seed), state["step"])
+        key = jax.random.fold_in(jax.random.key(batch["seed"]), state["step"])
         keys = models.dropout_keys(model, key)
         derivative = jax.grad(loss_and_sums, has_aux=True)
         gradient, (batch_stats, batch_sums) = derivative(state["params"], state["batch_stats"], keys, images, labels)
@@ -55,7 +55,7 @@ def plain_step_text(program):
     step = jax.jit(
         train_step,
         donate_argnums=0,
-        in_shardings=(everywhere, everywhere, split),
+        in_shardings=(everywhere, everywhere, {"image": split, "label": split, "seed": everywhere}),
         out_shardings=(everywhere, everywhere),
         compiler_options=compiler_options(config),
     )

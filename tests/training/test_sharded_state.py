@@ -35,7 +35,7 @@ def take_steps(program, batches):
     """Returns the losses of some batches, and the state after them."""
     state, zero, losses = program.initial_state(), program.zero_sums(), []
     for batch in batches:
-        state, sums = program.train_step(state, zero, batch)
+        state, sums = program.train_step(state, zero, batch | program.constants)
         losses.append(float(sums["loss"]))
     return losses, state
 

@@ -16,7 +16,7 @@ def test_the_step_is_that_of_the_gradient_uphill(accumulation_steps, make_traine
     def step(trainer, params):
         """Returns the weights after a step from other weights, and the mean loss before it."""
         start = trainer.state | {"params": jax.device_put(params)}
-        state, sums = trainer.step(start, trainer.sums, batch)
+        state, sums = trainer.step(start, trainer.sums, batch | trainer.constants)
         return jax.device_get(state["params"]), float(sums["loss"])
 
     plain, aware = make_trainer(**options), make_trainer(sharpness_radius=RADIUS, **options)

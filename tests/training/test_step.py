@@ -1,6 +1,7 @@
 """The step gives the same numbers on any number of devices, makes no hidden copies, and is compiled once."""
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
@@ -65,7 +66,7 @@ def test_gradient_norms_are_means_over_steps_of_the_loss_s_own_gradient(make_tra
     batches, norms = make_batches(2), []
     for batch in batches:
         before = jax.device_get(plain.state["params"])
-        plain.state, plain.sums = plain.step(plain.state, plain.sums, batch)
+        plain.state, plain.sums = plain.step(plain.state, plain.sums, batch | plain.constants)
         taken = jax.tree.map(np.subtract, before, jax.device_get(plain.state["params"]))
         squares = {part: sum(np.sum(leaf**2.0) for leaf in jax.tree.leaves(inner)) for part, inner in taken.items()}
         whole = {"gradient_norm": np.sqrt(sum(squares.values()))}
@@ -77,7 +78,7 @@ def test_gradient_norms_are_means_over_steps_of_the_loss_s_own_gradient(make_tra
 
     options = {"gradient_clip_norm": 1e-3, "weight_decay": 0.1, "accumulation_steps": 2, "log_gradient_norms": True}
     other = make_trainer(num_devices=8, **options)
-    _, sums = other.step(other.state, other.sums, batches[0])
+    _, sums = other.step(other.state, other.sums, batches[0] | other.constants)
     found = means(jax.device_get(sums))
     assert {name: found[name] for name in expected} == pytest.approx(norms[0], rel=1e-4)
 
@@ -134,3 +135,14 @@ def test_evaluation_counts_every_image_once(make_trainer, make_batches, batch_si
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-6)
     assert found["accuracy_top1"] == pytest.approx(np.mean(np.array(ranks) < 1))
     assert found["accuracy_top5"] == pytest.approx(np.mean(np.array(ranks) < 5))
+
+
+def test_one_program_serves_all_seeds_and_each_seed_draws_anew(make_trainer, make_batches):
+    """Dropout and the augmentation draw from the seed, which is an argument of the compiled step."""
+    batch = make_batches(1)[0]
+    for options in ({"model": "lenet5", "dropout_rate": 0.5}, {"auto_augment": "trivial", "mixup_alpha": 0.2}):
+        zero, one = (make_trainer(seed=seed, **options) for seed in (0, 2**32 - 1))
+        texts = {each.step.lower(each.state, each.sums, batch | each.constants).as_text() for each in (zero, one)}
+        assert len(texts) == 1
+        one.state = jax.tree.map(jnp.copy, zero.state)
+        assert zero.run([batch]) != one.run([batch])
