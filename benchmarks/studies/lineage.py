@@ -136,7 +136,8 @@ def main() -> int:
     if _RATES.value:
         measure_rates(study.SIZE.value, files)
     exit_code = study.main("lineage", list_runs, make_table, draw, judge)
-    if files.comment and (rows := study.read(files)):
+    better = study.SIZE.value != "full" and study.read(study.files_of("lineage_full"))
+    if files.comment and (rows := study.read(files)) and not better:
         put_into_recipes(rows)
     return exit_code
 
@@ -293,7 +294,7 @@ def make_table(rows: list[study.Row]) -> str:
     rates, networks = read_rates(), cells(rows)
     has_seconds = any(budget == "seconds" for each in networks.values() for budget, _ in each)
     columns = [column for column in COLUMNS if any(column in each for each in networks.values())]
-    headings = ["network", "pixels", "million MACs an image", "million parameters", "images/s"]
+    headings = ["network", "pixels", "million MACs an image", "million parameters", *(["images/s"] * bool(rates))]
     headings += [f"{describe(budget)}, {recipe} recipe: top-1, %" for budget, recipe in columns]
     headings += ["seeds", *(["epochs in " + describe("seconds")] * has_seconds)]
     lines = []
@@ -306,7 +307,7 @@ def make_table(rows: list[study.Row]) -> str:
                 first["config"]["image_size"],
                 f"{count_millions(name):.4g}",
                 f"{first['parameters'] / 1e6:.3g}",
-                in_words(rates[name]["images_per_second"]) if name in rates else "",
+                *([in_words(rates[name]["images_per_second"]) if name in rates else ""] * bool(rates)),
                 *(
                     f"{study.top1(each[key]):.1f} ± {study.half_interval(each[key]):.1f}" if key in each else ""
                     for key in columns
@@ -390,7 +391,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
         for budget in dict(COLUMNS)
         if any((budget, recipe) in each for each in networks.values() for recipe in ("common", "own"))
     ]
-    figure = Figure(figsize=(7.5 * len(budgets), 6.5), layout="constrained")
+    figure = Figure(figsize=(max(7.5 * len(budgets), 10), 6.5), layout="constrained")
     about = "95 % intervals over the seeds; of a single seed, over the images"
     named = []
     figure.suptitle(f"The lineage on Imagenette: accuracy over cost\n({about})")
@@ -412,6 +413,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
         axes.axhline(CHANCE, color="grey", linewidth=1, linestyle="--", zorder=0)
         axes.set_xscale("log")
         axes.margins(x=0.2)  # room for the names
+        axes.set_ylim(0, min(axes.get_ylim()[1], 100))  # the interval of few seeds can be wider than all accuracies
         named.append((axes, discs))
         axes.set_title(f"{describe(budget)} of training for each network")
         axes.set_xlabel("million multiply-accumulates an image")
@@ -474,7 +476,8 @@ def put_into_recipes(rows: list[study.Row]) -> None:
         if budget is None or config.model != NETWORKS[name].model or name == "googlenet":
             continue
         result = f"{study.top1(own[budget]):.1f} % of Imagenette at {own[budget][0]['config']['image_size']} pixels"
-        text = f'nothing on ImageNet yet; {result} in {describe(budget)}: docs/results.md, "The lineage".'
+        result += f" in {describe(budget)}{', which is chance' if guesses(own[budget]) else ''}"
+        text = f'nothing on ImageNet yet; {result}: docs/results.md, "The lineage".'
         begin, _, rest = path.read_text().partition("\nMeasured: nothing")
         if rest:
             study.write_atomically(path, f"{begin}\nMeasured: {text}\n{rest.partition(chr(10))[2]}")
