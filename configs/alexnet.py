@@ -4,7 +4,7 @@ Paper: Krizhevsky, Sutskever, Hinton 2012, ImageNet classification with deep con
 Run: python train.py --config=configs/alexnet.py
 Ablations: --config.model=alexnet_no_lrn, or alexnet_ungrouped
 Published: 57.1 % top-1, 80.2 % top-5 (the BVLC replica, centre crop).
-Measured: nothing on ImageNet yet; 9.4 % of Imagenette at 67 pixels in 10 epochs, which is chance: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 9.4 % (chance) of Imagenette at 67 pixels in 10 epochs: docs/results.md, "The lineage".
 The paper divides the learning rate by 10 when the validation error stalls, three times in about 90 epochs; here the
 rate drops every 20 epochs, as in BVLC's replica. The paper's colour augmentation by principal components is left out.
 """

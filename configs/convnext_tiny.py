@@ -4,7 +4,7 @@ Paper: Liu, Mao, Wu, Feichtenhofer, Darrell, Xie 2022, A ConvNet for the 2020s.
 Source: torchvision's pull request 5197, which has the command.
 Run: python train.py --config=configs/convnext_tiny.py
 Published: 82.52 % top-1, 96.146 % top-5 (torchvision V1).
-Measured: nothing on ImageNet yet; 27.0 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 27.0 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
 docs/recipes.md has each option beside its source, and what differs.
 """
 

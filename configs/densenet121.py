@@ -4,7 +4,7 @@ Paper: Huang, Liu, van der Maaten, Weinberger 2016, Densely connected convolutio
 Run: python train.py --config=configs/densenet121.py
 Others of the table: --config.model=densenet169 or densenet201.
 Published: 74.434 % top-1, 91.972 % top-5 (torchvision V1).
-Measured: nothing on ImageNet yet; 66.9 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 66.9 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
 """
 
 from ml_collections import ConfigDict

@@ -4,7 +4,7 @@ Paper: Szegedy et al. 2014, Going deeper with convolutions, section 6; the rates
 Run: python train.py --config=configs/googlenet.py
 Ablations: --config.aux_weight=0, --config.model=googlenet_no_lrn, or googlenet_naive (without 1x1 bottlenecks)
 Published: 68.7 % top-1, 88.9 % top-5 (the BVLC replica, centre crop).
-Measured: nothing on ImageNet yet; 63.7 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 63.7 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
 """
 
 from ml_collections import ConfigDict

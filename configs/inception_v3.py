@@ -3,7 +3,7 @@
 Paper: Szegedy et al. 2015, Rethinking the Inception architecture for computer vision, sections 7 and 8.
 Run: python train.py --config=configs/inception_v3.py
 Published: 77.294 % top-1, 93.450 % top-5 (torchvision V1, the authors' weights).
-Measured: nothing on ImageNet yet; 55.1 % of Imagenette at 75 pixels in 10 epochs: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 55.1 % of Imagenette at 75 pixels in 10 epochs: docs/results.md, "The lineage".
 In the paper each of 50 asynchronous replicas takes batches of 32. The average of the weights, the weight decay and the
 weight of the auxiliary loss are those of the authors' published code.
 """

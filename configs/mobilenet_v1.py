@@ -4,7 +4,7 @@ Paper: Howard et al. 2017, MobileNets: efficient convolutional neural networks f
 Run: python train.py --config=configs/mobilenet_v1.py
 Thinner: --config.model=mobilenet_v1_075, mobilenet_v1_050 or mobilenet_v1_025
 Published: 70.6 % top-1, 89.5 % top-5 (the paper; Keras).
-Measured: nothing on ImageNet yet; 59.2 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 59.2 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
 The paper trains with RMSProp as for Inception-v3, and the learning rates here are Inception-v3's. It uses less
 regularisation: no label smoothing, no auxiliary classifier, milder crops, and hardly any weight decay on the depthwise
 filters (here all weights have the same small weight decay).

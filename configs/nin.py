@@ -3,7 +3,7 @@
 Paper: Lin, Chen, Yan 2013, Network in network; the network and its rates are those of the authors' Caffe model.
 Run: python train.py --config=configs/nin.py
 Published: the paper has no figure for ImageNet.
-Measured: nothing on ImageNet yet; 42.5 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 42.5 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,7 @@
 Paper: He, Zhang, Ren, Sun 2015, Deep residual learning for image recognition, section 3.4.
 Run: python train.py --config=configs/resnet18.py
 Published: 69.758 % top-1, 89.078 % top-5 (torchvision V1).
-Measured: nothing on ImageNet yet; 68.3 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 68.3 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
 The rest of the recipe is ResNet-50's.
 """
 

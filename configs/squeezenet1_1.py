@@ -4,7 +4,7 @@ Paper: Iandola et al. 2016, SqueezeNet: AlexNet-level accuracy with 50x fewer pa
 authors' published solver's.
 Run: python train.py --config=configs/squeezenet1_1.py
 Published: 58.178 % top-1, 80.624 % top-5 (torchvision V1).
-Measured: nothing on ImageNet yet; 9.1 % of Imagenette at 64 pixels in 10 epochs, which is chance: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 9.1 % (chance) of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
 The rest of the recipe is that of configs/squeezenet1_0.py.
 """
 

@@ -3,7 +3,7 @@
 Paper: Simonyan and Zisserman 2014, Very deep convolutional networks for large-scale image recognition, section 3.1.
 Run: python train.py --config=configs/vgg11.py
 Published: 69.020 % top-1, 88.628 % top-5 (torchvision V1).
-Measured: nothing on ImageNet yet; 48.0 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 48.0 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
 The rest of the recipe is that of configs/vgg16.py.
 """
 

@@ -3,7 +3,7 @@
 Paper: Chollet 2016, Xception: deep learning with depthwise separable convolutions, sections 4.3 and 4.4.
 Run: python train.py --config=configs/xception.py
 Published: 79.0 % top-1, 94.5 % top-5 (the paper; Keras).
-Measured: nothing on ImageNet yet; 35.8 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 35.8 % of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
 The paper states neither the batch size nor the length of the training.
 """
 

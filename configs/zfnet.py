@@ -3,7 +3,7 @@
 Paper: Zeiler and Fergus 2013, Visualizing and understanding convolutional networks, section 3.
 Run: python train.py --config=configs/zfnet.py
 Published: 61.6 % top-1, 83.5 % top-5 (the paper's single convnet of Fig. 3, 10 crops).
-Measured: nothing on ImageNet yet; 9.1 % of Imagenette at 64 pixels in 10 epochs, which is chance: docs/results.md, "The lineage".
+Measured: nothing on ImageNet; 9.1 % (chance) of Imagenette at 64 pixels in 10 epochs: docs/results.md, "The lineage".
 The paper divides the learning rate when the validation error stalls, and stops after 70 epochs. The epochs of the drops
 here are ours, and the weight decay is AlexNet's. The paper's renormalisation of filters to a norm of 0.1 is left out.
 """

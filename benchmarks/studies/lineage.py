@@ -475,9 +475,9 @@ def put_into_recipes(rows: list[study.Row]) -> None:
         # GoogLeNet's own recipe has the auxiliary classifiers, and ViT-S/16's is not that of ViT-Ti.
         if budget is None or config.model != NETWORKS[name].model or name == "googlenet":
             continue
-        result = f"{study.top1(own[budget]):.1f} % of Imagenette at {own[budget][0]['config']['image_size']} pixels"
-        result += f" in {describe(budget)}{', which is chance' if guesses(own[budget]) else ''}"
-        text = f'nothing on ImageNet yet; {result}: docs/results.md, "The lineage".'
+        result = f"{study.top1(own[budget]):.1f} %{' (chance)' if guesses(own[budget]) else ''} of Imagenette"
+        result += f" at {own[budget][0]['config']['image_size']} pixels in {describe(budget)}"
+        text = f'nothing on ImageNet; {result}: docs/results.md, "The lineage".'
         begin, _, rest = path.read_text().partition("\nMeasured: nothing")
         if rest:
             study.write_atomically(path, f"{begin}\nMeasured: {text}\n{rest.partition(chr(10))[2]}")
