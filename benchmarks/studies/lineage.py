@@ -173,7 +173,7 @@ def recipe_of(name: str, recipe: str, size: str, steps: int) -> tuple[str, dict[
     options = shared_options(name, size) | {"num_steps": steps, "evaluate_every_epochs": 0, "keep_best": False}
     options |= {"eval_batch_size": 160, "log_every_steps": 10}
     if size == "full":
-        options |= {"cache": "device", "eval_batch_size": 656, "log_every_steps": 148}
+        options |= {"eval_batch_size": 656, "log_every_steps": 148}
     if recipe == "common":
         pixels = options["image_size"]
         return RECIPE, options | COMMON | {"warmup_epochs": WARMUP * epochs, "eval_resize": round(1.125 * pixels)}
@@ -188,7 +188,7 @@ def shared_options(name: str, size: str) -> dict[str, Any]:
     options = {"model": NETWORKS[name].model, "image_size": max(PIXELS[size], LEAST_PIXELS.get(name, 0))}
     options |= {"dataset": "imagenette/160px-v2", "batch_size": BATCH} | NETWORKS[name].options
     if size == "full":
-        options |= {"dtype": "bfloat16"}
+        options |= {"dtype": "bfloat16", "cache": "device"}
     if size == "reduced":
         options |= {"dataset": "synthetic", "synthetic_examples": IMAGES[size], "num_classes": 10}
     return options

@@ -39,25 +39,28 @@ def make_config():
     return make
 
 
-def collect(cache, start, ends):
+def collect(cache, start, ends, seed=0):
     """Returns all images and labels of several calls, made as in a step."""
     make_batch, step, batches = jax.jit(cache.make_batch), start, []
-    seed = {"seed": np.uint32(0)}
+    constants = {"seed": np.uint32(seed)}
     for end, cached in zip(ends, cache.batches(start, ends), strict=True):
         assert int(cached["count"]) == end - step
-        batches += [jax.device_get(make_batch(cached | seed, np.int32(number))) for number in range(step, end)]
+        batches += [jax.device_get(make_batch(cached | constants, np.int32(number))) for number in range(step, end)]
         step = end
     return {name: np.concatenate([batch[name] for batch in batches]) for name in batches[0]}
 
 
 def test_every_image_comes_once_an_epoch_in_another_order(make_config):
-    orders = set()
+    orders, first_epochs = set(), []
     for seed in (0, 1):
-        cache = DeviceCache(numbered(), make_config(seed=seed), make_mesh(1))
-        epochs = collect(cache, 0, range(1, 11))["label"].reshape(4, 20)  # two epochs end inside a batch of 8
+        cache = DeviceCache(numbered(), make_config(seed=seed, image_size=12), make_mesh(1))
+        batch = collect(cache, 0, range(1, 11), seed)
+        epochs = batch["label"].reshape(4, 20)  # two epochs end inside a batch of 8
         assert all(sorted(epoch) == list(range(20)) for epoch in epochs)
         orders |= {tuple(epoch) for epoch in epochs}
+        first_epochs.append(batch["image"][np.argsort(epochs[0])])
     assert len(orders) == 8
+    assert np.mean(np.any(first_epochs[0] != first_epochs[1], (1, 2, 3))) > 0.9  # the crops differ too
 
 
 def test_batches_are_functions_of_the_step(make_config):

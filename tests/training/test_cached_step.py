@@ -65,6 +65,15 @@ def test_however_the_steps_are_cut_into_calls_the_result_is_the_same_to_the_bit(
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6), single, expected)
 
 
+def test_one_program_serves_all_seeds(make_cached_run):
+    texts = set()
+    for seed in (0, 1):
+        run = make_cached_run(seed=seed, batch_size=8, train_crop="random_resized")
+        cached = next(run.cache.batches(0, (1,))) | run.trainer.constants
+        texts.add(run.step.lower(run.trainer.state, run.trainer.sums, cached).as_text())
+    assert len(texts) == 1
+
+
 def test_losses_do_not_depend_on_the_number_of_devices(make_cached_run):
     options = EVERYTHING | {
         "auto_augment": "",

@@ -137,12 +137,22 @@ def test_evaluation_counts_every_image_once(make_trainer, make_batches, batch_si
     assert found["accuracy_top5"] == pytest.approx(np.mean(np.array(ranks) < 5))
 
 
-def test_one_program_serves_all_seeds_and_each_seed_draws_anew(make_trainer, make_batches):
-    """Dropout and the augmentation draw from the seed, which is an argument of the compiled step."""
-    batch = make_batches(1)[0]
-    for options in ({"model": "lenet5", "dropout_rate": 0.5}, {"auto_augment": "trivial", "mixup_alpha": 0.2}):
-        zero, one = (make_trainer(seed=seed, **options) for seed in (0, 2**32 - 1))
-        texts = {each.step.lower(each.state, each.sums, batch | each.constants).as_text() for each in (zero, one)}
-        assert len(texts) == 1
-        one.state = jax.tree.map(jnp.copy, zero.state)
-        assert zero.run([batch]) != one.run([batch])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"dropout_rate": 0.5},
+        {"auto_augment": "trivial", "color_jitter": (0.4, 0.4, 0.4, 0.1)},
+        {"auto_augment": "rand"},
+        {"random_erasing": 1.0},
+        {"mixup_alpha": 0.2, "cutmix_alpha": 1.0},
+    ],
+    ids=" ".join,
+)
+def test_one_program_serves_all_seeds_and_each_seed_draws_anew(options, make_trainer, make_batches):
+    """The seed is an argument of the compiled step."""
+    (batch,) = make_batches(1)
+    zero, one = (make_trainer(seed=seed, **options) for seed in (0, 2**32 - 1))
+    texts = {each.step.lower(each.state, each.sums, batch | each.constants).as_text() for each in (zero, one)}
+    assert len(texts) == 1
+    one.state = jax.tree.map(jnp.copy, zero.state)
+    assert zero.run([batch]) != one.run([batch])
