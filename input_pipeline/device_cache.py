@@ -202,7 +202,7 @@ class DeviceCache:
         return jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=x.sharding), self.arrays) | others
 
     def batches(self, start: int, ends: Iterable[int]) -> "CachedBatches":
-        """Returns an iterator of the batch's part of the third argument of make_train_step's step, one item for each call.
+        """Returns an iterator of the third argument of make_train_step's step without the constants, one item a call.
 
         Args:
           start: steps done before the first call.
