@@ -70,7 +70,7 @@ def test_recipe(name, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("name", RECIPES)
 def test_the_options_of_a_recipe_do_not_contradict_each_other_at_full_size(name, monkeypatch):
-    monkeypatch.setattr(configuration, "_check_image_size", lambda config: None)  # slow, and tested elsewhere
+    monkeypatch.setattr(configuration, "check_image_size", lambda network, config: None)  # slow, and tested elsewhere
     monkeypatch.setattr(jax, "device_count", lambda: 1)
     config = importlib.import_module(f"configs.{name}").get_config()
     config = configuration.resolve_run(configuration.resolve_network(config), num_classes=10, num_images=1_281_167)

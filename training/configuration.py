@@ -93,7 +93,7 @@ def resolve_network(config: ConfigDict, typed: Collection[str] | None = ()) -> C
             raise ValueError(f"{option}={config[option]} has {len(config[option])} values; give {counts}")
     _resolve_aux_heads(config, entry)
     fine_tuning.frozen_paths(config)  # refuses unknown names
-    _check_image_size(config)
+    check_image_size(config, config)
     _check_layers(config, typed or ())
     return config
 
@@ -153,19 +153,26 @@ def _resolve_aux_heads(config: ConfigDict, entry: models.Entry) -> None:
     config.aux_weight = tuple(weight for _, weight in used)
 
 
-def _check_image_size(config: ConfigDict) -> None:
-    """Checks that the network takes images of this size, by evaluating the shapes of its maps.
+def check_image_size(network: ConfigDict, config: ConfigDict) -> None:
+    """Checks that a network takes images of a run's sizes, by evaluating the shapes of its maps.
 
     A formula for the smallest size of every network does not exist.
+
+    Args:
+      network: options of the network, resolved: the run's own or its teacher.
+      config: of the run: image_size, train_sizes.
+
+    Raises:
+      ValueError: if a size is too small.
     """
-    model = make_model(config, training=False)
+    model = make_model(network, training=False)
     variables = [nnx.to_pure_dict(part) for part in nnx.state(model, nnx.Param, nnx.BatchStat)]
-    apply = make_apply(config, model)
+    apply = make_apply(network, model)
 
     def error(size: int) -> str | None:
-        images = jax.ShapeDtypeStruct((1, size, size, config.channels), jnp.dtype(config.dtype))
+        images = jax.ShapeDtypeStruct((1, size, size, network.channels), jnp.dtype(network.dtype))
         try:
-            with jax.enable_x64(config.dtype == "float64"):
+            with jax.enable_x64(network.dtype == "float64"):
                 jax.eval_shape(apply, *variables, images)
         except ValueError as caught:
             return str(caught)
@@ -173,9 +180,9 @@ def _check_image_size(config: ConfigDict) -> None:
 
     for option, size in [("image_size", config.image_size), *(("train_sizes", size) for _, size in config.train_sizes)]:
         if reason := error(size):
-            native = models.get_entry(config.model).image_size
+            native = models.get_entry(network.model).image_size
             smallest = bisect.bisect_left(range(1, native), True, key=lambda size: error(size) is None) + 1
-            raise ValueError(f"{option}={size} does not fit {config.model} ({reason}); use at least {smallest}")
+            raise ValueError(f"{option}={size} does not fit {network.model} ({reason}); use at least {smallest}")
 
 
 def _check_layers(config: ConfigDict, typed: Collection[str]) -> None:

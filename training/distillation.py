@@ -47,7 +47,8 @@ def load_teacher(config: ConfigDict, class_names: tuple[str, ...], mesh: Mesh) -
       mesh: the devices.
 
     Raises:
-      ValueError: if the name is unknown, or if the teacher lacks a class of the run or takes images of other channels.
+      ValueError: if the name is unknown, or if the teacher lacks a class of the run, or takes images of other channels
+        or only larger images.
       OSError: if the teacher cannot be read or downloaded.
     """
     if not config.teacher:
@@ -77,6 +78,10 @@ def load_teacher(config: ConfigDict, class_names: tuple[str, ...], mesh: Mesh) -
     except ValueError as error:
         raise ValueError(f"teacher={config.teacher} cannot teach these classes: {error}") from error
     own.dtype = config.dtype
+    try:
+        configuration.check_image_size(own, config)
+    except ValueError as error:
+        raise ValueError(f"teacher={config.teacher}: {error}") from error
     wanted = [nnx.to_pure_dict(part) for part in nnx.state(make_model(own, training=False), nnx.Param, nnx.BatchStat)]
     replicated = NamedSharding(mesh, PartitionSpec())
     variables = {

@@ -107,6 +107,8 @@ def test_a_teacher_that_lacks_a_class_or_a_channel_is_refused(workdir):
         load_teacher(student(workdir), (*NAMES[:9], "zebra"), make_mesh(1))
     with pytest.raises(ValueError, match="takes images of 1 channels, but channels is 3"):
         load_teacher(student(workdir, channels=3), NAMES, make_mesh(1))
+    with pytest.raises(ValueError, match=r"teacher=.*: image_size=11 does not fit lenet5 \(.*\); use at least 16$"):
+        load_teacher(student(workdir, model="resnet20", channels=1, image_size=11), NAMES, make_mesh(1))
     with pytest.raises(ValueError, match="no published weights are called 'timm/resnet5'; did you mean"):
         load_teacher(student("timm/resnet5"), NAMES, make_mesh(1))
 
