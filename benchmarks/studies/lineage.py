@@ -396,7 +396,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     named = []
     figure.suptitle(f"The lineage on Imagenette: accuracy over cost\n({about})")
     for axes, budget in zip(figure.subplots(1, len(budgets), squeeze=False)[0], budgets, strict=True):
-        discs: list[tuple[str, float, float, float]] = []
+        discs: list[Disc] = []
         for name, each in networks.items():
             color = f"C{list(NETWORKS).index(name) % 10}"
             for recipe, face in (("common", color), ("own", "none")):
@@ -409,7 +409,7 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
                 style = {"facecolor": face, "edgecolor": color, "alpha": 0.6}
                 axes.scatter(millions, accuracy, area, linewidth=1.5, **style)
                 first = recipe == "common" or (budget, "common") not in each
-                discs.append((name if first else "", millions, accuracy, math.sqrt(area / math.pi)))
+                discs.append(Disc(name if first else "", millions, accuracy, half, math.sqrt(area / math.pi)))
         axes.axhline(CHANCE, color="grey", linewidth=1, linestyle="--", zorder=0)
         axes.set_xscale("log")
         axes.margins(x=0.2)  # room for the names
@@ -432,27 +432,50 @@ def draw(rows: list[study.Row], path: pathlib.Path) -> None:
     study.save_figure(figure, path)
 
 
-def write_names(axes: Any, discs: list[tuple[str, float, float, float]]) -> None:
-    """Writes each name beside its disc, where it covers the fewest discs and other names.
+class Disc(NamedTuple):
+    """A disc of the picture.
+
+    Attributes:
+      name: of its network; "" if it has no name.
+      x: million multiply-accumulates.
+      y: top-1 accuracy, %.
+      half: half of the interval of y, %.
+      radius: in points.
+    """
+
+    name: str
+    x: float
+    y: float
+    half: float
+    radius: float
+
+
+def write_names(axes: Any, discs: list[Disc]) -> None:
+    """Writes each name beside its disc, where it covers the fewest discs, intervals, lines and other names.
 
     Args:
       axes: of matplotlib, already placed in the figure.
-      discs: the name of each, or "" for none, x, y and the radius in points.
+      discs: all discs of the axes.
     """
+    from matplotlib.patheffects import withStroke
     from matplotlib.transforms import Bbox
 
-    pixels = axes.figure.dpi / 72
-    taken = []
-    for _, x, y, radius in discs:
-        (centre,) = axes.transData.transform([(x, y)])
-        taken.append(Bbox([centre - radius * pixels, centre + radius * pixels]))
+    pixels, to_pixels = axes.figure.dpi / 72, axes.transData.transform
+    _, height_of_chance = to_pixels((discs[0].x, CHANCE))
+    taken = [Bbox([[axes.bbox.x0, height_of_chance - 1], [axes.bbox.x1, height_of_chance + 1]])]
+    for disc in discs:
+        centre, space = to_pixels((disc.x, disc.y)), disc.radius * pixels
+        taken.append(Bbox([centre - space, centre + space]))
+        ends = [to_pixels((disc.x, disc.y + side)) for side in (-disc.half, disc.half)]
+        taken.append(Bbox([ends[0] - (3 * pixels, 0), ends[1] + (3 * pixels, 0)]))
 
     def write(name: str, point: tuple[float, float], place: tuple[float, float]) -> Any:
         side = "left" if place[0] > 0 else "right" if place[0] < 0 else "center"
         style = {"textcoords": "offset points", "fontsize": "small", "horizontalalignment": side}
-        return axes.annotate(name, point, place, **style)
+        outline = [withStroke(linewidth=2, foreground="white")]
+        return axes.annotate(name, point, place, path_effects=outline, **style)
 
-    for name, x, y, radius in discs:
+    for name, x, y, _, radius in discs:
         if name:
             places = [(side * (radius + 4), height) for height in (-3, 9, -15) for side in (1, -1)]
             places += [(0, radius + 14), (0, -radius - 22)]
