@@ -47,8 +47,8 @@ def load_teacher(config: ConfigDict, class_names: tuple[str, ...], mesh: Mesh) -
       mesh: the devices.
 
     Raises:
-      ValueError: if the name is unknown, or if the teacher lacks a class of the run, or takes images of other channels
-        or only larger images.
+      ValueError: if the name is unknown, or if the teacher lacks a class of the run, takes images of other channels, or
+        takes only larger images.
       OSError: if the teacher cannot be read or downloaded.
     """
     if not config.teacher:

@@ -84,7 +84,7 @@ class Program:
     def abstract_batch(self, image_size: int | None = None) -> dict[str, Any]:
         """Returns shapes, types and shardings of the step's third argument: images (N, H, W, C) and labels (N,).
 
-        With a cache it is what the cache gives for one call. Either way the constants are part of it.
+        With a cache it is what the cache gives for one call. `constants` are part of both.
 
         Args:
           image_size: side of the images, one of `image_sizes`; None: that of the first step.
